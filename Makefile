@@ -1,0 +1,28 @@
+# The virtual environment is made once; `make clean` removes it.
+PYTHON ?= python3
+BIN = .venv/bin
+ARGS ?=
+
+run: .venv/ready
+	$(BIN)/python -m expkit $(ARGS)
+
+test: .venv/ready
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy expkit plugins tests benchmarks
+
+bench: .venv/ready
+	$(BIN)/python -m benchmarks
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info
+
+.PHONY: run test lint bench clean

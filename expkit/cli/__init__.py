@@ -1,0 +1,24 @@
+"""The command line: `python -m expkit ...` runs; a first word such as `ui` is a command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+COMMANDS = ("sync", "ui")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what the words ask for and return the exit status."""
+    if argv and argv[0] in COMMANDS:
+        from expkit.cli.commands import command
+
+        return command(argv)
+    from expkit.cli.run import run
+
+    return run(argv)
+
+
+def console() -> None:
+    """The `expkit` script."""
+    sys.exit(main(sys.argv[1:]))

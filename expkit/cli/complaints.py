@@ -1,0 +1,47 @@
+"""Hydra's and OmegaConf's errors as one line: the key, what it got, what it takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from expkit.config import plain_reason
+
+
+def one_line(error: Exception, argv: Sequence[str]) -> str:
+    """What to print for an error in composing these words."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group}: got {option!r}, takes {', '.join(sorted(error.options))}"
+    if isinstance(error, ConfigCompositionException):
+        unknown = re.match(r"Could not override '([\w.]+)'", str(error))
+        if unknown:
+            return f"{unknown[1]}: no such key; {_siblings(unknown[1], argv)}"
+        if isinstance(error.__cause__, OmegaConfBaseException):
+            error = error.__cause__
+    if isinstance(error, OmegaConfBaseException):
+        return plain_reason(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(line for line in lines if not line.startswith("See https://"))
+
+
+def _siblings(key: str, argv: Sequence[str]) -> str:
+    """The keys that stand where this one was looked for."""
+    parent = key.rpartition(".")[0]
+    choices = [word for word in argv if "=" in word and "." not in word.partition("=")[0]]
+    GlobalHydra.instance().clear()
+    with suppress(HydraException, OmegaConfBaseException):
+        with initialize_config_module("expkit.conf", version_base="1.3"):
+            composed = compose("config", [c for c in choices if c.partition("=")[0] != key])
+        node = OmegaConf.select(composed, parent) if parent else composed
+        if isinstance(node, DictConfig):
+            names = [str(name) for name in node if not str(name).startswith("_")]
+            return f"{parent or 'the top level'} takes {', '.join(names)}"
+    return "see --help"

@@ -1,0 +1,275 @@
+"""From words on a command line to a cell: the schema, the options, the checks.
+
+The core's problems and optimizers are options by being files: each module under
+`expkit.problems` and `expkit.optimizers` defines one frozen dataclass, and its fields are the
+option's keys. Plugins bring theirs as YAML files that name a class in `_target_`. Either way the
+composed values are checked against the class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import os
+import pkgutil
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import expkit
+import expkit.optimizers
+import expkit.problems
+from expkit import plugins
+from expkit.contracts import Backend, Operation, Optimizer, Problem, Recommended, Workload
+from expkit.errors import ConfigError, PluginError, UserError, require
+
+STREAMS = ("shared", "device")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How long to measure.
+
+    Attributes:
+        repeats_min: repeats at least.
+        repeats_max: repeats at most.
+        budget_s: seconds after which no further repeat starts, once there are repeats_min.
+        target_ci: stop when the interval of the median is this narrow, as a share of the median.
+        warmup: untimed steps before each repeat, at most a tenth of its steps.
+    """
+
+    repeats_min: int = 6
+    repeats_max: int = 20
+    budget_s: float = 0.25
+    target_ci: float = 0.05
+    warmup: int = 20
+
+    def __post_init__(self) -> None:
+        require(self.repeats_min >= 1, "repeats_min", self.repeats_min, "an integer of at least 1")
+        takes = f"an integer of at least repeats_min ({self.repeats_min})"
+        require(self.repeats_max >= self.repeats_min, "repeats_max", self.repeats_max, takes)
+        takes = "a finite number of at least 0"
+        require(0 <= self.budget_s < math.inf, "budget_s", self.budget_s, takes)
+        require(0 <= self.target_ci < math.inf, "target_ci", self.target_ci, takes)
+        require(self.warmup >= 0, "warmup", self.warmup, "an integer of at least 0")
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where runs are kept beside their journal.
+
+    Attributes:
+        kind: `mlflow` or `none`.
+        uri: MLflow's tracking address; null for the sqlite database under `outputs`.
+        experiment: MLflow's experiment.
+        pictures: draw the loss curve and the problem's own picture.
+    """
+
+    kind: str = "mlflow"
+    uri: str | None = None
+    experiment: str = "expkit"
+    pictures: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("mlflow", "none"), "kind", self.kind, "mlflow or none")
+        require(bool(self.experiment.strip()), "experiment", self.experiment, "a name")
+
+
+@dataclass
+class Config:
+    """The top level. A missing value (`???`) is what the problem recommends."""
+
+    problem: Any = MISSING
+    backend: Any = MISSING
+    optimizer: Any = MISSING
+    steps: int = MISSING
+    log_every: int = MISSING
+    stream: str = MISSING
+    seed: int = 0
+    measure: Measure = field(default_factory=Measure)
+    tracking: Tracking = field(default_factory=Tracking)
+    outputs: str = MISSING
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One composed configuration, checked and built.
+
+    Attributes:
+        names: the chosen option of `problem`, `backend` and `optimizer`.
+        resolved: the whole configuration with every recommendation filled in.
+    """
+
+    names: Mapping[str, str]
+    workload: Workload
+    backend: Backend
+    log_every: int
+    measure: Measure
+    tracking: Tracking
+    outputs: Path
+    resolved: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        return " · ".join(self.names[group] for group in self.names)
+
+
+def register() -> None:
+    """Make the schema and every installed option known to Hydra. Call before it composes."""
+    if not OmegaConf.has_resolver("expkit.outputs"):
+        OmegaConf.register_new_resolver("expkit.outputs", lambda: str(default_outputs()))
+    store = ConfigStore.instance()
+    store.store(name="schema", node=_writable(Config))
+    taken = {}
+    for group, package in (("problem", expkit.problems), ("optimizer", expkit.optimizers)):
+        for name, cls in _classes(package):
+            store.store(group=group, name=name, node=_option(cls))
+            taken[Path(group, f"{name}.yaml")] = "expkit"
+    plugins.register(taken)
+
+
+def default_outputs() -> Path:
+    """EXPKIT_OUTPUTS if set; in a checkout its `outputs/`; else `outputs/` in or above here."""
+    if chosen := os.environ.get("EXPKIT_OUTPUTS"):
+        return Path(chosen).absolute()
+    checkout = Path(expkit.__file__).parent.parent
+    if (checkout / "conf").is_dir() and (checkout / "pyproject.toml").is_file():
+        return checkout / "outputs"
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "outputs" / "mlflow.db").is_file():
+            return folder / "outputs"
+    return here / "outputs"
+
+
+def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
+    """Check a composed configuration and build what it names.
+
+    Raises:
+        ConfigError: a value of the wrong type or range, with its key.
+        PluginError: a class that cannot be imported.
+    """
+    for key in config:
+        known = [field.name for field in dataclasses.fields(Config)]
+        require(key in known, str(key), config[key], f"no value: the keys are {', '.join(known)}")
+    problem = _build(config, "problem", {})
+    recommended: Recommended = problem.recommended()
+    learns = isinstance(problem, Problem)
+    names = {"problem": choices["problem"], "backend": choices["backend"]}
+    optimizer: Optimizer | None = None
+    if learns:
+        names["optimizer"] = choices["optimizer"]
+        rate = recommended.lr.get(choices["optimizer"])
+        optimizer = _build(config, "optimizer", {} if rate is None else {"lr": rate})
+    elif not isinstance(problem, Operation):
+        raise PluginError(f"problem {names['problem']}: neither a Problem nor an Operation")
+    backend: Backend = _build(config, "backend", {})
+    steps = _default(config, "steps", recommended.steps)
+    require(steps >= 1, "steps", steps, "an integer of at least 1")
+    log_every = _default(config, "log_every", recommended.log_every)
+    require(log_every >= 1, "log_every", log_every, "an integer of at least 1")
+    stream = _default(config, "stream", recommended.stream)
+    require(stream in STREAMS, "stream", stream, " or ".join(STREAMS))
+    require(config.seed >= 0, "seed", config.seed, "an integer of at least 0")
+    measure, tracking = _build(config, "measure", {}), _build(config, "tracking", {})
+    resolved: dict[str, Any] = {}
+    parts = {"problem": problem, "backend": backend, "optimizer": optimizer}
+    for group, part in parts.items():
+        if part is not None:
+            resolved[group] = {"name": names[group], **dataclasses.asdict(part)}
+    resolved |= {"steps": steps, "log_every": log_every, "stream": stream, "seed": config.seed}
+    resolved |= {"measure": dataclasses.asdict(measure), "tracking": dataclasses.asdict(tracking)}
+    workload = Workload(problem, optimizer, steps, config.seed, stream)
+    outputs = Path(config.outputs).absolute()
+    return Cell(names, workload, backend, log_every, measure, tracking, outputs, resolved)
+
+
+def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
+    node = config[group]
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    if "_target_" in values:
+        cls = _load(values.pop("_target_"), group)
+    else:
+        cls = {"measure": Measure, "tracking": Tracking}[group]
+    for name, value in defaults.items():
+        if values.get(name, "???") == "???":
+            values[name] = value
+    with _named(group):
+        typed = OmegaConf.merge(OmegaConf.structured(cls), values)
+        for missing in sorted(OmegaConf.missing_keys(typed)):
+            raise ConfigError(missing, None, "a value: there is no recommendation, so set it")
+        return OmegaConf.to_object(typed)
+
+
+@contextmanager
+def _named(group: str) -> Iterator[None]:
+    """Put the group before the key in what goes wrong inside."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{group}.{error.key}", error.got, error.takes) from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{group}.{plain_reason(error)}") from error
+
+
+def plain_reason(error: OmegaConfBaseException) -> str:
+    """The key, what it got and what it takes, from what OmegaConf says over several lines."""
+    said = str(error.msg or error).splitlines()[0]
+    got = re.search(r"Value '(.*)' .*could not be converted to (\w+)", said)
+    if got:
+        kind = {"Integer": "an integer", "Float": "a number"}.get(got[2], got[2])
+        return f"{error.full_key}: got {got[1]!r}, takes {kind}"
+    return f"{error.full_key}: {said}" if error.full_key else said
+
+
+def _load(target: str, group: str) -> type[Any]:
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise PluginError(f"{group}: cannot import {target} ({reason})") from error
+
+
+def _default(config: DictConfig, key: str, recommended: Any) -> Any:
+    return recommended if OmegaConf.is_missing(config, key) else config[key]
+
+
+def _classes(package: Any) -> Iterator[tuple[str, type[Any]]]:
+    """Each public module's one dataclass, with the module's name."""
+    for info in pkgutil.iter_modules(package.__path__):
+        if info.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        own = [c for c in vars(module).values() if _is_own_dataclass(c, module.__name__)]
+        if len(own) != 1:
+            raise PluginError(f"{module.__name__}: defines {len(own)} dataclasses, takes one")
+        yield info.name, own[0]
+
+
+def _is_own_dataclass(value: Any, module: str) -> bool:
+    is_class = isinstance(value, type) and dataclasses.is_dataclass(value)
+    return is_class and value.__module__ == module
+
+
+def _option(cls: type[Any]) -> dict[str, Any]:
+    fields = OmegaConf.to_container(OmegaConf.structured(cls))
+    assert isinstance(fields, dict)
+    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **fields}
+
+
+def _writable(cls: type[Any]) -> DictConfig:
+    """The schema with its frozen parts open for overrides."""
+    node: DictConfig = OmegaConf.structured(cls)
+    for part in ("measure", "tracking"):
+        OmegaConf.set_readonly(node[part], False)
+    return node

@@ -1,0 +1,212 @@
+"""The contracts: what a problem, an optimizer and a backend are. Read this first.
+
+A **problem** and an **optimizer** are written once over an array namespace `xp` (the array API
+standard's functions: NumPy, PyTorch and others have them). A **backend** turns the pair into a
+**program** that advances n steps. The framework alone owns the clock:
+synchronize, read, `advance`, synchronize, read.
+
+Two habits keep the first two portable: operators before functions (`w @ x`, not
+`xp.matmul(w, x)`), and `xp` taken as an argument, never imported.
+
+Problems, optimizers and backends are frozen dataclasses: their fields are their configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = Any
+"""An array of whichever library the backend uses."""
+HostArray: TypeAlias = npt.NDArray[np.float64]
+Params: TypeAlias = dict[str, Array]
+Slots: TypeAlias = dict[str, Array]
+"""An optimizer's state: arrays only. A Python number would be frozen into a captured graph."""
+Batch: TypeAlias = Mapping[str, Array]
+Curves: TypeAlias = Mapping[str, tuple[HostArray, HostArray]]
+
+
+class Random(Protocol):
+    """Random arrays, drawn inside a step."""
+
+    def normal(self, shape: tuple[int, ...]) -> Array:
+        """Standard normal values of this shape, in the backend's dtype, on its device.
+
+        The array is valid until the step ends.
+        """
+        ...
+
+    def next_step(self) -> None:
+        """A step begins: memory of arrays handed out before may be used again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """What a problem recommends where the configuration says nothing.
+
+    Attributes:
+        steps: steps of one repeat.
+        log_every: steps of a chunk, the stretch between two readings of the clock.
+        stream: `shared` (the host draws, every backend sees the same bits) or `device`.
+        lr: learning rate by optimizer option.
+    """
+
+    steps: int
+    log_every: int = 100
+    stream: str = "shared"
+    lr: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@runtime_checkable
+class Problem(Protocol):
+    """Something to learn: parameters, data and a loss."""
+
+    def recommended(self) -> Recommended: ...
+
+    def init(self, rng: np.random.Generator) -> dict[str, HostArray]:
+        """First parameters, on the host. Called again for every return to the start."""
+        ...
+
+    def data(self, rng: np.random.Generator) -> dict[str, HostArray]:
+        """Fixed arrays, placed on the device once."""
+        ...
+
+    def batch(self, xp: Any, data: Mapping[str, Array], random: Random) -> Batch:
+        """What one step sees."""
+        ...
+
+    def loss(self, xp: Any, params: Params, batch: Batch) -> Array:
+        """The loss, of shape ()."""
+        ...
+
+
+@runtime_checkable
+class Differentiated(Problem, Protocol):
+    """A problem with its gradient by hand, for backends that cannot differentiate."""
+
+    def loss_and_grad(self, xp: Any, params: Params, batch: Batch) -> tuple[Array, Params]:
+        """The loss and its gradient by parameter, in arrays of their own."""
+        ...
+
+
+@runtime_checkable
+class Operation(Protocol):
+    """Something to compute with nothing to learn, such as a matrix product."""
+
+    def recommended(self) -> Recommended: ...
+
+    def data(self, rng: np.random.Generator) -> dict[str, HostArray]: ...
+
+    def batch(self, xp: Any, data: Mapping[str, Array], random: Random) -> Batch: ...
+
+    def apply(self, xp: Any, batch: Batch) -> Array: ...
+
+
+@runtime_checkable
+class Plotted(Protocol):
+    """A problem that can show its result as a picture."""
+
+    def curves(self, params: Mapping[str, HostArray]) -> Curves:
+        """Lines to draw together: name to (x, y), each of shape (points,)."""
+        ...
+
+
+class Optimizer(Protocol):
+    """A rule that turns a gradient into new parameters."""
+
+    def init(self, xp: Any, params: Params) -> Slots: ...
+
+    def update(self, xp: Any, params: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
+        """One step. May write into the memory of `params` and `slots`, never of `grads`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a program is built from.
+
+    Attributes:
+        optimizer: None for an operation.
+        steps: the most steps a program is asked for between two resets.
+        stream: `shared` or `device`, see `Recommended`.
+    """
+
+    problem: Problem | Operation
+    optimizer: Optimizer | None
+    steps: int
+    seed: int
+    stream: str
+
+
+class Program(Protocol):
+    """A workload on a backend. Owns its state."""
+
+    path: str
+    """How steps are computed, recorded with the run: `step` for step by step."""
+
+    def reset(self) -> None:
+        """Back to the start. Never on the clock."""
+        ...
+
+    def reallocate(self) -> None:
+        """Reset in fresh memory, without compiling again: where arrays lie moves times by
+        several percent, so every repeat lies elsewhere (Mytkowicz et al. 2009).
+        """
+        ...
+
+    def advance(self, n: int) -> None:
+        """N steps. May only enqueue; losses stay where they were computed."""
+        ...
+
+    def losses(self, start: int = 0) -> HostArray:
+        """The loss of every step since the reset, from step `start` on, of shape (steps,).
+        Empty for an operation. Never on the clock.
+        """
+        ...
+
+    def params(self) -> dict[str, HostArray]:
+        """The parameters now; for an operation `{"result": its last result}`."""
+        ...
+
+
+class Backend(Protocol):
+    """A way of computing."""
+
+    @property
+    def xp(self) -> Any: ...
+
+    def require(self) -> None:
+        """Raise `expkit.errors.Unavailable(reason, remedy)` where this machine cannot run it.
+        Never a traceback from inside a library.
+        """
+        ...
+
+    def configure(self) -> None:
+        """Apply the settings that belong to the process, such as the number of threads."""
+        ...
+
+    def asarray(self, host: npt.NDArray[Any]) -> Array:
+        """A copy in the backend's dtype, on its device."""
+        ...
+
+    def to_numpy(self, array: Array) -> HostArray: ...
+
+    def random(self, seed: int) -> Random:
+        """The backend's own generator, for `stream=device`."""
+        ...
+
+    def synchronize(self) -> None:
+        """Return when all queued work is done."""
+        ...
+
+    def build(self, workload: Workload) -> Program: ...
+
+    def describe(self) -> dict[str, str | int | float]:
+        """What runs, read back and not assumed: device, dtype, threads, versions."""
+        ...

@@ -1,0 +1,33 @@
+"""The errors a person sees, each one line: the thing, what it got, what it takes."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the person can mend. Printed as one line; exit status 2 before a run, 1 in it."""
+
+
+class ConfigError(UserError):
+    """A configuration key with a value it does not take."""
+
+    def __init__(self, key: str, got: object, takes: str) -> None:
+        super().__init__(f"{key}: got {got!r}, takes {takes}")
+        self.key, self.got, self.takes = key, got, takes
+
+
+class Unavailable(UserError):
+    """This machine cannot run what was asked for."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason}; {remedy}")
+        self.reason, self.remedy = reason, remedy
+
+
+class PluginError(UserError):
+    """An installed plugin is broken, or two plugins claim one name."""
+
+
+def require(holds: bool, key: str, got: object, takes: str) -> None:
+    """Raise `ConfigError` unless `holds`; for the range checks of `__post_init__`."""
+    if not holds:
+        raise ConfigError(key, got, takes)

@@ -1,0 +1,1 @@
+"""The clock, the stopping rule, the statistics and the environment."""

@@ -1,0 +1,83 @@
+"""Find what is installed, without importing it.
+
+A plugin is a package named in the entry-point group `expkit.plugins`. Its `conf/` folder holds
+option files, such as `conf/backend/NAME.yaml`; one search-path plugin of the core adds that
+folder to Hydra's. The package itself is imported by the cell that uses it and by nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from expkit.errors import PluginError
+
+GROUP = "expkit.plugins"
+
+
+def installed() -> dict[str, Path]:
+    """The `conf/` folder of every installed plugin, by plugin name.
+
+    Raises:
+        PluginError: a package that cannot be found or has no `conf/`.
+    """
+    folders: dict[str, Path] = {}
+    for point in sorted(set(entry_points(group=GROUP)), key=lambda p: p.name):
+        folders[point.name] = _conf(point)
+    return folders
+
+
+def _conf(point: EntryPoint) -> Path:
+    try:
+        spec = find_spec(point.value)
+    except ImportError:
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise PluginError(f"{_who(point)}: package {point.value} not found; reinstall or remove it")
+    conf = Path(spec.submodule_search_locations[0], "conf")
+    if not conf.is_dir():
+        raise PluginError(f"{_who(point)}: no folder {conf}; it holds a plugin's option files")
+    return conf
+
+
+def _who(point: EntryPoint) -> str:
+    distribution = point.dist.name if point.dist else "an unnamed distribution"
+    return f"plugin {point.name} of {distribution}"
+
+
+def _refuse_twins(folders: Mapping[str, Path], taken: Mapping[Path, str]) -> None:
+    """Hydra silently takes the first of two options of one name."""
+    owners = dict(taken)
+    for name, folder in folders.items():
+        for file in folder.rglob("*.yaml"):
+            option = file.relative_to(folder)
+            if option in owners:
+                both = f"{owners[option]} and plugin {name}"
+                raise PluginError(f"{both} both define the option {option}; remove one of them")
+            owners[option] = f"plugin {name}"
+
+
+def register(taken: Mapping[Path, str]) -> None:
+    """Put every plugin's `conf/` on Hydra's search path. Call before Hydra composes.
+
+    Args:
+        taken: the core's own option files, with their owner.
+
+    Raises:
+        PluginError: a broken plugin, or an option that is defined twice.
+    """
+    folders = installed()
+    _refuse_twins(folders, taken)
+
+    class ExpkitSearchPath(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            for name, folder in folders.items():
+                search_path.append(provider=f"expkit-{name}", path=f"file://{folder}")
+
+    Plugins.instance().register(ExpkitSearchPath)

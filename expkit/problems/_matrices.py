@@ -1,0 +1,37 @@
+"""What the operations on two square matrices share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from expkit.contracts import Array, Batch, HostArray, Random
+from expkit.errors import require
+
+
+@dataclass(frozen=True)
+class SquarePair:
+    """Standard normal a and b of shape (n, n).
+
+    Attributes:
+        n: rows and columns.
+        draw: draw both afresh every step, as the tutorials do; most of their time is the draw.
+    """
+
+    n: int = 100
+    draw: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, "n", self.n, "an integer of at least 1")
+
+    def data(self, rng: np.random.Generator) -> dict[str, HostArray]:
+        names = () if self.draw else ("a", "b")
+        return {name: rng.standard_normal((self.n, self.n)) for name in names}
+
+    def batch(self, xp: Any, data: Mapping[str, Array], random: Random) -> Batch:
+        if not self.draw:
+            return data
+        return {name: random.normal((self.n, self.n)) for name in ("a", "b")}

@@ -1,0 +1,56 @@
+"""Learn a long weight vector from one fresh random vector a step.
+
+The large learning task of the second tutorial that expkit starts from: n = 10,000,000, 200 steps
+at rate 0.001. There it diverges: a step multiplies the error along x by 1 - 2 lr |x|^2, about -2e4,
+and the next x finds a share of that: the loss grows about fortyfold a step and leaves float32 after
+some 25 steps. At lr = 0.5 / n a step removes the error along x (the Kaczmarz step, 1937), so the
+expected squared distance shrinks by 1 - 1/n a step: visible at n = 100
+(`+experiment=large_dot_small`), not at ten million.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from expkit.contracts import Array, Batch, HostArray, Params, Random, Recommended
+from expkit.errors import require
+
+
+@dataclass(frozen=True)
+class LargeDot:
+    """Squared error of x @ w against x @ target, x standard normal of shape (n,).
+
+    Attributes:
+        n: length of the weight vector.
+    """
+
+    n: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, "n", self.n, "an integer of at least 1")
+
+    def recommended(self) -> Recommended:
+        lr = {"sgd": 0.5 / self.n, "momentum": 0.05 / self.n, "adam": 1e-3, "rmsprop": 1e-3}
+        return Recommended(steps=200, log_every=10, stream="device", lr=lr)
+
+    def init(self, rng: np.random.Generator) -> dict[str, HostArray]:
+        return {"w": np.zeros(self.n)}
+
+    def data(self, rng: np.random.Generator) -> dict[str, HostArray]:
+        return {"target": rng.standard_normal(self.n)}
+
+    def batch(self, xp: Any, data: Mapping[str, Array], random: Random) -> Batch:
+        x = random.normal((self.n,))
+        return {"x": x, "y": x @ data["target"]}
+
+    def loss(self, xp: Any, params: Params, batch: Batch) -> Array:
+        error = batch["x"] @ params["w"] - batch["y"]
+        return error * error
+
+    def loss_and_grad(self, xp: Any, params: Params, batch: Batch) -> tuple[Array, Params]:
+        error = batch["x"] @ params["w"] - batch["y"]
+        return error * error, {"w": 2 * error * batch["x"]}

@@ -1,0 +1,24 @@
+"""Multiply two square matrices.
+
+The second tutorial that expkit starts from times 100 products of 100 x 100 matrices with the
+random draw of both inside the loop: `+experiment=matmul_numpy`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from expkit.contracts import Array, Batch, Recommended
+from expkit.problems._matrices import SquarePair
+
+
+@dataclass(frozen=True)
+class Matmul(SquarePair):
+    """a @ b. Fields: see `SquarePair`."""
+
+    def recommended(self) -> Recommended:
+        return Recommended(steps=100, stream="device")
+
+    def apply(self, xp: Any, batch: Batch) -> Array:
+        return batch["a"] @ batch["b"]

@@ -1,0 +1,156 @@
+"""The step-by-step program, which every backend can fall back on, and the two data streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+
+from expkit.contracts import (
+    Array,
+    Backend,
+    Batch,
+    Differentiated,
+    HostArray,
+    Operation,
+    Optimizer,
+    Params,
+    Problem,
+    Random,
+    Slots,
+    Workload,
+)
+from expkit.errors import Unavailable
+
+LossAndGrad = Callable[[Problem, Params, Batch], tuple[Array, Params]]
+"""The loss and the gradient of a batch: by hand (`manual`) or by a backend's autodiff."""
+
+
+def host_rng(seed: int, purpose: str) -> np.random.Generator:
+    """The host's generator for one purpose: `data`, `init` or `stream`. Philox, counter-based."""
+    key = ("data", "init", "stream").index(purpose)
+    sequence = np.random.SeedSequence(seed, spawn_key=(key,))
+    return np.random.Generator(np.random.Philox(sequence))
+
+
+class SharedRandom:
+    """`stream=shared`: the host draws in float64, so every backend sees the same bits."""
+
+    def __init__(self, backend: Backend, seed: int) -> None:
+        self._rng = host_rng(seed, "stream")
+        self._asarray = backend.asarray
+
+    def normal(self, shape: tuple[int, ...]) -> Array:
+        return self._asarray(self._rng.standard_normal(shape))
+
+    def next_step(self) -> None:
+        """Nothing to do: `normal` allocates."""
+
+
+def stream(backend: Backend, workload: Workload) -> Random:
+    """The random stream that a workload asks for, at its start."""
+    if workload.stream == "shared":
+        return SharedRandom(backend, workload.seed)
+    return backend.random(workload.seed)
+
+
+def place_data(backend: Backend, workload: Workload) -> dict[str, Array]:
+    """The problem's fixed arrays on the backend's device."""
+    data = workload.problem.data(host_rng(workload.seed, "data"))
+    # One array at a time: the host's copy goes as soon as its own is placed.
+    return {name: backend.asarray(data.pop(name)) for name in list(data)}
+
+
+def place_params(backend: Backend, workload: Workload) -> Params:
+    """The first parameters on the backend's device; none for an operation."""
+    if workload.optimizer is None:
+        return {}
+    init = cast(Problem, workload.problem).init(host_rng(workload.seed, "init"))
+    return {name: backend.asarray(init.pop(name)) for name in list(init)}
+
+
+def manual(xp: Any) -> LossAndGrad:
+    """The problem's own gradient, computed with `xp`."""
+
+    def loss_and_grad(problem: Problem, params: Params, batch: Batch) -> tuple[Array, Params]:
+        return cast(Differentiated, problem).loss_and_grad(xp, params, batch)
+
+    return loss_and_grad
+
+
+def require_gradient(problem: Problem | Operation, backend: str) -> None:
+    """Raise `Unavailable` where a backend without autodiff meets a problem without a gradient."""
+    if isinstance(problem, Problem) and not isinstance(problem, Differentiated):
+        name = type(problem).__name__
+        raise Unavailable(
+            f"problem {name} gives no gradient by hand and backend {backend} needs one",
+            "choose a backend that differentiates, or write loss_and_grad",
+        )
+
+
+class StepProgram:
+    """One Python iteration a step; nothing assumed of the backend beyond its contract."""
+
+    path = "step"
+
+    def __init__(self, backend: Backend, workload: Workload, loss_and_grad: LossAndGrad) -> None:
+        self._backend, self._workload, self._loss_and_grad = backend, workload, loss_and_grad
+        self.reallocate()
+
+    def reallocate(self) -> None:
+        self._data: dict[str, Array] = {}
+        self._params: Params = {}
+        self._slots: Slots = {}
+        self._result: Array = None
+        # Something small of random length in between moves what is placed after it.
+        pad = int(np.random.default_rng().integers(1, 512))
+        self._pad = self._backend.asarray(np.zeros(pad))
+        self._data = place_data(self._backend, self._workload)
+        self.reset()
+
+    def reset(self) -> None:
+        self._params = place_params(self._backend, self._workload)
+        if self._workload.optimizer is not None:
+            self._slots = self._workload.optimizer.init(self._backend.xp, self._params)
+        self._random = stream(self._backend, self._workload)
+        self._kept: list[Array] = []
+        self._fetched: HostArray = np.empty(0)
+
+    def advance(self, n: int) -> None:
+        if isinstance(self._workload.problem, Operation):
+            self._apply(self._workload.problem, n)
+        else:
+            assert self._workload.optimizer is not None
+            self._learn(self._workload.problem, self._workload.optimizer, n)
+
+    def _apply(self, problem: Operation, n: int) -> None:
+        xp, data, random = self._backend.xp, self._data, self._random
+        for _ in range(n):
+            random.next_step()
+            self._result = problem.apply(xp, problem.batch(xp, data, random))
+
+    def _learn(self, problem: Problem, optimizer: Optimizer, n: int) -> None:
+        xp, data, random = self._backend.xp, self._data, self._random
+        params, slots, loss_and_grad = self._params, self._slots, self._loss_and_grad
+        keep = self._kept.append
+        for _ in range(n):
+            random.next_step()
+            batch = problem.batch(xp, data, random)
+            loss, grads = loss_and_grad(problem, params, batch)
+            keep(loss)
+            params, slots = optimizer.update(xp, params, grads, slots)
+        self._params, self._slots = params, slots
+
+    def losses(self, start: int = 0) -> HostArray:
+        if self._kept:
+            fresh = self._backend.to_numpy(self._backend.xp.stack(self._kept))
+            self._fetched = np.concatenate([self._fetched, fresh])
+            self._kept.clear()
+        return self._fetched[start:]
+
+    def params(self) -> dict[str, HostArray]:
+        arrays = self._params
+        if isinstance(self._workload.problem, Operation):
+            arrays = {} if self._result is None else {"result": self._result}
+        return {name: self._backend.to_numpy(array) for name, array in arrays.items()}

@@ -1,0 +1,1 @@
+"""Keeping runs: the journal first, MLflow second."""

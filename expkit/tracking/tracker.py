@@ -1,0 +1,156 @@
+"""MLflow in a process of its own, so that its second of start-up passes beside the run.
+
+The parent sends a line of JSON a request, the child answers each with one. While the clock runs
+the child is stopped (SIGSTOP), so that it takes no cycle from what is measured. If the parent
+dies, the kernel wakes the child (Linux), which ends the run as KILLED with all it measured.
+
+    python -m expkit.tracking.tracker        is the child
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SHOWN_LIVE_S = 2.0
+"""A measurement longer than this waits until its run is in MLflow, then begins."""
+REFRESH_S = 10.0
+"""How old what MLflow shows of a long run may get."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of a run: its id in MLflow, or the reason why it is not there."""
+
+    run_id: str | None
+    error: str | None
+
+
+class Tracker:
+    """The parent's side. Starting costs a few milliseconds; the child gets ready meanwhile."""
+
+    def __init__(self) -> None:
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "expkit.tracking.tracker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is the parent's to handle
+        )
+        self._unanswered = 0
+        self._last = time.monotonic()
+
+    def update(self, folder: Path, *, wait: bool = False) -> Sent:
+        """Send what is new in this run's journal; without `wait`, some time soon."""
+        sent = Sent(None, None)
+        try:
+            assert self._child.stdin is not None
+            self._child.stdin.write(json.dumps({"folder": str(folder)}) + "\n")
+            self._child.stdin.flush()
+            self._unanswered += 1
+            while wait and self._unanswered:
+                sent = self._answer()
+        except BrokenPipeError:
+            sent = Sent(None, f"the tracking process ended ({self._child.poll()})")
+        self._last = time.monotonic()
+        return sent
+
+    def _answer(self) -> Sent:
+        assert self._child.stdout is not None
+        line = self._child.stdout.readline()
+        if not line:
+            self._unanswered = 0
+            return Sent(None, f"the tracking process ended with status {self._child.wait()}")
+        self._unanswered -= 1
+        return Sent(**json.loads(line))
+
+    @contextmanager
+    def quiet(self, folder: Path, expected_s: float) -> Iterator[None]:
+        """Keep the child from running; first let a long run appear in MLflow."""
+        if expected_s > SHOWN_LIVE_S:
+            self.update(folder, wait=True)
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
+
+    def refresh(self, folder: Path) -> None:
+        """Inside `quiet`, off the clock: send what is new if the last time is long ago."""
+        if time.monotonic() - self._last > REFRESH_S:
+            self._signal(signal.SIGCONT)
+            self.update(folder, wait=True)
+            self._signal(signal.SIGSTOP)
+
+    def close(self) -> None:
+        """Let the child finish what it was asked and end."""
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._signal(signal.SIGCONT)
+        with suppress(BrokenPipeError):
+            self._child.stdin.close()
+        self._child.stdout.read()
+        self._child.stdout.close()
+        self._child.wait()
+
+    def abandon(self) -> None:
+        """End the child at once; it has been told of no run yet."""
+        self._child.kill()
+        self._child.communicate()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._child.poll() is None:
+            self._child.send_signal(number)
+
+
+def _serve() -> None:
+    """The child: answer each request; then end what the parent left open."""
+    from expkit.tracking import journal
+    from expkit.tracking.upload import Uploader
+
+    uploader = Uploader()
+    folders: set[Path] = set()
+
+    def answer(folder: Path) -> Sent:
+        try:
+            return Sent(uploader.send(folder), None)
+        except Exception as error:  # whatever MLflow or its server raises, the parent reports
+            return Sent(None, f"{type(error).__name__}: {error}".splitlines()[0])
+
+    for line in sys.stdin:
+        folder = Path(json.loads(line)["folder"])
+        folders.add(folder)
+        reply: dict[str, Any] = vars(answer(folder))
+        print(json.dumps(reply), flush=True)
+    for folder in folders:
+        if journal.close_if_orphaned(folder):
+            answer(folder)
+
+
+def _child() -> None:
+    import ctypes
+    import gc
+    import os
+
+    gc.disable()  # MLflow's imports make much that stays and little that goes
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        pr_set_pdeathsig = 1
+        libc.prctl(pr_set_pdeathsig, signal.SIGCONT)
+    # mlflow-skinny does without these; importing them takes a quarter of a second.
+    sys.modules.update(dict.fromkeys(("pandas", "pyarrow", "scipy", "sklearn")))  # type: ignore[arg-type]
+    with suppress(BrokenPipeError):  # the parent is gone; what it measured is in the journal
+        _serve()
+    os._exit(0)  # the interpreter's tidying up takes longer than the work
+
+
+if __name__ == "__main__":
+    _child()

@@ -1,0 +1,86 @@
+"""NumPy with gradients by hand."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import threadpoolctl
+
+from expkit.contracts import Array, HostArray, Program, Workload
+from expkit.errors import require
+from expkit.program import StepProgram, manual, require_gradient
+
+from .capture import CaptureError
+from .program import CapturedProgram
+from .random import BlockRandom
+
+
+@dataclass(frozen=True)
+class NumpyBackend:
+    """Attributes:
+    dtype: float32 or float64.
+    threads: of BLAS and of the random draw; None for every core this process may use.
+    fast: record a step once and replay it in place, where the problem allows it.
+    """
+
+    dtype: str = "float64"
+    threads: int | None = None
+    fast: bool = True
+
+    def __post_init__(self) -> None:
+        takes = "float32 or float64"
+        require(self.dtype in ("float32", "float64"), "dtype", self.dtype, takes)
+        takes = "an integer of at least 1, or null for every core"
+        require(self.threads is None or self.threads >= 1, "threads", self.threads, takes)
+
+    @property
+    def xp(self) -> Any:
+        return np
+
+    def require(self) -> None:
+        """NumPy is always there."""
+
+    def configure(self) -> None:
+        threadpoolctl.threadpool_limits(self._threads, user_api="blas")
+
+    def asarray(self, host: npt.NDArray[Any]) -> Array:
+        return np.array(host, dtype=self.dtype)
+
+    def to_numpy(self, array: Array) -> HostArray:
+        return np.array(array, dtype=np.float64)
+
+    def random(self, seed: int) -> BlockRandom:
+        return BlockRandom(seed, np.dtype(self.dtype), self._pool)
+
+    def synchronize(self) -> None:
+        """NumPy's calls return when they are done."""
+
+    def build(self, workload: Workload) -> Program:
+        require_gradient(workload.problem, "numpy")
+        if self.fast:
+            try:
+                return CapturedProgram(self, workload)
+            except CaptureError:
+                pass  # the step needs what a recording cannot hold; `path` says `step`
+        return StepProgram(self, workload, manual(np))
+
+    def describe(self) -> dict[str, str | int | float]:
+        blas = [lib for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"]
+        name = ", ".join(f"{lib['internal_api']} {lib['version']}" for lib in blas)
+        threads = max((lib["num_threads"] for lib in blas), default=1)
+        about = {"device": "cpu", "dtype": self.dtype, "threads": threads, "blas": name}
+        return about | {"numpy": np.__version__}
+
+    @property
+    def _threads(self) -> int:
+        return self.threads or len(os.sched_getaffinity(0))
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, thread_name_prefix="expkit-draw")

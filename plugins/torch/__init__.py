@@ -1,0 +1,1 @@
+"""The backends `torch` (CPU) and `torch_cuda`: gradients by autograd."""

@@ -1,0 +1,147 @@
+"""PyTorch with autograd, on the CPU or on a CUDA device."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from expkit.contracts import Array, HostArray, Program, Workload
+from expkit.errors import Unavailable, require
+
+if TYPE_CHECKING:
+    import torch
+
+    from .random import TorchRandom
+
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class TorchBackend:
+    """Attributes:
+    device: `cpu`, `cuda`, or `cuda:1` and so on.
+    dtype: float64, float32, float16 or bfloat16.
+    threads: of the CPU's operators and of the random draw; None for every core.
+    fast: on the CPU, keep freed memory for the next step; on CUDA, replay a CUDA graph.
+    """
+
+    device: str = "cpu"
+    dtype: str = "float64"
+    threads: int | None = None
+    fast: bool = True
+
+    def __post_init__(self) -> None:
+        known = re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is not None
+        require(known, "device", self.device, "cpu, cuda, or cuda:1 and so on")
+        require(self.dtype in DTYPES, "dtype", self.dtype, ", ".join(DTYPES))
+        takes = "an integer of at least 1, or null for every core"
+        require(self.threads is None or self.threads >= 1, "threads", self.threads, takes)
+
+    @property
+    def xp(self) -> Any:
+        import torch
+
+        return torch
+
+    def require(self) -> None:
+        if find_spec("torch") is None:
+            raise Unavailable("PyTorch is not installed", "pip install 'expkit[torch]'")
+        if self.device == "cpu":
+            return
+        import torch
+
+        if not torch.cuda.is_available():
+            raise Unavailable(
+                f"device {self.device}: PyTorch {version('torch')} finds no CUDA device here",
+                "use backend=torch, or a CUDA build of PyTorch on a machine with an NVIDIA GPU",
+            )
+        if (torch.device(self.device).index or 0) >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise Unavailable(
+                f"device {self.device}: this machine has {count}", "choose a lower number"
+            )
+
+    def configure(self) -> None:
+        self.xp.set_num_threads(self._threads)
+        if self.device == "cpu" and self.fast:
+            _keep_freed_memory()
+
+    def asarray(self, host: npt.NDArray[Any]) -> Array:
+        torch = self.xp
+        # Never a view: the host's array may be written later.
+        return torch.tensor(host, dtype=self._dtype, device=self._device)
+
+    def to_numpy(self, array: Array) -> HostArray:
+        host: HostArray = array.detach().to("cpu", self.xp.float64).numpy().copy()
+        return host
+
+    def random(self, seed: int) -> TorchRandom:
+        from .random import TorchRandom
+
+        return TorchRandom(seed, self._dtype, self._device, self._pool)
+
+    def synchronize(self) -> None:
+        if self.device != "cpu":
+            self.xp.cuda.synchronize(self._device)
+
+    def build(self, workload: Workload) -> Program:
+        from .program import build
+
+        return build(self, workload)
+
+    def describe(self) -> dict[str, str | int | float]:
+        torch = self.xp
+        about: dict[str, str | int | float] = {
+            "device": self.device,
+            "dtype": self.dtype,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        if self.device != "cpu":
+            about |= {
+                "device": torch.cuda.get_device_name(self._device),
+                "cuda": str(torch.version.cuda),
+                "tf32": int(torch.backends.cuda.matmul.allow_tf32),
+                "gpu_bytes": torch.cuda.get_device_properties(self._device).total_memory,
+            }
+        return about
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(self.xp, self.dtype)
+        return dtype
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.xp.device(self.device)
+        return device
+
+    @property
+    def _threads(self) -> int:
+        return self.threads or len(os.sched_getaffinity(0))
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, thread_name_prefix="expkit-draw")
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc hand freed memory of any size out again instead of returning it to the kernel.
+
+    By default every array above 32 MB is mapped afresh, and touching its pages costs more than
+    many a step. Elsewhere than on glibc this does nothing. See mallopt(3).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold, largest = -1, -3, 2**31 - 1
+        mallopt(mmap_threshold, 2**30)
+        mallopt(trim_threshold, largest)

@@ -1,0 +1,63 @@
+"""Normal values from torch's generators, drawn into memory that is used again every step."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+BLOCK = 1 << 18
+"""Values of a block: 1 or 2 MB, about what a core's second-level cache holds."""
+
+
+class TorchRandom:
+    """`stream=device` of the torch backends.
+
+    On the CPU torch draws on one thread, so long arrays are drawn in blocks on `pool`: every block
+    has a generator of its own, which goes on from draw to draw, and the bits do not depend on the
+    number of threads. On a GPU one generator (Philox) draws all; graphs may be captured over it.
+    """
+
+    def __init__(
+        self, seed: int, dtype: torch.dtype, device: torch.device, pool: ThreadPoolExecutor
+    ) -> None:
+        self._seed, self._dtype, self._device, self._pool = seed, dtype, device, pool
+        self.generators = [self._generator(0)]
+        self._arrays: list[torch.Tensor] = []
+        self._next = 0
+
+    def next_step(self) -> None:
+        self._next = 0
+
+    def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
+        if self._next == len(self._arrays):
+            self._arrays.append(torch.empty(shape, dtype=self._dtype, device=self._device))
+        array = self._arrays[self._next]
+        if array.shape != shape:
+            array = torch.empty(shape, dtype=self._dtype, device=self._device)
+            self._arrays[self._next] = array
+        self._next += 1
+        if array.is_cuda or array.numel() <= BLOCK:
+            return array.normal_(generator=self.generators[0])
+        blocks = torch.split(array.view(-1), BLOCK)
+        while len(self.generators) < len(blocks):
+            self.generators.append(self._generator(len(self.generators)))
+        for _ in self._pool.map(_fill, blocks, self.generators):
+            pass
+        return array
+
+    def rewind(self) -> None:
+        """Back to the first value."""
+        for index, generator in enumerate(self.generators):
+            generator.manual_seed(self._block_seed(index))
+
+    def _generator(self, index: int) -> torch.Generator:
+        return torch.Generator(self._device).manual_seed(self._block_seed(index))
+
+    def _block_seed(self, index: int) -> int:
+        # The odd constant of SplitMix64 (Steele et al. 2014) spreads neighbours over 63 bits.
+        return (self._seed + 1 + index * 0x9E3779B97F4A7C15) % (1 << 63)
+
+
+def _fill(block: torch.Tensor, generator: torch.Generator) -> None:
+    block.normal_(generator=generator)
