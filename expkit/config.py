@@ -159,7 +159,8 @@ def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
     """
     for key in config:
         known = [field.name for field in dataclasses.fields(Config)]
-        require(key in known, str(key), config[key], f"no value: the keys are {', '.join(known)}")
+        if key not in known:
+            raise UserError(f"{key}: no such key; the top level takes {', '.join(known)}")
     problem = _build(config, "problem", {})
     recommended: Recommended = problem.recommended()
     learns = isinstance(problem, Problem)
@@ -224,7 +225,7 @@ def _named(group: str) -> Iterator[None]:
 def plain_reason(error: OmegaConfBaseException) -> str:
     """The key, what it got and what it takes, from what OmegaConf says over several lines."""
     said = str(error.msg or error).splitlines()[0]
-    got = re.search(r"Value '(.*)' .*could not be converted to (\w+)", said)
+    got = re.search(r"Value '(.*?)' .*could not be converted to (\w+)", said)
     if got:
         kind = {"Integer": "an integer", "Float": "a number"}.get(got[2], got[2])
         return f"{error.full_key}: got {got[1]!r}, takes {kind}"

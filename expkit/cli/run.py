@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,8 +125,11 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
         _complain(f"interrupted; what was measured is in {folder}")
         raise
     except Exception as error:
+        report = folder / "error.txt"
+        if not report.exists():  # it went wrong before the run began
+            report.write_text(traceback.format_exc())
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return _complain(f"the run failed: {reason}; see {folder / 'error.txt'}", FAILED)
+        return _complain(f"the run failed: {reason}; see {report}", FAILED)
     print(table(cell, result, folder), flush=True)
     if result.sent and result.sent.error:
         later = f"send it later: expkit sync {folder}"
