@@ -17,11 +17,14 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import expkit
@@ -122,6 +125,7 @@ class Cell:
         return " · ".join(self.names[group] for group in self.names)
 
 
+@cache
 def register() -> None:
     """Make the schema and every installed option known to Hydra. Call before it composes."""
     if not OmegaConf.has_resolver("expkit.outputs"):
@@ -134,6 +138,32 @@ def register() -> None:
             store.store(group=group, name=name, node=_option(cls))
             taken[Path(group, f"{name}.yaml")] = "expkit"
     plugins.register(taken)
+
+
+def options(group: str) -> list[str]:
+    """The installed options of a group, such as `problem` or `backend`."""
+    register()
+    with initialize_config_module("expkit.conf", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        return sorted(loader.get_group_options(group))
+
+
+def compose_cell(*words: str) -> Cell:
+    """The cell of these overrides, as on the command line.
+
+    >>> compose_cell("problem=linear", "optimizer=adam", "steps=50").title
+    'linear · numpy · adam'
+
+    Raises:
+        UserError: an unknown option or key, a wrong type or a bad range.
+    """
+    register()
+    with initialize_config_module("expkit.conf", version_base="1.3"):
+        composed = compose("config", list(words), return_hydra_config=True)
+    choices = dict(composed.hydra.runtime.choices)
+    with open_dict(composed):
+        del composed["hydra"]
+    return build_cell(composed, choices)
 
 
 def default_outputs() -> Path:
@@ -157,7 +187,7 @@ def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
         ConfigError: a value of the wrong type or range, with its key.
         PluginError: a class that cannot be imported.
     """
-    for key in config:
+    for key in map(str, config):
         known = [field.name for field in dataclasses.fields(Config)]
         if key not in known:
             raise UserError(f"{key}: no such key; the top level takes {', '.join(known)}")
@@ -225,9 +255,10 @@ def _named(group: str) -> Iterator[None]:
 def plain_reason(error: OmegaConfBaseException) -> str:
     """The key, what it got and what it takes, from what OmegaConf says over several lines."""
     said = str(error.msg or error).splitlines()[0]
-    got = re.search(r"Value '(.*?)' .*could not be converted to (\w+)", said)
+    got = re.search(r"Value '(.*?)' .*(?:be converted to|is not a valid) (\w+)", said)
     if got:
-        kind = {"Integer": "an integer", "Float": "a number"}.get(got[2], got[2])
+        kinds = {"Integer": "an integer", "Float": "a number", "bool": "true or false"}
+        kind = kinds.get(got[2], got[2])
         return f"{error.full_key}: got {got[1]!r}, takes {kind}"
     return f"{error.full_key}: {said}" if error.full_key else said
 

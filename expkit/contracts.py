@@ -35,14 +35,7 @@ class Random(Protocol):
     """Random arrays, drawn inside a step."""
 
     def normal(self, shape: tuple[int, ...]) -> Array:
-        """Standard normal values of this shape, in the backend's dtype, on its device.
-
-        The array is valid until the step ends.
-        """
-        ...
-
-    def next_step(self) -> None:
-        """A step begins: memory of arrays handed out before may be used again."""
+        """Standard normal values of this shape, in the backend's dtype, on its device."""
         ...
 
 

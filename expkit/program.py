@@ -44,9 +44,6 @@ class SharedRandom:
     def normal(self, shape: tuple[int, ...]) -> Array:
         return self._asarray(self._rng.standard_normal(shape))
 
-    def next_step(self) -> None:
-        """Nothing to do: `normal` allocates."""
-
 
 def stream(backend: Backend, workload: Workload) -> Random:
     """The random stream that a workload asks for, at its start."""
@@ -62,12 +59,17 @@ def place_data(backend: Backend, workload: Workload) -> dict[str, Array]:
     return {name: backend.asarray(data.pop(name)) for name in list(data)}
 
 
-def place_params(backend: Backend, workload: Workload) -> Params:
-    """The first parameters on the backend's device; none for an operation."""
+def first_params(workload: Workload) -> dict[str, HostArray]:
+    """The first parameters on the host; none for an operation."""
     if workload.optimizer is None:
         return {}
-    init = cast(Problem, workload.problem).init(host_rng(workload.seed, "init"))
-    return {name: backend.asarray(init.pop(name)) for name in list(init)}
+    return cast(Problem, workload.problem).init(host_rng(workload.seed, "init"))
+
+
+def place_params(backend: Backend, workload: Workload) -> Params:
+    """The first parameters on the backend's device."""
+    first = first_params(workload)
+    return {name: backend.asarray(first.pop(name)) for name in list(first)}
 
 
 def manual(xp: Any) -> LossAndGrad:
@@ -99,10 +101,12 @@ class StepProgram:
         self.reallocate()
 
     def reallocate(self) -> None:
+        # Let go first: old and new memory together may not fit.
         self._data: dict[str, Array] = {}
         self._params: Params = {}
         self._slots: Slots = {}
         self._result: Array = None
+        self._random: Random | None = None
         # Something small of random length in between moves what is placed after it.
         pad = int(np.random.default_rng().integers(1, 512))
         self._pad = self._backend.asarray(np.zeros(pad))
@@ -126,20 +130,22 @@ class StepProgram:
 
     def _apply(self, problem: Operation, n: int) -> None:
         xp, data, random = self._backend.xp, self._data, self._random
+        assert random is not None
         for _ in range(n):
-            random.next_step()
             self._result = problem.apply(xp, problem.batch(xp, data, random))
 
     def _learn(self, problem: Problem, optimizer: Optimizer, n: int) -> None:
         xp, data, random = self._backend.xp, self._data, self._random
+        assert random is not None
         params, slots, loss_and_grad = self._params, self._slots, self._loss_and_grad
         keep = self._kept.append
         for _ in range(n):
-            random.next_step()
             batch = problem.batch(xp, data, random)
             loss, grads = loss_and_grad(problem, params, batch)
             keep(loss)
+            del batch  # long arrays go as soon as they can
             params, slots = optimizer.update(xp, params, grads, slots)
+            del grads
         self._params, self._slots = params, slots
 
     def losses(self, start: int = 0) -> HostArray:
@@ -147,7 +153,7 @@ class StepProgram:
             fresh = self._backend.to_numpy(self._backend.xp.stack(self._kept))
             self._fetched = np.concatenate([self._fetched, fresh])
             self._kept.clear()
-        return self._fetched[start:]
+        return self._fetched[start:].copy()
 
     def params(self) -> dict[str, HostArray]:
         arrays = self._params

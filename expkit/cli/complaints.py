@@ -8,7 +8,12 @@ from contextlib import suppress
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -28,8 +33,10 @@ def one_line(error: Exception, argv: Sequence[str]) -> str:
             error = error.__cause__
     if isinstance(error, OmegaConfBaseException):
         return plain_reason(error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {str(error).splitlines()[0]}; takes key=value"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(line for line in lines if not line.startswith("See https://"))
+    return " ".join(lines)
 
 
 def _siblings(key: str, argv: Sequence[str]) -> str:

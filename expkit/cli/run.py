@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from expkit.errors import UserError
+from expkit.errors import Unavailable, UserError
 from expkit.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
         with progress(cell.workload.steps) as watch:
             result = runner.run(cell, folder, used, watch, plots.draw, sweep=sweep)
     except UserError as error:
+        if isinstance(error, Unavailable):
+            error = UserError(f"backend={cell.names['backend']}: {error}")
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()  # nothing half-made stays behind
         return _complain(error, FAILED if folder.is_dir() else MISUSED)

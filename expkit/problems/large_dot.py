@@ -34,7 +34,8 @@ class LargeDot:
         require(self.n >= 1, "n", self.n, "an integer of at least 1")
 
     def recommended(self) -> Recommended:
-        lr = {"sgd": 0.5 / self.n, "momentum": 0.05 / self.n, "adam": 1e-3, "rmsprop": 1e-3}
+        sign = 0.5 / self.n**0.5  # of methods whose step does not shrink with the gradient
+        lr = {"sgd": 0.5 / self.n, "momentum": 0.05 / self.n, "adam": sign, "rmsprop": sign / 2}
         return Recommended(steps=200, log_every=10, stream="device", lr=lr)
 
     def init(self, rng: np.random.Generator) -> dict[str, HostArray]:

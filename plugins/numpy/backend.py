@@ -25,7 +25,7 @@ from .random import BlockRandom
 class NumpyBackend:
     """Attributes:
     dtype: float32 or float64.
-    threads: of BLAS and of the random draw; None for every core this process may use.
+    threads: of BLAS, random draws and long elementwise calls; None for every core.
     fast: record a step once and replay it in place, where the problem allows it.
     """
 
@@ -47,7 +47,7 @@ class NumpyBackend:
         """NumPy is always there."""
 
     def configure(self) -> None:
-        threadpoolctl.threadpool_limits(self._threads, user_api="blas")
+        threadpoolctl.threadpool_limits(self.thread_count, user_api="blas")
 
     def asarray(self, host: npt.NDArray[Any]) -> Array:
         return np.array(host, dtype=self.dtype)
@@ -56,7 +56,7 @@ class NumpyBackend:
         return np.array(array, dtype=np.float64)
 
     def random(self, seed: int) -> BlockRandom:
-        return BlockRandom(seed, np.dtype(self.dtype), self._pool)
+        return BlockRandom(seed, np.dtype(self.dtype), self.pool)
 
     def synchronize(self) -> None:
         """NumPy's calls return when they are done."""
@@ -78,9 +78,11 @@ class NumpyBackend:
         return about | {"numpy": np.__version__}
 
     @property
-    def _threads(self) -> int:
+    def thread_count(self) -> int:
+        """`threads`, or every core this process may use."""
         return self.threads or len(os.sched_getaffinity(0))
 
     @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._threads, thread_name_prefix="expkit-draw")
+    def pool(self) -> ThreadPoolExecutor:
+        """For draws and for elementwise calls on long arrays."""
+        return ThreadPoolExecutor(self.thread_count, thread_name_prefix="expkit")

@@ -1,10 +1,10 @@
-"""Record one step's NumPy calls, then replay them into memory that is laid out once.
+"""Record one step's NumPy calls and plan the memory that they write.
 
-A step is run for real on `Traced` arrays, which note every ufunc with its inputs and output. From
-the notes, `Recording.bind` makes a list of calls with fixed arguments: temporaries whose lives do
-not overlap share memory (linear scan, Poletto and Sarkar 1999), and an elementwise result takes
-the place of an input that dies with it. The replay allocates nothing and does what a careful
-person's in-place loop does, for any problem and optimizer.
+A step is run for real on `Traced` arrays, which note every ufunc with its inputs and output.
+`Recording.plan` then lets temporaries whose lives do not overlap share storage (linear scan,
+Poletto and Sarkar 1999), and gives an elementwise result the place of an input that dies with it.
+`expkit_plugins.numpy.replay` makes a function of it, which allocates no array and does what a
+careful person's in-place loop does, for any problem and optimizer.
 
 Anything that a recording cannot hold, such as a branch on an array's value, raises
 `CaptureError`; the backend then runs step by step.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -48,14 +47,24 @@ class Buffer:
     slot: int | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Ref:
+    """Where an array lies: in a buffer, or in part of one."""
+
+    buffer: Buffer
+    view: Callable[[AnyArray], AnyArray] | None = None
+
+
 @dataclass(eq=False)
 class Traced(NDArrayOperatorsMixin):
-    """An array during the recording: its value now, and the buffer (or part of one) it lies in."""
+    """An array during the recording: its value now, and where it will lie in a replay.
+
+    The recording keeps `ref` alone, so that values go when the step lets go of them.
+    """
 
     recording: Recording
     value: AnyArray
-    buffer: Buffer
-    view: Callable[[AnyArray], AnyArray] | None = None
+    ref: Ref
 
     def __array_ufunc__(
         self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any
@@ -77,9 +86,9 @@ class Traced(NDArrayOperatorsMixin):
         value = view(self.value)
         if not np.may_share_memory(value, self.value):
             raise CaptureError("a view that copies")
-        outer = self.view
+        outer = self.ref.view
         path = view if outer is None else (lambda array: view(outer(array)))
-        return Traced(self.recording, value, self.buffer, path)
+        return Traced(self.recording, value, Ref(self.ref.buffer, path))
 
     def __getitem__(self, key: Any) -> Traced:
         return self.viewed(lambda array: array[key])
@@ -115,13 +124,21 @@ VIEWS = (np.reshape, np.transpose, np.permute_dims, np.matrix_transpose, np.sque
 
 @dataclass(eq=False)
 class Call:
-    """`function(*before, *inputs, *after, out)`, or `fill(out)` where there are no inputs."""
+    """One call: `function` of `inputs`, written to `out`.
 
+    Attributes:
+        kind: `elementwise` (a ufunc), `product` (a generalized ufunc), `reduce`, `fill` (overwrites
+            `out`) or `copy`.
+        inputs: `Ref`s, plain arrays and numbers.
+        axis, keepdims: of a `reduce`.
+    """
+
+    kind: str
     function: Any
     inputs: tuple[Any, ...]
-    out: Traced
-    elementwise: bool = False
-    after: tuple[Any, ...] = ()
+    out: Ref
+    axis: Any = None
+    keepdims: bool = False
 
 
 @dataclass(eq=False)
@@ -133,10 +150,10 @@ class Recording:
 
     def pin(self, array: AnyArray) -> Traced:
         """An array of the owner's, which lives on between steps."""
-        return Traced(self, array, Buffer((array.shape, array.dtype), pinned=True))
+        return Traced(self, array, Ref(Buffer((array.shape, array.dtype), pinned=True)))
 
     def temporary(self, value: AnyArray) -> Traced:
-        return Traced(self, value, Buffer((value.shape, value.dtype)))
+        return Traced(self, value, Ref(Buffer((value.shape, value.dtype))))
 
     def call(self, ufunc: np.ufunc, inputs: tuple[Any, ...], out: Traced | None) -> Traced:
         if ufunc is np.power and np.isscalar(inputs[1]) and inputs[1] == 2:
@@ -146,12 +163,8 @@ class Recording:
             out = self.temporary(np.asarray(ufunc(*values)))
         else:
             ufunc(*values, out=out.value)
-        # NumPy converts a Python number at every call; an array of shape () is there already.
-        fixed = tuple(
-            np.asarray(x, out.dtype) if isinstance(x, (int, float)) and out.dtype.kind == "f" else x
-            for x in inputs
-        )
-        return self._note(Call(ufunc, fixed, out, elementwise=ufunc.signature is None))
+        kind = "elementwise" if ufunc.signature is None else "product"
+        return self._note(kind, ufunc, inputs, out)
 
     def reduce(self, ufunc: np.ufunc, x: Traced, axis: Any = 0, **options: Any) -> Traced:
         if options.pop("dtype", None) is not None or options.pop("out", None) is not None:
@@ -160,8 +173,7 @@ class Recording:
         if options:
             raise CaptureError(f"{ufunc.__name__}.reduce with {sorted(options)}")
         value = np.asarray(ufunc.reduce(x.value, axis=axis, keepdims=keepdims))
-        function = partial(_reduce, ufunc, axis, keepdims)
-        return self._note(Call(function, (x,), self.temporary(value)))
+        return self._note("reduce", ufunc, (x,), self.temporary(value), axis, keepdims)
 
     def summed(self, x: Traced, axis: Any = None, *, mean: bool, keepdims: bool = False) -> Traced:
         total = self.reduce(np.add, x, axis, keepdims=keepdims)
@@ -170,28 +182,37 @@ class Recording:
     def filled(self, fill: Fill, value: AnyArray) -> Traced:
         """A temporary that `fill` overwrites at this point of every step."""
         fill(value)
-        return self._note(Call(fill, (), self.temporary(value)))
+        return self._note("fill", fill, (), self.temporary(value))
 
     def store(self, target: Traced, source: Traced) -> None:
         """End the step with `target` holding `source`."""
-        if target.buffer is not source.buffer:
-            self._note(Call(_copy, (source,), target))
+        if target.ref.buffer is not source.ref.buffer:
+            self._note("copy", np.copyto, (source,), target)
 
-    def keep(self, x: Traced) -> Traced:
+    def keep(self, x: Traced) -> Ref:
         """Let nothing overwrite x before the step's end."""
         if not isinstance(x, Traced):
             raise CaptureError("a result that no array went into")
-        x.buffer.last = NEVER
-        return x
+        x.ref.buffer.last = NEVER
+        return x.ref
 
-    def _note(self, call: Call) -> Traced:
-        for x in (*call.inputs, call.out):
+    def _note(
+        self,
+        kind: str,
+        function: Any,
+        inputs: tuple[Any, ...],
+        out: Traced,
+        axis: Any = None,
+        keepdims: bool = False,
+    ) -> Traced:
+        for x in (*inputs, out):
             if isinstance(x, Traced):
                 if x.recording is not self:
                     raise CaptureError("an array of another recording")
-                x.buffer.last = max(x.buffer.last, len(self.calls))
-        self.calls.append(call)
-        return call.out
+                x.ref.buffer.last = max(x.ref.buffer.last, len(self.calls))
+        refs = tuple(x.ref if isinstance(x, Traced) else x for x in inputs)
+        self.calls.append(Call(kind, function, refs, out.ref, axis, keepdims))
+        return out
 
     def plan(self) -> None:
         """Give every temporary a slot: storage it shares with temporaries of other times."""
@@ -202,22 +223,18 @@ class Recording:
                 out.slot = self._heir(call, index)
                 if out.slot is None:
                     out.slot = self._free_slot(free, out.form)
-            for buffer in {x.buffer for x in (*call.inputs, call.out) if isinstance(x, Traced)}:
+            for buffer in {x.buffer for x in (*call.inputs, call.out) if isinstance(x, Ref)}:
                 inherited = buffer is not out and buffer.slot == out.slot
                 if not buffer.pinned and buffer.last == index and not inherited:
                     assert buffer.slot is not None
                     free.append(buffer.slot)
-        for call in self.calls:  # the values seen while recording are done with
-            for x in (*call.inputs, call.out):
-                if isinstance(x, Traced):
-                    x.value = np.empty(0)
 
     def _heir(self, call: Call, index: int) -> int | None:
         """The slot of an input that dies here and has the output's form."""
-        if not call.elementwise:
+        if call.kind != "elementwise":
             return None
         for x in call.inputs:
-            if not isinstance(x, Traced) or x.view is not None or x.buffer.pinned:
+            if not isinstance(x, Ref) or x.view is not None or x.buffer.pinned:
                 continue
             if x.buffer.last == index and x.buffer.form == call.out.buffer.form:
                 return x.buffer.slot
@@ -231,35 +248,6 @@ class Recording:
         self.slots.append(form)
         return len(self.slots) - 1
 
-    def bind(
-        self, storage: list[AnyArray], pinned: dict[Buffer, AnyArray]
-    ) -> tuple[list[Callable[[], Any]], Callable[[Traced], AnyArray]]:
-        """The step as calls without arguments, and where a traced array lies in them.
-
-        Args:
-            storage: an array for each of `slots`.
-            pinned: the owner's array for each pinned buffer.
-        """
-
-        def place(x: Traced) -> AnyArray:
-            buffer = x.buffer
-            array = pinned[buffer] if buffer.slot is None else storage[buffer.slot]
-            return array if x.view is None else x.view(array)
-
-        def fixed(call: Call) -> Callable[[], Any]:
-            inputs = (place(x) if isinstance(x, Traced) else x for x in call.inputs)
-            return partial(call.function, *inputs, place(call.out))
-
-        return [fixed(call) for call in self.calls], place
-
 
 def _value(x: Any) -> Any:
     return x.value if isinstance(x, Traced) else x
-
-
-def _reduce(ufunc: np.ufunc, axis: Any, keepdims: bool, x: AnyArray, out: AnyArray) -> None:
-    ufunc.reduce(x, axis=axis, out=out, keepdims=keepdims)
-
-
-def _copy(source: AnyArray, target: AnyArray) -> None:
-    np.copyto(target, source)

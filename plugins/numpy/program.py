@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from expkit.contracts import Differentiated, HostArray, Operation, Workload
-from expkit.program import host_rng, place_data, place_params
+from expkit.program import first_params, host_rng, place_data, place_params
 
 from .capture import Buffer, Recording, Traced
 from .random import BlockRandom
+from .replay import Replay
 
 if TYPE_CHECKING:
     from .backend import NumpyBackend
@@ -41,9 +42,6 @@ class RecordingRandom:
 
     def __init__(self, recording: Recording, source: HostStream | BlockRandom, dtype: str) -> None:
         self._recording, self._source, self._dtype = recording, source, dtype
-
-    def next_step(self) -> None:
-        """A recording is one step."""
 
     def normal(self, shape: tuple[int, ...]) -> Traced:
         return self._recording.filled(self._source.fill, np.empty(shape, self._dtype))
@@ -76,13 +74,13 @@ class CapturedProgram:
         self._slots = {} if optimizer is None else optimizer.init(np, self._params)
 
     def _record(self) -> None:
-        self._recording = recording = Recording()
-        pin = recording.pin
-        self._pins = [
-            {name: pin(array) for name, array in group.items()}
+        recording = Recording()
+        traced = [
+            {name: recording.pin(array) for name, array in group.items()}
             for group in (self._data, self._params, self._slots)
         ]
-        data, params, slots = (dict(group) for group in self._pins)
+        self._pins = [{name: x.ref for name, x in group.items()} for group in traced]
+        data, params, slots = (dict(group) for group in traced)
         random = RecordingRandom(recording, self._source, self._backend.dtype)
         problem, optimizer = self._workload.problem, self._workload.optimizer
         with np.errstate(all="ignore"):
@@ -93,28 +91,35 @@ class CapturedProgram:
                 assert optimizer is not None
                 assert isinstance(problem, Differentiated)
                 kept, grads = problem.loss_and_grad(np, params, batch)
+                del batch  # long arrays go as soon as they can
                 params, slots = optimizer.update(np, params, grads, slots)
-        self._kept = recording.keep(kept)
-        for pinned, after in zip(self._pins[1:], (params, slots), strict=True):
+        kept_ref = recording.keep(kept)
+        del kept
+        for pinned, after in zip(traced[1:], (params, slots), strict=True):
             for name, target in pinned.items():
                 recording.store(target, after[name])
         recording.plan()
+        self._forms = recording.slots
+        self._replay = Replay(recording, kept_ref, learns=optimizer is not None)
 
     def _bind(self) -> None:
+        backend = self._backend
         owned = (self._data, self._params, self._slots)
         pinned: dict[Buffer, AnyArray] = {
-            traced.buffer: arrays[name]
+            ref.buffer: arrays[name]
             for pins, arrays in zip(self._pins, owned, strict=True)
-            for name, traced in pins.items()
+            for name, ref in pins.items()
         }
         # Zeros, written: pages are touched here and not on the clock.
-        storage = [np.full(shape, 0, dtype) for shape, dtype in self._recording.slots]
-        self._calls, place = self._recording.bind(storage, pinned)
-        self._result = place(self._kept)
+        storage = [np.full(shape, 0, dtype) for shape, dtype in self._forms]
+        self._loop, self._result = self._replay.bind(
+            storage, pinned, self._losses, backend.pool, backend.thread_count
+        )
 
     def reallocate(self) -> None:
-        self._calls, self._data, self._params, self._slots = [], {}, {}, {}
-        self._result = np.empty(0)
+        # Let go first: old and new memory together may not fit.
+        self._data, self._params, self._slots, self._result = {}, {}, {}, np.empty(0)
+        del self._loop
         # Something small of random length in between moves what is placed after it.
         self._pad = np.zeros(int(np.random.default_rng().integers(1, 512)))
         self._place()
@@ -124,30 +129,21 @@ class CapturedProgram:
     def reset(self) -> None:
         self._done = 0
         self._source.rewind()
-        fresh = place_params(self._backend, self._workload)
+        first = first_params(self._workload)
         for name, array in self._params.items():
-            array[...] = fresh[name]
+            array[...] = first[name]
         if self._workload.optimizer is not None:
             start = self._workload.optimizer.init(np, self._params)
             for name, array in self._slots.items():
                 array[...] = start[name]
 
     def advance(self, n: int) -> None:
-        calls = self._calls
-        if isinstance(self._workload.problem, Operation):
-            for _ in range(n):
-                for call in calls:
-                    call()
-            return
-        losses, loss = self._losses, self._result
-        for step in range(self._done, self._done + n):
-            for call in calls:
-                call()
-            losses[step] = loss
+        self._loop(self._done, self._done + n)
         self._done += n
 
     def losses(self, start: int = 0) -> HostArray:
-        return self._losses[start : self._done].copy()
+        learned = 0 if self._workload.optimizer is None else self._done
+        return self._losses[start:learned].copy()
 
     def params(self) -> dict[str, HostArray]:
         arrays = self._params

@@ -25,9 +25,6 @@ class BlockRandom:
         self._seed, self._dtype, self._pool = seed, dtype, pool
         self._generators: list[np.random.Generator] = []
 
-    def next_step(self) -> None:
-        """Nothing to do: `normal` allocates."""
-
     def normal(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         out = np.empty(shape, self._dtype)
         self.fill(out)

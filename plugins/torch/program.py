@@ -96,7 +96,6 @@ class StaticProgram:
         self.reset()
 
     def _step(self) -> None:
-        self._random.next_step()
         workload, params, slots = self._workload, self._params, self._slots
         batch = workload.problem.batch(torch, self._data, self._random)
         if isinstance(workload.problem, Operation):

@@ -1,4 +1,4 @@
-"""Normal values from torch's generators, drawn into memory that is used again every step."""
+"""Normal values from torch's generators, the same whatever the number of threads."""
 
 from __future__ import annotations
 
@@ -23,20 +23,9 @@ class TorchRandom:
     ) -> None:
         self._seed, self._dtype, self._device, self._pool = seed, dtype, device, pool
         self.generators = [self._generator(0)]
-        self._arrays: list[torch.Tensor] = []
-        self._next = 0
-
-    def next_step(self) -> None:
-        self._next = 0
 
     def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
-        if self._next == len(self._arrays):
-            self._arrays.append(torch.empty(shape, dtype=self._dtype, device=self._device))
-        array = self._arrays[self._next]
-        if array.shape != shape:
-            array = torch.empty(shape, dtype=self._dtype, device=self._device)
-            self._arrays[self._next] = array
-        self._next += 1
+        array = torch.empty(shape, dtype=self._dtype, device=self._device)
         if array.is_cuda or array.numel() <= BLOCK:
             return array.normal_(generator=self.generators[0])
         blocks = torch.split(array.view(-1), BLOCK)

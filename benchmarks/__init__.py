@@ -1,0 +1,1 @@
+"""Ratios against loops as the tutorials write them; `make bench` runs them all."""

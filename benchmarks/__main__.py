@@ -1,0 +1,324 @@
+"""`make bench`: every number that expkit promises about its own speed, as ratios.
+
+    python -m benchmarks [--output FILE.md] [--rounds N]
+
+The two sides of a row run in turn in one process (whole commands: in processes in turn); the
+ratio is the median over the pairs, with the least and the greatest beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from benchmarks import loops
+from benchmarks.pairs import Paired, Work, paired
+from expkit.config import compose_cell
+from expkit.contracts import Program
+from expkit.measure.environment import cpu_model, git_state, versions
+from expkit.report.table import seconds
+
+LARGE = 10_000_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """A promise: what, the bound, what was measured, whether it holds."""
+
+    what: str
+    bound: str
+    measured: str
+    holds: bool
+
+
+def program(steps: int, *words: str) -> Program:
+    """A cell's program with room for this many steps, set up as the runner does."""
+    cell = compose_cell("tracking=none", f"steps={steps}", *words)
+    cell.backend.configure()
+    return cell.backend.build(cell.workload)
+
+
+def times(pair: Paired, steps: int, *, inverse: bool) -> str:
+    """The ratio (least to greatest) with both times a step."""
+    low, ratio, high = pair.low, pair.ratio, pair.high
+    if inverse:
+        low, ratio, high = 1 / high, 1 / ratio, 1 / low
+    both = f"{seconds(pair.ours / steps)} against {seconds(pair.other / steps)}"
+    return f"{ratio:.2f} ({low:.2f} to {high:.2f}): {both} a step"
+
+
+def faster(what: str, bound: float, pair: Paired, steps: int) -> Row:
+    """At least `bound` times faster than the other."""
+    measured = times(pair, steps, inverse=False)
+    return Row(what, f"at least {bound:g} times faster", measured, pair.ratio >= bound)
+
+
+def no_slower(what: str, bound: float, pair: Paired, steps: int) -> Row:
+    """At most `bound` times the other's time."""
+    measured = times(pair, steps, inverse=True)
+    return Row(what, f"at most {bound:g} times the time", measured, 1 / pair.ratio <= bound)
+
+
+def sine_numpy(rounds: int) -> list[Row]:
+    """Against the tutorial's loop and against a careful one."""
+    steps, lr = 2000, 1e-6
+    ours = program(steps * (2 * rounds + 3), "problem=sine", "backend=numpy")
+    start = ours.params()["w"]
+    x = np.linspace(-np.pi, np.pi, 2000)
+    y, basis = np.sin(x), np.stack([x**k for k in range(4)])
+    ours.advance(steps)
+    theirs = loops.sine_tutorial_numpy(x, y, start, steps, lr)
+    difference = float(np.abs(ours.params()["w"] - theirs).max())
+    tutorial = paired(
+        lambda: ours.advance(steps),
+        lambda: loops.sine_tutorial_numpy(x, y, start, steps, lr),
+        rounds,
+    )
+    careful = paired(
+        lambda: ours.advance(steps),
+        lambda: loops.sine_careful_numpy(basis, y, start, steps, lr),
+        rounds,
+    )
+    return [
+        faster("sine, numpy, float64, against the tutorial's loop", 35, tutorial, steps),
+        Row(
+            "… and the final parameters differ by", "1e-9", f"{difference:.1e}", difference <= 1e-9
+        ),
+        no_slower("sine, numpy, against a careful in-place loop", 1.2, careful, steps),
+    ]
+
+
+def sine_torch(rounds: int) -> list[Row]:
+    """Against an autograd loop on the same basis."""
+    steps, lr = 2000, 1e-6
+    ours = program(steps * (rounds + 1), "problem=sine", "backend=torch")
+    start = torch.tensor(ours.params()["w"])
+    x = torch.linspace(-np.pi, np.pi, 2000, dtype=torch.float64)
+    y, basis = torch.sin(x), torch.stack([x**k for k in range(4)])
+    pair = paired(
+        lambda: ours.advance(steps),
+        lambda: loops.sine_careful_torch(basis, y, start, steps, lr),
+        rounds,
+    )
+    return [no_slower("sine, torch CPU, against an autograd loop", 1.15, pair, steps)]
+
+
+def linear(rounds: int) -> list[Row]:
+    """Against loops that do the same work, both drawing on the host."""
+    steps, lr, batch = 2000, 0.01, 20
+    both = {"numpy": loops.linear_careful_numpy, "torch": loops.linear_careful_torch}
+    rows = []
+    for backend, loop in both.items():
+        ours = program(steps * (rounds + 1), "problem=linear", f"backend={backend}")
+        start = np.array([float(v) for v in ours.params().values()])
+        pair = paired(
+            partial(ours.advance, steps), partial(loop, batch, start, steps, lr, 0), rounds
+        )
+        what = f"linear, {backend}, against a loop that does the same work"
+        rows.append(no_slower(what, 1.3, pair, steps))
+    return rows
+
+
+def large_dot(rounds: int) -> list[Row]:
+    """Against the tutorials' loops in the same dtype, float32."""
+    steps, lr = 3, 0.5 / LARGE
+    words = ("problem=large_dot", f"problem.n={LARGE}", "backend.dtype=float32")
+    target = np.random.default_rng(0).standard_normal(LARGE, dtype=np.float32)
+    tensor, room = torch.from_numpy(target), steps * (rounds + 1)
+    ours = program(room, *words, "backend=numpy")
+    pair = paired(
+        partial(ours.advance, steps),
+        partial(loops.large_dot_tutorial_numpy, target, steps, lr),
+        rounds,
+    )
+    rows = [faster("large_dot at 10^7, numpy, against the tutorial's loop", 2, pair, steps)]
+    del ours
+    cell = compose_cell("tracking=none", f"steps={room}", *words, "backend=torch")
+    cell.backend.configure()
+    ours = cell.backend.build(cell.workload)
+    pair = paired(
+        _before(cell.backend.configure, partial(ours.advance, steps)),
+        _before(_default_malloc, partial(loops.large_dot_tutorial_torch, tensor, steps, lr)),
+        rounds,
+    )
+    what = "large_dot at 10^7, torch CPU, against the tutorial's loop"
+    return [*rows, faster(what, 5, pair, steps)]
+
+
+def _before(first: Work, then: Work) -> Work:
+    def both() -> None:
+        first()
+        then()
+
+    return both
+
+
+def _default_malloc() -> None:
+    """Undo what the torch backend sets: the tutorial's loop runs in the process as it was found."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_threshold, default = -1, -3, 128 * 1024
+        libc.mallopt(trim_threshold, default)
+        libc.mallopt(mmap_threshold, default)
+
+
+def whole_command(rounds: int) -> list[Row]:
+    """A run with MLflow, its database there, against a bare import of it."""
+    with _outputs():
+        run = [sys.executable, "-m", "expkit", "problem=sine", "backend=numpy"]
+        bare = [sys.executable, "-c", "import mlflow"]
+        pair = paired(partial(_quietly, run), partial(_quietly, bare), rounds)
+    bound = 1.6 / 1.4
+    measured = (
+        f"{1 / pair.ratio:.2f} ({1 / pair.high:.2f} to {1 / pair.low:.2f}): "
+        f"{pair.ours:.2f} s against {pair.other:.2f} s"
+    )
+    what = "python -m expkit problem=sine backend=numpy, against `import mlflow`"
+    return [Row(what, "1.6 s where that takes 1.4 s", measured, 1 / pair.ratio < bound)]
+
+
+def losses_to_mlflow(rounds: int) -> list[Row]:
+    """2000 losses from a journal into sqlite."""
+    from expkit.tracking.journal import Journal
+    from expkit.tracking.upload import Uploader
+
+    with _outputs() as outputs:
+        _quietly([sys.executable, "-m", "expkit", "problem=sine", "measure.repeats_min=1"])
+        folder = next(outputs.rglob("journal.jsonl")).parent
+        uploader, costs = Uploader(), []
+        uploader.send(folder)
+        for index in range(rounds):
+            Journal(folder).metric(f"train/loss{index}", np.linspace(1, 0, 2000).tolist())
+            start = perf_counter()
+            uploader.send(folder)
+            costs.append(perf_counter() - start)
+    cost = median(costs)
+    measured = f"{cost:.2f} s ({min(costs):.2f} to {max(costs):.2f})"
+    return [Row("2000 losses into MLflow on sqlite", "0.5 s", measured, cost < 0.5)]
+
+
+PEAK = """
+import sys
+from pathlib import Path
+
+from expkit.config import compose_cell
+
+def status(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+cell = compose_cell(*sys.argv[1:])
+cell.backend.configure()
+warm = compose_cell(*sys.argv[1:], "problem.n=600000")
+program = warm.backend.build(warm.workload)
+program.advance(2)
+del program
+before = status("VmRSS")
+program = cell.backend.build(cell.workload)
+program.advance(3)
+program.reallocate()
+program.advance(3)
+program.losses()
+print(status("VmHWM") - before)
+"""
+
+
+def peak_memory(rounds: int) -> list[Row]:
+    """Above the imports, in arrays of 10^7 float32 values; a process of its own."""
+    rows = []
+    for backend in ("numpy", "torch"):
+        words = ["problem=large_dot", f"problem.n={LARGE}", "backend.dtype=float32", "steps=10"]
+        command = [sys.executable, "-c", PEAK, *words, f"backend={backend}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        arrays = int(done.stdout) / (4 * LARGE)
+        what = f"large_dot at 10^7, {backend}, float32: peak memory above the imports"
+        rows.append(Row(what, "5 arrays of that length", f"{arrays:.2f} arrays", arrays <= 5))
+    return rows
+
+
+@contextmanager
+def _outputs() -> Iterator[Path]:
+    """An outputs folder of its own, with its database made."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["EXPKIT_OUTPUTS"] = folder
+        _quietly([sys.executable, "-m", "expkit", "problem=linear"])
+        yield Path(folder)
+        del os.environ["EXPKIT_OUTPUTS"]
+
+
+def _quietly(command: list[str]) -> None:
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+
+
+BENCHMARKS: list[Callable[[int], list[Row]]] = [
+    whole_command,
+    losses_to_mlflow,
+    peak_memory,
+    sine_numpy,
+    sine_torch,
+    linear,
+    large_dot,
+]
+
+
+def main() -> int:
+    """Run, print and, if asked, write the table; exit status 1 where a promise is not kept."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument(
+        "names", nargs="*", help="some of: " + ", ".join(b.__name__ for b in BENCHMARKS)
+    )
+    parser.add_argument("--output", type=Path, help="a Markdown file to write")
+    parser.add_argument("--rounds", type=int, default=11, help="pairs a row (11)")
+    given = parser.parse_args()
+    rows: list[Row] = []
+    for benchmark in BENCHMARKS:
+        if not given.names or benchmark.__name__ in given.names:
+            found = benchmark(given.rounds)
+            rows += found
+            for row in found:
+                mark = "kept" if row.holds else "NOT KEPT"
+                print(f"{row.what}\n    {row.measured}  [{row.bound}: {mark}]", flush=True)
+    if given.output:
+        given.output.write_text(report(rows, given.rounds))
+    return 0 if all(row.holds for row in rows) else 1
+
+
+def report(rows: list[Row], rounds: int) -> str:
+    """The table with the machine it came from."""
+    state = git_state(Path(__file__).parent)
+    commit = "unknown" if state is None else state["commit"][:12] + "-dirty" * state["dirty"]
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `python -m benchmarks --output FILE`; what each row does is in",
+        "`benchmarks/__main__.py`, and the other side's loops are in `benchmarks/loops.py`.",
+        "",
+        f"- Machine: {cpu_model()}, {os.cpu_count()} cores, shared with others: trust the ratios.",
+        f"- Versions: {', '.join(f'{k} {v}' for k, v in versions().items())}.",
+        f"- Commit: {commit}. {rounds} pairs a row: median (least to greatest).",
+        "",
+        "| what | promised | measured | kept |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {r.what} | {r.bound} | {r.measured} | {'yes' if r.holds else '**no**'} |" for r in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

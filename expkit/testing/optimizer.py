@@ -1,0 +1,68 @@
+"""What every optimizer keeps to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from expkit.config import compose_cell
+from expkit.contracts import Optimizer, Params
+
+
+class OptimizerContract:
+    """Derive, and name the option in `optimizer`."""
+
+    optimizer: str
+
+    def make(self) -> Optimizer:
+        words = (f"optimizer={self.optimizer}", "optimizer.lr=0.01")
+        made = compose_cell("problem=sine", *words).workload.optimizer
+        assert made is not None
+        return made
+
+    def test_runs_under_the_strict_array_api(self) -> None:
+        xp = pytest.importorskip("array_api_strict")
+        optimizer = self.make()
+        strict = {k: xp.asarray(v) for k, v in _params().items()}
+        plain = _params()
+        slots, plain_slots = optimizer.init(xp, strict), optimizer.init(np, plain)
+        for step in range(5):
+            grads = _grads(step)
+            moved = {k: xp.asarray(g) for k, g in grads.items()}
+            strict, slots = optimizer.update(xp, strict, moved, slots)
+            plain, plain_slots = optimizer.update(np, plain, grads, plain_slots)
+        for name, value in plain.items():
+            np.testing.assert_allclose(np.from_dlpack(strict[name]), value, rtol=1e-12)
+
+    def test_state_is_arrays_of_the_parameters_dtype(self) -> None:
+        params = {k: v.astype(np.float32) for k, v in _params().items()}
+        grads = {k: v.astype(np.float32) for k, v in _grads(0).items()}
+        optimizer = self.make()
+        params, slots = optimizer.update(np, params, grads, optimizer.init(np, params))
+        for array in (*params.values(), *slots.values()):
+            assert isinstance(array, np.ndarray)
+            assert array.dtype == np.float32
+
+    def test_gradients_unharmed(self) -> None:
+        optimizer, params, grads = self.make(), _params(), _grads(0)
+        slots = optimizer.init(np, params)
+        for _ in range(3):
+            params, slots = optimizer.update(np, params, grads, slots)
+        for name, value in _grads(0).items():
+            np.testing.assert_array_equal(grads[name], value)
+
+    def test_goes_downhill(self) -> None:
+        optimizer, params = self.make(), {"w": np.array([1.0, -2.0])}
+        slots = optimizer.init(np, params)
+        for _ in range(50):
+            params, slots = optimizer.update(np, params, {"w": 2 * params["w"]}, slots)
+        assert np.all(np.abs(params["w"]) < [1.0, 2.0])
+
+
+def _params() -> Params:
+    return {"w": np.linspace(-1, 1, 5), "b": np.asarray(0.5)}
+
+
+def _grads(step: int) -> Params:
+    rng = np.random.default_rng(step)
+    return {"w": rng.standard_normal(5), "b": np.asarray(rng.standard_normal())}

@@ -1,0 +1,126 @@
+"""What every problem keeps to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from expkit.config import compose_cell
+from expkit.contracts import Differentiated, HostArray, Operation, Params, Problem, Workload
+from expkit.program import host_rng
+from expkit.testing.cells import parts, reference, workload
+
+
+class HostRandom:
+    """Draws over any array namespace."""
+
+    def __init__(self, xp: Any, seed: int) -> None:
+        self._xp, self._rng = xp, host_rng(seed, "stream")
+
+    def normal(self, shape: tuple[int, ...]) -> Any:
+        return self._xp.asarray(self._rng.standard_normal(shape))
+
+
+class ProblemContract:
+    """Derive, and name the option in `problem`."""
+
+    problem: str
+
+    def case(self) -> Workload:
+        return workload(self.problem, "sgd", steps=10)
+
+    def learning(self) -> Problem:
+        """The problem, or a skip for an operation."""
+        case = self.case()
+        if isinstance(case.problem, Operation):
+            pytest.skip("an operation has nothing to learn")
+        return parts(case)[0]
+
+    def test_runs_under_the_strict_array_api(self) -> None:
+        xp = pytest.importorskip("array_api_strict")
+        problem = self.case().problem
+        data = {k: xp.asarray(v) for k, v in problem.data(host_rng(0, "data")).items()}
+        batch = problem.batch(xp, data, HostRandom(xp, 0))
+        if isinstance(problem, Operation):
+            result = problem.apply(xp, batch)
+            plain = problem.apply(np, _batch(problem))
+            np.testing.assert_allclose(np.from_dlpack(result), plain, rtol=1e-12)
+            return
+        params = {k: xp.asarray(v) for k, v in problem.init(host_rng(0, "init")).items()}
+        loss = float(problem.loss(xp, params, batch))
+        assert loss == pytest.approx(_loss(problem, _start(problem)), rel=1e-12)
+        if isinstance(problem, Differentiated):
+            by_hand, grads = problem.loss_and_grad(xp, params, batch)
+            assert float(by_hand) == pytest.approx(loss, rel=1e-12)
+            assert {k: g.shape for k, g in grads.items()} == {k: p.shape for k, p in params.items()}
+
+    def test_gradient_equals_central_differences(self) -> None:
+        problem = self.learning()
+        if not isinstance(problem, Differentiated):
+            pytest.skip("no gradient by hand")
+        params, batch = _start(problem), _batch(problem)
+        loss, grads = problem.loss_and_grad(np, params, batch)
+        assert loss == pytest.approx(float(problem.loss(np, params, batch)), rel=1e-12)
+        for name, value in params.items():
+            for index in list(np.ndindex(value.shape))[:10]:
+                slope = _central_difference(problem, params, name, index)
+                scale = max(float(np.abs(grads[name]).max()), 1e-12)
+                assert abs(float(grads[name][index]) - slope) < 1e-5 * scale
+
+    def test_inputs_unharmed(self) -> None:
+        problem = self.learning()
+        params, batch = _start(problem), _batch(problem)
+        for call in ("loss", "loss_and_grad"):
+            if hasattr(problem, call):
+                getattr(problem, call)(np, params, batch)
+        for before, after in ((_start(problem), params), (_batch(problem), batch)):
+            for name, value in before.items():
+                np.testing.assert_array_equal(after[name], value)
+
+    def test_a_start_depends_on_the_seed_alone(self) -> None:
+        problem = self.case().problem
+        one, same, other = (problem.data(host_rng(seed, "data")) for seed in (0, 0, 1))
+        assert one.keys() == same.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], same[name])
+
+    def test_learns_as_recommended(self) -> None:
+        problem = self.learning()
+        for optimizer in problem.recommended().lr:
+            case = workload(self.problem, optimizer, problem.recommended().steps)
+            losses, _ = reference(case)
+            tenth = max(1, losses.size // 10)
+            assert np.median(losses[-tenth:]) < 0.9 * np.median(losses[:tenth]), optimizer
+
+    def test_recommends_what_the_schema_takes(self) -> None:
+        cell = compose_cell(f"problem={self.problem}")
+        recommended = cell.workload.problem.recommended()
+        assert cell.workload.steps == recommended.steps
+        assert cell.workload.stream == recommended.stream
+        assert cell.log_every == recommended.log_every
+
+
+def _start(problem: Problem) -> dict[str, HostArray]:
+    return problem.init(host_rng(0, "init"))
+
+
+def _batch(problem: Problem | Operation) -> Any:
+    return problem.batch(np, problem.data(host_rng(0, "data")), HostRandom(np, 0))
+
+
+def _loss(problem: Problem, params: Params) -> float:
+    return float(problem.loss(np, params, _batch(problem)))
+
+
+def _central_difference(
+    problem: Problem, params: Params, name: str, index: tuple[int, ...]
+) -> float:
+    h = 1e-5
+    sides = []
+    for sign in (1, -1):
+        moved = {k: np.array(v) for k, v in params.items()}
+        moved[name][index] += sign * h
+        sides.append(_loss(problem, moved))
+    return (sides[0] - sides[1]) / (2 * h)

@@ -1,0 +1,128 @@
+"""A recorded step does what the step does, in place, or says that it cannot."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from expkit_plugins.numpy.backend import NumpyBackend
+from expkit_plugins.numpy.capture import CaptureError, Recording, Traced
+from expkit_plugins.numpy.replay import Replay
+
+from expkit.contracts import Array, Batch, HostArray, Params, Random, Recommended, Workload
+from expkit.optimizers.sgd import Sgd
+
+X = np.linspace(0.5, 2, 12).reshape(3, 4)
+STEPS: dict[str, Callable[[Any], Any]] = {
+    "arithmetic": lambda x: (x * 2 + 1) / (3 - x) - x**2,
+    "power": lambda x: x**3 + 2**x,
+    "functions": lambda x: np.sqrt(x) + np.exp(-x) * np.sin(x),
+    "product": lambda x: (x @ x.T) @ x,
+    "sums": lambda x: x - np.sum(x, axis=0) + np.mean(x, axis=1, keepdims=True) + np.sum(x),
+    "views": lambda x: x[1:, ::2] * x[:-1, 1::2],
+    "reversed": lambda x: (x + 1)[::-1] - (x + 1),
+    "reshape": lambda x: np.reshape(x * 1.0, (4, 3)) @ x,
+    "reuse": lambda x: ((x + 1) * (x + 2)) * ((x + 3) * (x + 4)) - (x + 1),
+    "in place": lambda x: _in_place(x * 1.0, x),
+    "maximum": lambda x: np.maximum(x, 1.0) + np.where(True, 1.0, 0.0),
+    "scalars": lambda x: np.sqrt(1 - 1 / (np.sum(x) + 2)) * np.mean(x) / np.maximum(x, np.sum(x)),
+    "a scalar result": lambda x: (np.sum(x) + 1) * np.exp(-np.mean(x)),
+    "comparison": lambda x: (x > 1.0) * x,
+}
+
+
+def _in_place(y: Any, x: Any) -> Any:
+    z = y + 1
+    y *= 3
+    y -= x
+    return y + z
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_a_replay_equals_the_step(step: Callable[[Any], Any], dtype: str) -> None:
+    """On values that the recording never saw."""
+    recording = Recording()
+    pinned = recording.pin(X.astype(dtype))
+    result = recording.keep(step(pinned))
+    recording.plan()
+    other = (X[::-1] * 0.7 + 0.1).astype(dtype)
+    before = other.copy()
+    storage = [np.full(shape, np.nan, form) for shape, form in recording.slots]
+    replay = Replay(recording, result, learns=False)
+    advance, replayed = replay.bind(storage, {pinned.ref.buffer: other}, np.empty(0))
+    advance(0, 2)
+    expected = step(before)
+    assert replayed.dtype == expected.dtype
+    np.testing.assert_allclose(replayed, expected, rtol=1e-6 if dtype == "float32" else 1e-14)
+    np.testing.assert_array_equal(other, before)
+
+
+def test_temporaries_share_memory() -> None:
+    """A chain of elementwise steps needs one array, whatever its length."""
+    recording = Recording()
+    y = recording.pin(X) + 1
+    for _ in range(20):
+        y = np.sqrt(y) * 2
+    recording.keep(y)
+    recording.plan()
+    assert len(recording.slots) == 1
+
+
+def test_a_value_that_lives_on_is_not_overwritten() -> None:
+    recording = Recording()
+    x = recording.pin(X)
+    kept = x + 1
+    for _ in range(3):
+        kept = kept * (x + 2)
+    recording.keep(kept)
+    recording.plan()
+    assert len(recording.slots) == 2
+
+
+REFUSED: dict[str, Callable[[Traced], Any]] = {
+    "branch": lambda x: x if np.sum(x) > 0 else -x,
+    "number": lambda x: float(np.sum(x)) * x,
+    "fancy index": lambda x: x[[0, 1]],
+    "sort": lambda x: np.sort(x),
+    "into another type": lambda x: np.add.reduce(x, dtype="float16"),
+    "conversion": lambda x: np.asarray(x),
+}
+
+
+@pytest.mark.parametrize("step", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_recorded_is_refused(step: Callable[[Traced], Any]) -> None:
+    with pytest.raises(CaptureError):
+        step(Recording().pin(X))
+
+
+@dataclass(frozen=True)
+class Branching:
+    """A problem that looks at its loss."""
+
+    def recommended(self) -> Recommended:
+        return Recommended(steps=10)
+
+    def init(self, rng: np.random.Generator) -> dict[str, HostArray]:
+        return {"w": np.ones(3)}
+
+    def data(self, rng: np.random.Generator) -> dict[str, HostArray]:
+        return {}
+
+    def batch(self, xp: Any, data: Any, random: Random) -> Batch:
+        return {}
+
+    def loss(self, xp: Any, params: Params, batch: Batch) -> Array:
+        return self.loss_and_grad(xp, params, batch)[0]
+
+    def loss_and_grad(self, xp: Any, params: Params, batch: Batch) -> tuple[Array, Params]:
+        loss = params["w"] @ params["w"]
+        return loss, {"w": 2 * params["w"] if loss > 1 else 0 * params["w"]}
+
+
+def test_a_step_that_cannot_be_recorded_runs_step_by_step() -> None:
+    program = NumpyBackend().build(Workload(Branching(), Sgd(0.1), 10, 0, "shared"))
+    program.advance(10)
+    assert program.path == "step"
+    assert program.losses()[-1] == pytest.approx(3 * 0.8 ** (2 * 3))

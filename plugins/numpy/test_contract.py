@@ -1,0 +1,7 @@
+"""The NumPy backend keeps to the contract."""
+
+from expkit.testing import BackendContract
+
+
+class TestNumpy(BackendContract):
+    backend = "numpy"

@@ -1,0 +1,108 @@
+"""What the tests share: the command line in a process of its own, and plugins made on the fly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from textwrap import dedent
+from typing import NamedTuple
+
+import pytest
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+DEADLINE_S = 60.0
+"""After this long something hangs."""
+
+
+class Done(NamedTuple):
+    """How a process ended and what it said."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Expkit:
+    """`python -m expkit` with an outputs folder of its own, which is not there yet."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.outputs = place, place / "outputs"
+        self.env = {**os.environ, "EXPKIT_OUTPUTS": str(self.outputs)}
+
+    def __call__(self, *words: str) -> Done:
+        return self.end(self.start(*words))
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Run in the background, in a process group of its own, as a shell would."""
+        return self._start("-m", "expkit", *words)
+
+    def python(self, code: str) -> Done:
+        """Run a small script in the same surroundings."""
+        return self.end(self._start("-c", dedent(code)))
+
+    def end(self, process: subprocess.Popen[str]) -> Done:
+        """Wait for the process's end."""
+        with process:
+            try:
+                out, err = process.communicate(timeout=DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return Done(process.returncode, out, err)
+
+    def plugin(self, files: Mapping[str, str], package: str = "broken_plugin") -> None:
+        """Install the distribution `broken` with these files of its package."""
+        site = self.place / "site"
+        files = {f"{package}/{name}": text for name, text in files.items()} | {
+            "broken-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n",
+            "broken-1.0.dist-info/entry_points.txt": f"[expkit.plugins]\nbroken = {package}\n",
+        }
+        for name, text in files.items():
+            (site / name).parent.mkdir(parents=True, exist_ok=True)
+            (site / name).write_text(dedent(text))
+        paths = [str(site), os.environ.get("PYTHONPATH", "")]
+        self.env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+
+    def folders(self) -> list[Path]:
+        """The runs' folders, oldest first: those with a file in them."""
+        files = (file for file in self.outputs.glob("runs/**/*") if not file.is_dir())
+        return sorted({file.parent for file in files})
+
+    def processes(self) -> list[int]:
+        """Every process that has this outputs folder in its environment."""
+        mark = f"EXPKIT_OUTPUTS={self.outputs}".encode()
+        found = []
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):  # it ended meanwhile
+                if mark in environ.read_bytes().split(b"\0"):
+                    found.append(int(environ.parent.name))
+        return found
+
+    def _start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, *words],
+            cwd=self.place,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+
+
+@pytest.fixture
+def expkit(tmp_path: Path) -> Iterator[Expkit]:
+    """The command line, with an outputs folder of its own."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # pytest in the background of a script
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # would hand that down
+    runner = Expkit(tmp_path)
+    yield runner
+    for pid in runner.processes():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

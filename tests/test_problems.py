@@ -1,0 +1,91 @@
+"""The problems that ship keep to the contract, and mean what they say."""
+
+import numpy as np
+import pytest
+
+from expkit.config import compose_cell, options
+from expkit.problems.linear import INTERCEPT, SLOPE
+from expkit.problems.sine import Sine
+from expkit.testing import ProblemContract
+from expkit.testing.cells import reference, workload
+
+
+class TestProblems(ProblemContract):
+    @pytest.fixture(autouse=True, params=options("problem"))
+    def _each(self, request: pytest.FixtureRequest) -> None:
+        self.problem = request.param
+
+
+def test_sine_is_the_tutorials_least_squares() -> None:
+    """The tutorial's own formulas: four numbers, y = a + b x + c x^2 + d x^3, one step."""
+    problem, rng = Sine(), np.random.default_rng(0)
+    x = np.linspace(-np.pi, np.pi, 2000)
+    w = problem.init(rng)["w"]
+    y_pred = w[0] + w[1] * x + w[2] * x**2 + w[3] * x**3
+    error = y_pred - np.sin(x)
+    grads = [2 * error.sum(), *(2 * (error * x**k).sum() for k in (1, 2, 3))]
+    loss, by_hand = problem.loss_and_grad(np, {"w": w}, problem.data(rng))
+    assert loss == pytest.approx(np.square(error).sum(), rel=1e-12)
+    np.testing.assert_allclose(by_hand["w"], grads, rtol=1e-10)
+
+
+def test_sine_recommends_the_tutorials_rate() -> None:
+    assert Sine().recommended().lr["sgd"] == pytest.approx(1e-6, rel=1e-12)
+
+
+@pytest.mark.parametrize(("n", "degree"), [(2000, 3), (20_000, 3), (500, 5), (100, 1)])
+def test_sine_learns_at_any_size(n: int, degree: int) -> None:
+    words = ("problem=sine", f"problem.n={n}", f"problem.degree={degree}", "steps=300")
+    losses, _ = reference(compose_cell(*words).workload)
+    assert np.all(np.diff(losses) <= 1e-12 * losses[0])
+    assert losses[-1] < losses[0] / 2
+
+
+def test_linear_finds_the_line() -> None:
+    _, params = reference(workload("linear", "sgd", steps=1000))
+    assert params["slope"] == pytest.approx(SLOPE, abs=1e-6)
+    assert params["intercept"] == pytest.approx(INTERCEPT, abs=1e-6)
+
+
+def test_large_dot_converges_where_it_is_small() -> None:
+    losses, _ = reference(compose_cell("+experiment=large_dot_small").workload)
+    assert np.median(losses[-100:]) < 1e-4 * np.median(losses[:100])
+
+
+def test_large_dot_diverges_at_the_tutorials_rate() -> None:
+    words = ("+experiment=large_dot_numpy", "problem.n=100000", "optimizer.lr=0.1")
+    with np.errstate(all="ignore"):
+        losses, _ = reference(compose_cell(*words).workload)  # n * lr as in the tutorial
+    assert not np.isfinite(losses[-1])
+
+
+PRESETS = {
+    "sine_numpy": ("sine", "numpy", "float64", 2000, 1e-6),
+    "sine_torch": ("sine", "torch", "float32", 2000, 1e-6),
+    "matmul_numpy": ("matmul", "numpy", "float64", 100, None),
+    "matmul_torch": ("matmul", "torch", "float32", 100, None),
+    "matmul_cuda": ("matmul", "torch_cuda", "float32", 100, None),
+    "add_numpy": ("add", "numpy", "float64", 10, None),
+    "add_torch": ("add", "torch", "float32", 10, None),
+    "add_cuda": ("add", "torch_cuda", "float32", 10, None),
+    "linear_numpy": ("linear", "numpy", "float64", 10, 0.01),
+    "linear_torch": ("linear", "torch", "float32", 10, 0.01),
+    "linear_cuda": ("linear", "torch_cuda", "float32", 10, 0.01),
+    "large_dot_numpy": ("large_dot", "numpy", "float64", 200, 0.001),
+    "large_dot_torch": ("large_dot", "torch", "float32", 200, 0.001),
+    "large_dot_cuda": ("large_dot", "torch_cuda", "float32", 200, 0.001),
+    "large_dot_small": ("large_dot", "numpy", "float64", 1000, 0.005),
+}
+SIZES = {"sine": 2000, "matmul": 100, "add": 10_000, "large_dot": 10_000_000}
+
+
+@pytest.mark.parametrize("preset", options("experiment"))
+def test_presets_keep_the_tutorials_settings(preset: str) -> None:
+    cell = compose_cell(f"+experiment={preset}")
+    resolved, work = cell.resolved, cell.workload
+    rate = resolved["optimizer"]["lr"] if "optimizer" in resolved else None
+    backend = cell.names["backend"], resolved["backend"]["dtype"]
+    assert (cell.names["problem"], *backend, work.steps, rate) == PRESETS[preset]
+    if preset != "large_dot_small" and cell.names["problem"] in SIZES:
+        assert resolved["problem"]["n"] == SIZES[cell.names["problem"]]
+    assert resolved["problem"].get("draw", True), "the tutorials draw inside the loop"
