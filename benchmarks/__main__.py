@@ -9,15 +9,16 @@ ratio is the median over the pairs, with the least and the greatest beside it.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 
 from benchmarks import loops
-from benchmarks.pairs import Paired, Work, paired
+from benchmarks.pairs import Paired, paired
 from expkit.config import compose_cell
 from expkit.contracts import Program
 from expkit.measure.environment import cpu_model, git_state, versions
@@ -138,7 +139,7 @@ def large_dot(rounds: int) -> list[Row]:
     steps, lr = 3, 0.5 / LARGE
     words = ("problem=large_dot", f"problem.n={LARGE}", "backend.dtype=float32")
     target = np.random.default_rng(0).standard_normal(LARGE, dtype=np.float32)
-    tensor, room = torch.from_numpy(target), steps * (rounds + 1)
+    room = steps * (rounds + 1)
     ours = program(room, *words, "backend=numpy")
     pair = paired(
         partial(ours.advance, steps),
@@ -146,34 +147,24 @@ def large_dot(rounds: int) -> list[Row]:
         rounds,
     )
     rows = [faster("large_dot at 10^7, numpy, against the tutorial's loop", 2, pair, steps)]
-    del ours
-    cell = compose_cell("tracking=none", f"steps={room}", *words, "backend=torch")
-    cell.backend.configure()
-    ours = cell.backend.build(cell.workload)
-    pair = paired(
-        _before(cell.backend.configure, partial(ours.advance, steps)),
-        _before(_default_malloc, partial(loops.large_dot_tutorial_torch, tensor, steps, lr)),
-        rounds,
-    )
+    ours = program(room, *words, "backend=torch")
+    # The backend asks for huge pages, which a process cannot take back: the tutorial's loop runs
+    # in a process as it is found.
+    with _process_without("THP_MEM_ALLOC_ENABLE") as other:
+        theirs = partial(loops.large_dot_tutorial_torch, LARGE, steps, lr)
+        pair = paired(partial(ours.advance, steps), lambda: other.submit(theirs).result(), rounds)
     what = "large_dot at 10^7, torch CPU, against the tutorial's loop"
     return [*rows, faster(what, 5, pair, steps)]
 
 
-def _before(first: Work, then: Work) -> Work:
-    def both() -> None:
-        first()
-        then()
-
-    return both
-
-
-def _default_malloc() -> None:
-    """Undo what the torch backend sets: the tutorial's loop runs in the process as it was found."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        trim_threshold, mmap_threshold, default = -1, -3, 128 * 1024
-        libc.mallopt(trim_threshold, default)
-        libc.mallopt(mmap_threshold, default)
+@contextmanager
+def _process_without(variable: str) -> Iterator[ProcessPoolExecutor]:
+    before = os.environ.pop(variable, None)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        pool.submit(int).result()
+        if before is not None:
+            os.environ[variable] = before
+        yield pool
 
 
 def whole_command(rounds: int) -> list[Row]:

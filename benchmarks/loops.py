@@ -6,6 +6,7 @@ work from the same start.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -112,8 +113,9 @@ def large_dot_tutorial_numpy(target: Array, steps: int, lr: float) -> Array:
     return w
 
 
-def large_dot_tutorial_torch(target: torch.Tensor, steps: int, lr: float) -> torch.Tensor:
+def large_dot_tutorial_torch(n: int, steps: int, lr: float) -> None:
     """The same with autograd."""
+    target = _target(n)
     w = torch.zeros_like(target, requires_grad=True)
     for _ in range(steps):
         x = torch.randn(target.numel())
@@ -124,4 +126,8 @@ def large_dot_tutorial_torch(target: torch.Tensor, steps: int, lr: float) -> tor
         with torch.no_grad():
             w -= lr * w.grad
             w.grad.zero_()
-    return w.detach()
+
+
+@cache
+def _target(n: int) -> torch.Tensor:
+    return torch.randn(n)

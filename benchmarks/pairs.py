@@ -24,7 +24,8 @@ class Paired:
 def paired(ours: Work, other: Work, rounds: int) -> Paired:
     """Time both `rounds` times after a warm-up of each, changing who goes first."""
     ours(), other()
-    mine, theirs = [], []
+    mine: list[float] = []
+    theirs: list[float] = []
     for index in range(rounds):
         turns = [(ours, mine), (other, theirs)]
         for work, seconds in turns if index % 2 else reversed(turns):

@@ -1,8 +1,6 @@
 """`python -m expkit`."""
 
-import sys
-
-from expkit.cli import main
+from expkit.cli import console
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    console()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import traceback
@@ -88,7 +89,8 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     result = Result()
     with _recorded(cell, folder, tracker, result, sweep) as journal:
-        with np.errstate(all="ignore"):  # a loss that is not finite is found and named below
+        # A loss that is not finite is found and named below.
+        with np.errstate(all="ignore"), _collecting_garbage():
             _measure(cell, journal, tracker, watch, result)
         _finish(cell, journal, tracker, draw, result)
     return result
@@ -120,6 +122,20 @@ def _recorded(
         journal.end(status)
         if tracker:
             result.sent = tracker.update(folder, wait=True)
+
+
+@contextmanager
+def _collecting_garbage() -> Iterator[None]:
+    """As a person's own program runs: collector on, but past what start-up left behind."""
+    before = gc.isenabled()
+    gc.freeze()
+    gc.enable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if not before:
+            gc.disable()
 
 
 def _opening(cell: Cell, folder: Path, sweep: str | None) -> dict[str, Any]:
@@ -256,7 +272,7 @@ def _finish(
     journal.metric("time/setup_seconds", [result.setup_seconds or 0.0])
     journal.metric("time/warmup_seconds", [result.warmup_seconds or 0.0])
     if result.losses.size:
-        journal.metric("final/loss", result.losses[-1:], result.losses.size - 1)
+        journal.metric("final/loss", result.losses[-1:])
     if result.first_bad_step is not None:
         journal.tags({"first_bad_step": str(result.first_bad_step)})
     if result.summary:

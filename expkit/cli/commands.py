@@ -1,9 +1,8 @@
-"""The commands beside the run: `expkit ui`, `expkit sync`."""
+"""The commands beside the run: `expkit ui` and `expkit sync`."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,27 +25,10 @@ def command(argv: Sequence[str]) -> int:
     sync.add_argument("--outputs", type=Path, default=default_outputs())
     given = parser.parse_args(argv)
     if given.command == "ui":
-        return _ui(given.outputs.absolute(), given.port)
+        from expkit.cli.ui import ui as open_page
+
+        return open_page(given.outputs.absolute(), given.port)
     return _sync((given.folder or given.outputs).absolute(), given.uri)
-
-
-def _ui(outputs: Path, port: int) -> int:
-    database = outputs / "mlflow.db"
-    if not database.is_file():
-        where = "run in the folder of the runs, or say --outputs FOLDER"
-        print(f"expkit: no runs: {database} does not exist; {where}", file=sys.stderr)
-        return MISUSED
-    uri = f"sqlite:///{database}"
-    from mlflow import MlflowClient
-
-    experiment = MlflowClient(uri).get_experiment_by_name("expkit")
-    page = f"http://127.0.0.1:{port}/#/experiments"
-    if experiment is not None:
-        page += f"/{experiment.experiment_id}/runs?workflowType=machine_learning"
-    print(f"{page}\nCtrl-C ends it.", flush=True)
-    server = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    server += ["--port", str(port), "--backend-store-uri", uri]
-    os.execv(sys.executable, server)
 
 
 def _sync(place: Path, uri: str | None) -> int:

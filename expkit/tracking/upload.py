@@ -25,6 +25,7 @@ from mlflow.entities import Metric, Param, RunTag
 from expkit.tracking import journal
 
 STATE = "mlflow.json"
+OWNER = ("host", "pid", "started")
 BATCH = 1000
 """MLflow's limit on metrics in one request."""
 
@@ -49,9 +50,9 @@ class Uploader:
             state = {"uri": uri, "offset": 0}
         client, experiment = self._open(uri, run["tracking"])
         if "run_id" not in state:
-            state["run_id"] = _find_or_create(client, experiment, run)
+            known = self._reap(client, experiment, uri)
+            state["run_id"] = known.get(run["id"]) or _create(client, experiment, run)
             _save(folder, state)
-            self._reap(client, experiment, uri)
         self._append(client, folder, state)
         return str(state["run_id"])
 
@@ -79,7 +80,11 @@ class Uploader:
         offset = state["offset"]
         for record, offset in journal.read(folder, state["offset"]):  # noqa: B007
             kind = record["kind"]
-            if kind == "metric":
+            if kind == "run":
+                params = [Param(key, str(value)) for key, value in record["params"].items()]
+                for start in range(0, len(params), 100):
+                    client.log_batch(run_id, params=params[start : start + 100])
+            elif kind == "metric":
                 metrics += _metrics(record)
             elif kind == "tags":
                 tags = [RunTag(key, str(value)) for key, value in record["tags"].items()]
@@ -96,23 +101,29 @@ class Uploader:
         state["offset"] = offset
         _save(folder, state)
 
-    def _reap(self, client: MlflowClient, experiment: str, uri: str) -> None:
-        """End the runs that a dead process of this host left RUNNING, with all they measured."""
+    def _reap(self, client: MlflowClient, experiment: str, uri: str) -> dict[str, str]:
+        """End the runs that a dead process of this host left RUNNING, with all they measured.
+
+        Returns the RUNNING runs of this host, journal's id to run's id: a kill may have come
+        between the making of a run and the noting of its id.
+        """
         host = platform.node()
         query = f"attributes.status = 'RUNNING' AND tags.`expkit.host` = '{host}'"
+        known = {}
         for run in client.search_runs([experiment], query):
-            tags = run.data.tags
-            owner = {key: tags[f"expkit.{key}"] for key in ("host", "pid", "started")}
-            if not journal.is_dead(owner):
+            tags, run_id = run.data.tags, run.info.run_id
+            known[tags["expkit.journal"]] = run_id
+            if not journal.is_dead({key: tags[f"expkit.{key}"] for key in OWNER}):
                 continue
             folder = Path(tags["expkit.folder"])
             if (folder / journal.FILE).is_file() and journal.close_if_orphaned(folder):
-                state = _state(folder)
-                if state.get("run_id") == run.info.run_id:
+                state = {"uri": uri, "run_id": run_id, "offset": 0} | _state(folder)
+                if state["run_id"] == run_id:
                     self._append(client, folder, state)
                     continue
-            client.set_tag(run.info.run_id, "outcome", "interrupted")
-            client.set_terminated(run.info.run_id, "KILLED")
+            client.set_tag(run_id, "outcome", "interrupted")
+            client.set_terminated(run_id, "KILLED")
+        return known
 
 
 def pending(runs: Path) -> Iterator[Path]:
@@ -127,19 +138,10 @@ def _metrics(record: dict[str, Any]) -> list[Metric]:
     return [Metric(record["key"], float(v), record["time"], step) for v, step in pairs]
 
 
-def _find_or_create(client: MlflowClient, experiment: str, run: dict[str, Any]) -> str:
-    """The run of this journal; found again where a kill came before its id was noted."""
-    found = client.search_runs([experiment], f"tags.`expkit.journal` = '{run['id']}'")
-    if found:
-        run_id = str(found[0].info.run_id)
-    else:
-        tags = {**run["tags"], "expkit.journal": run["id"]}
-        tags |= {f"expkit.{key}": value for key, value in run["owner"].items()}
-        run_id = str(client.create_run(experiment, run["time"], tags, run["name"]).info.run_id)
-    params = [Param(key, str(value)) for key, value in run["params"].items()]
-    for start in range(0, len(params), 100):
-        client.log_batch(run_id, params=params[start : start + 100])
-    return run_id
+def _create(client: MlflowClient, experiment: str, run: dict[str, Any]) -> str:
+    tags = {**run["tags"], "expkit.journal": run["id"]}
+    tags |= {f"expkit.{key}": value for key, value in run["owner"].items()}
+    return str(client.create_run(experiment, run["time"], tags, run["name"]).info.run_id)
 
 
 @contextmanager

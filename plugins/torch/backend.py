@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 
     from .random import TorchRandom
 
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+"""PyTorch's own switch: ask the kernel for 2 MB pages under arrays of 2 MB and more (Linux)."""
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -31,7 +32,7 @@ class TorchBackend:
     device: `cpu`, `cuda`, or `cuda:1` and so on.
     dtype: float64, float32, float16 or bfloat16.
     threads: of the CPU's operators and of the random draw; None for every core.
-    fast: on the CPU, keep freed memory for the next step; on CUDA, replay a CUDA graph.
+    fast: on the CPU, long arrays on huge pages; on CUDA, replay a CUDA graph.
     """
 
     device: str = "cpu"
@@ -48,6 +49,10 @@ class TorchBackend:
 
     @property
     def xp(self) -> Any:
+        if self.fast:
+            # Read once, at the first allocation. A step allocates its long temporaries anew, and
+            # to touch them page by page takes longer than many a step's arithmetic.
+            os.environ.setdefault(HUGE_PAGES, "1")
         import torch
 
         return torch
@@ -57,8 +62,7 @@ class TorchBackend:
             raise Unavailable("PyTorch is not installed", "pip install 'expkit[torch]'")
         if self.device == "cpu":
             return
-        import torch
-
+        torch = self.xp
         if not torch.cuda.is_available():
             raise Unavailable(
                 f"device {self.device}: PyTorch {version('torch')} finds no CUDA device here",
@@ -72,8 +76,6 @@ class TorchBackend:
 
     def configure(self) -> None:
         self.xp.set_num_threads(self._threads)
-        if self.device == "cpu" and self.fast:
-            _keep_freed_memory()
 
     def asarray(self, host: npt.NDArray[Any]) -> Array:
         torch = self.xp
@@ -105,6 +107,7 @@ class TorchBackend:
             "dtype": self.dtype,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            "huge_pages": os.environ.get(HUGE_PAGES, "0"),
         }
         if self.device != "cpu":
             about |= {
@@ -132,16 +135,3 @@ class TorchBackend:
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._threads, thread_name_prefix="expkit-draw")
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc hand freed memory of any size out again instead of returning it to the kernel.
-
-    By default every array above 32 MB is mapped afresh, and touching its pages costs more than
-    many a step. Elsewhere than on glibc this does nothing. See mallopt(3).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_threshold, largest = -1, -3, 2**31 - 1
-        mallopt(mmap_threshold, 2**30)
-        mallopt(trim_threshold, largest)

@@ -1,0 +1,99 @@
+"""`expkit ui`: MLflow's own page, on the right database, showing the columns that matter."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import subprocess
+import sys
+import time
+import webbrowser
+import zlib
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from expkit.tracking.journal import now_ms
+
+HOST = "127.0.0.1"
+VIEW = "expkit"
+COLUMNS = [
+    "attributes.`Created`",
+    "tags.`outcome`",
+    "metrics.`time/median_seconds`",
+    "metrics.`time/steps_per_second`",
+    "metrics.`final/loss`",
+    "tags.`device`",
+    "tags.`dtype`",
+]
+"""What the table shows beside a run's name; by default MLflow shows neither metrics nor tags."""
+
+
+def ui(outputs: Path, port: int) -> int:
+    """Serve MLflow's page until Ctrl-C; returns the exit status."""
+    database = outputs / "mlflow.db"
+    if not database.is_file():
+        where = "run something first, or say --outputs FOLDER"
+        print(f"expkit: no runs yet: {database} does not exist; {where}", file=sys.stderr)
+        return 2
+    if _in_use(port):
+        print(f"expkit: --port: got {port}, takes a port that is free", file=sys.stderr)
+        return 2
+    uri = f"sqlite:///{database}"
+    page = f"http://{HOST}:{port}/{_fragment(uri)}"
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", HOST]
+    server = subprocess.Popen([*command, "--port", str(port), "--backend-store-uri", uri])
+    try:
+        while server.poll() is None and not _answers(port):
+            time.sleep(0.2)
+        if server.poll() is None:
+            print(f"\n{page}\nCtrl-C ends it.", flush=True)
+            if sys.stdout.isatty():
+                webbrowser.open(page)
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _fragment(uri: str) -> str:
+    """The part of the address that leads to the newest experiment's runs, in our view."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    newest = client.search_runs(
+        [e.experiment_id for e in client.search_experiments()],
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    if not newest:
+        return "#/experiments"
+    experiment = newest[0].info.experiment_id
+    # Not a documented interface: where MLflow changes it, its own default view shows.
+    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", _view())
+    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
+    return f"#/experiments/{experiment}/runs?{query}"
+
+
+def _view() -> str:
+    state = {"selectedColumns": COLUMNS, "runsExpanded": {}, "runsPinned": [], "runsHidden": []}
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    now = now_ms()
+    view = {"name": VIEW, "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"}
+    return json.dumps(view)
+
+
+def _in_use(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urlopen(f"http://{HOST}:{port}/health", timeout=1):
+            return True
+    except (URLError, OSError):
+        return False
