@@ -12,10 +12,13 @@ test: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy expkit plugins tests benchmarks
+	$(BIN)/mypy expkit plugins tests benchmarks docs/make.py
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks
+
+docs: .venv/ready
+	$(BIN)/python docs/make.py
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -25,4 +28,4 @@ bench: .venv/ready
 clean:
 	rm -rf .venv build *.egg-info
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench docs clean

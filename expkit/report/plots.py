@@ -46,8 +46,10 @@ def _loss(axes: Axes, losses: HostArray) -> None:
     """The loss of every step, on a logarithmic scale where it can be."""
     shown = np.isfinite(losses)
     axes.plot(np.flatnonzero(shown), losses[shown], linewidth=1.2)
-    if np.all(losses[shown] > 0):
+    if shown.any() and np.all(losses[shown] > 0):
         axes.set_yscale("log")
+        # A loss that diverged leaves the top: beyond, the ticks overflow.
+        axes.set_ylim(max(losses[shown].min() / 2, 1e-100), min(losses[shown].max() * 2, 1e100))
     if not shown.all():
         bad = int(np.flatnonzero(~shown)[0])
         axes.axvline(bad, color="C3", linestyle="--", label=f"not finite from step {bad}")
