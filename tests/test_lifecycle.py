@@ -149,7 +149,8 @@ RAISES = """
         def build(self, workload: Any) -> Any:
             if self.kind == "unbuildable":
                 raise RuntimeError("the device is gone")
-            return {"raising": Raising, "broken": Broken}[self.kind](self, workload, manual(self.xp))
+            program = {"raising": Raising, "broken": Broken}[self.kind]
+            return program(self, workload, manual(self.xp))
 """
 
 
@@ -203,15 +204,30 @@ def test_an_interrupted_run_keeps_what_it_measured(
     assert expkit.processes() == []
 
 
+def test_two_signals_at_once_end_a_run_too(expkit: Expkit) -> None:
+    process = expkit.start(*LONG)
+    await_metric(expkit, "time/wall_seconds")
+    for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+        os.killpg(process.pid, number)  # it wakes to both
+    assert process.wait(DEADLINE_S) in (130, 143)
+    done = expkit.end(process)
+    assert len(done.err.splitlines()) == 1, done.err
+    [run] = in_mlflow(expkit)
+    was_killed(run, only(expkit.folders()))
+    assert expkit.processes() == []
+
+
 def test_a_killed_run_is_ended_by_its_tracker(expkit: Expkit) -> None:
     process = expkit.start(*LONG)
     await_metric(expkit, "time/wall_seconds")
-    assert [run.status for run in in_mlflow(expkit)] == ["RUNNING"], "it is shown while it runs"
+    assert expkit(*SHORT).status == 0
+    statuses = {run.params["problem.n"]: run.status for run in in_mlflow(expkit)}
+    assert statuses == {"20000": "RUNNING", "2000": "FINISHED"}, "who lives is left alone"
     process.kill()
     process.wait()
     until(lambda: not expkit.processes(), "the tracker ends")
-    [run] = in_mlflow(expkit)
-    was_killed(run, only(expkit.folders()))
+    [run] = (run for run in in_mlflow(expkit) if run.params["problem.n"] == "20000")
+    was_killed(run, expkit.folders()[0])
     expkit.end(process)
 
 
@@ -241,7 +257,7 @@ def was_killed(run: Kept, folder: Path) -> None:
 # Where it is kept
 
 
-def test_a_server_that_refuses_gets_the_run_later(expkit: Expkit) -> None:
+def test_a_server_gets_a_run_at_once_or_later(expkit: Expkit) -> None:
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     words = refused(expkit, uri)
@@ -259,6 +275,9 @@ def test_a_server_that_refuses_gets_the_run_later(expkit: Expkit) -> None:
             assert (second.status, second.err) == (0, ""), second
             assert run.id not in second.out, "it is not sent again"
         assert in_mlflow(expkit, uri) == [run]
+        live = expkit(f"tracking.uri={uri}", *SHORT)
+        assert (live.status, live.err) == (0, ""), live
+        assert [each.status for each in in_mlflow(expkit, uri)] == ["FINISHED"] * 2
 
 
 def test_the_command_that_sends_later_can_be_pasted(expkit: Expkit) -> None:

@@ -37,4 +37,4 @@ def progress(steps: int) -> Iterator[Watch]:
         yield watch
 
 
-FORMAT = "{desc} {bar:30} {n_fmt}/{total_fmt} steps, {postfix}"
+FORMAT = "{desc} {bar:30} {n_fmt}/{total_fmt} steps{postfix}"

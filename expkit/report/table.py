@@ -16,12 +16,12 @@ def table(cell: Cell, result: Result, folder: Path) -> str:
     summary, steps = result.summary, cell.workload.steps
     if summary:
         count = len(result.wall_seconds)
-        if summary.interval:
-            half = (summary.high - summary.low) / 2 / summary.median
-            spread = f"± {half:.1%} (95 % interval of the median, {count} repeats)"
-        else:
-            spread = f"{seconds(summary.low)} to {seconds(summary.high)} ({count} repeats)"
-        rows.append(("wall time", f"{seconds(summary.median)} {spread}"))
+        what = "95 % interval of the median" if summary.interval else "least to greatest"
+        half = (summary.high - summary.low) / 2 / summary.median
+        spread = (
+            f"± {half:.1%}" if half < 0.2 else f"{seconds(summary.low)} to {seconds(summary.high)}"
+        )
+        rows.append(("wall time", f"{seconds(summary.median)}, {spread} ({what}, {count} repeats)"))
         per_step = f"{seconds(summary.median / steps)} a step"
         rows.append(("steps/s", f"{steps / summary.median:,.0f} ({per_step}, {steps} steps)"))
     if result.setup_seconds is not None and result.warmup_seconds is not None:
