@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from expkit.config import Cell
+from expkit.measure.statistics import Summary
 from expkit.runner import Result
 
 
@@ -15,15 +16,12 @@ def table(cell: Cell, result: Result, folder: Path) -> str:
         rows.append(("loss", f"{result.losses[0]:.6g} -> {result.losses[-1]:.6g}"))
     summary, steps = result.summary, cell.workload.steps
     if summary:
-        count = len(result.wall_seconds)
-        what = "95 % interval of the median" if summary.interval else "least to greatest"
-        half = (summary.high - summary.low) / 2 / summary.median
-        spread = (
-            f"± {half:.1%}" if half < 0.2 else f"{seconds(summary.low)} to {seconds(summary.high)}"
+        rows.append(("wall time", f"{seconds(summary.median)}, {_spread(summary, result)}"))
+        rate = steps / summary.median
+        shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+        rows.append(
+            ("steps/s", f"{shown} ({seconds(summary.median / steps)} a step, {steps} steps)")
         )
-        rows.append(("wall time", f"{seconds(summary.median)}, {spread} ({what}, {count} repeats)"))
-        per_step = f"{seconds(summary.median / steps)} a step"
-        rows.append(("steps/s", f"{steps / summary.median:,.0f} ({per_step}, {steps} steps)"))
     if result.setup_seconds is not None and result.warmup_seconds is not None:
         rows.append(("set-up", seconds(result.setup_seconds)))
         rows.append(("warm-up", seconds(result.warmup_seconds)))
@@ -35,6 +33,17 @@ def table(cell: Cell, result: Result, folder: Path) -> str:
     if result.sent and result.sent.run_id:
         rows.append(("", f"MLflow run {result.sent.run_id}; see it with: expkit ui"))
     return "\n".join(f"{name:>10}  {text}" for name, text in rows)
+
+
+def _spread(summary: Summary, result: Result) -> str:
+    count = len(result.wall_seconds)
+    if count == 1:
+        return "one repeat: its spread is not known"
+    what = "95 % interval of the median" if summary.interval else "least to greatest"
+    half = (summary.high - summary.low) / 2 / summary.median
+    ends = f"{seconds(summary.low)} to {seconds(summary.high)}"
+    spread = f"± {half:.1%}" if half < 0.2 and summary.interval else ends
+    return f"{spread} ({what}, {count} repeats)"
 
 
 def seconds(value: float) -> str:
