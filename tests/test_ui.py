@@ -1,0 +1,50 @@
+"""`expkit ui` serves the right database from any folder, and stops with Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+if TYPE_CHECKING:
+    from conftest import Expkit
+
+
+def test_the_page_has_the_runs(expkit: Expkit, tmp_path: Path) -> None:
+    assert expkit("problem=linear", "steps=20", "tracking.pictures=false").status == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    expkit.place = elsewhere
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = expkit.start("ui", "--port", str(port))
+    assert server.stdout is not None
+    page = next(line.strip() for line in server.stdout if line.startswith("http://127.0.0.1"))
+    experiment = urlsplit(page).fragment.split("/")[2]
+    search = Request(
+        f"http://127.0.0.1:{port}/api/2.0/mlflow/runs/search",
+        json.dumps({"experiment_ids": [experiment]}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urlopen(search, timeout=30) as answer:
+        runs = json.load(answer)["runs"]
+    assert [run["info"]["run_name"] for run in runs] == ["linear · numpy · sgd"]
+    taken = expkit("ui", "--port", str(port))
+    assert taken.status == 2
+    assert str(port) in taken.err
+    os.killpg(server.pid, signal.SIGINT)
+    assert expkit.end(server).status == 0
+    assert expkit.processes() == []
+
+
+def test_no_runs_yet_is_one_line(expkit: Expkit) -> None:
+    done = expkit("ui")
+    assert done.status == 2
+    assert done.err.count("\n") == 1
+    assert str(expkit.outputs) in done.err
