@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import math
 import os
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,36 +32,11 @@ import expkit.problems
 from expkit import plugins
 from expkit.contracts import Backend, Operation, Optimizer, Problem, Recommended, Workload
 from expkit.errors import ConfigError, PluginError, UserError, require
+from expkit.measure.stopping import Measure
 
+GROUPS = ("problem", "backend", "optimizer", "measure", "tracking")
 STREAMS = ("shared", "device")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How long to measure.
-
-    Attributes:
-        repeats_min: repeats at least.
-        repeats_max: repeats at most.
-        budget_s: seconds after which no further repeat starts, once there are repeats_min.
-        target_ci: stop when the interval of the median is this narrow, as a share of the median.
-        warmup: untimed steps before each repeat, at most a tenth of its steps.
-    """
-
-    repeats_min: int = 6
-    repeats_max: int = 20
-    budget_s: float = 0.25
-    target_ci: float = 0.05
-    warmup: int = 20
-
-    def __post_init__(self) -> None:
-        require(self.repeats_min >= 1, "repeats_min", self.repeats_min, "an integer of at least 1")
-        takes = f"an integer of at least repeats_min ({self.repeats_min})"
-        require(self.repeats_max >= self.repeats_min, "repeats_max", self.repeats_max, takes)
-        takes = "a finite number of at least 0"
-        require(0 <= self.budget_s < math.inf, "budget_s", self.budget_s, takes)
-        require(0 <= self.target_ci < math.inf, "target_ci", self.target_ci, takes)
-        require(self.warmup >= 0, "warmup", self.warmup, "an integer of at least 0")
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
 @dataclass(frozen=True)
@@ -84,6 +58,9 @@ class Tracking:
     def __post_init__(self) -> None:
         require(self.kind in ("mlflow", "none"), "kind", self.kind, "mlflow or none")
         require(bool(self.experiment.strip()), "experiment", self.experiment, "a name")
+        scheme = "" if self.uri is None else self.uri.partition(":")[0].partition("+")[0]
+        takes = f"null or an address that begins with one of {', '.join(SCHEMES)}"
+        require(self.uri is None or scheme in SCHEMES, "uri", self.uri, takes)
 
 
 @dataclass
@@ -188,9 +165,12 @@ def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
         PluginError: a class that cannot be imported.
     """
     for key in map(str, config):
-        known = [field.name for field in dataclasses.fields(Config)]
+        known = [field.name for field in fields(Config)]
         if key not in known:
             raise UserError(f"{key}: no such key; the top level takes {', '.join(known)}")
+    for group in GROUPS:
+        if OmegaConf.is_missing(config, group) or config.get(group) is None:
+            raise ConfigError(group, None, ", ".join(options(group)))
     problem = _build(config, "problem", {})
     recommended: Recommended = problem.recommended()
     learns = isinstance(problem, Problem)
@@ -218,6 +198,8 @@ def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
             resolved[group] = {"name": names[group], **dataclasses.asdict(part)}
     resolved |= {"steps": steps, "log_every": log_every, "stream": stream, "seed": config.seed}
     resolved |= {"measure": dataclasses.asdict(measure), "tracking": dataclasses.asdict(tracking)}
+    if tracking.uri is not None:  # what is shown and kept has no password in it
+        resolved["tracking"]["uri"] = re.sub(r"//[^/@]*@", "//", tracking.uri)
     workload = Workload(problem, optimizer, steps, config.seed, stream)
     outputs = Path(config.outputs).absolute()
     return Cell(names, workload, backend, log_every, measure, tracking, outputs, resolved)
@@ -227,14 +209,22 @@ def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
     node = config[group]
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)
-    if "_target_" in values:
-        cls = _load(values.pop("_target_"), group)
+    if group in ("measure", "tracking"):
+        cls: type[Any] = {"measure": Measure, "tracking": Tracking}[group]
+    elif "_target_" in values:
+        cls = _load(str(values.pop("_target_")), group)
     else:
-        cls = {"measure": Measure, "tracking": Tracking}[group]
+        raise PluginError(f"{group}: the chosen option names no class in _target_")
+    if not dataclasses.is_dataclass(cls):
+        raise PluginError(f"{group}: {cls} is no dataclass, whose fields would be its keys")
+    known = [field.name for field in fields(cls)]
+    for name in map(str, values):
+        if name not in known:
+            raise UserError(f"{group}.{name}: no such key; {group} takes {', '.join(known)}")
     for name, value in defaults.items():
         if values.get(name, "???") == "???":
             values[name] = value
-    with _named(group):
+    with _named(group, cls):
         typed = OmegaConf.merge(OmegaConf.structured(cls), values)
         for missing in sorted(OmegaConf.missing_keys(typed)):
             raise ConfigError(missing, None, "a value: there is no recommendation, so set it")
@@ -242,25 +232,29 @@ def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def _named(group: str) -> Iterator[None]:
+def _named(group: str, cls: type[Any]) -> Iterator[None]:
     """Put the group before the key in what goes wrong inside."""
     try:
         yield
     except ConfigError as error:
         raise ConfigError(f"{group}.{error.key}", error.got, error.takes) from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{group}.{plain_reason(error)}") from error
+        raise UserError(f"{group}.{plain_reason(error, cls)}") from error
 
 
-def plain_reason(error: OmegaConfBaseException) -> str:
+def plain_reason(error: OmegaConfBaseException, cls: type[Any] = Config) -> str:
     """The key, what it got and what it takes, from what OmegaConf says over several lines."""
     said = str(error.msg or error).splitlines()[0]
-    got = re.search(r"Value '(.*?)' .*(?:be converted to|is not a valid) (\w+)", said)
+    key = str(error.full_key or "")
+    types = {f.name: str(f.type) for part in (Measure, Tracking, cls) for f in fields(part)}
+    kinds = {"int": "an integer", "float": "a number", "bool": "true or false"}
+    kind = kinds.get(types.get(key.rpartition(".")[2], "").removesuffix(" | None"), "a value")
+    if "is not Optional" in said or "Incompatible value 'None'" in said:
+        return f"{key}: got None, takes {kind}"
+    got = re.search(r"Value '(.*?)' .*(?:be converted to|is not a valid) \w+", said)
     if got:
-        kinds = {"Integer": "an integer", "Float": "a number", "bool": "true or false"}
-        kind = kinds.get(got[2], got[2])
-        return f"{error.full_key}: got {got[1]!r}, takes {kind}"
-    return f"{error.full_key}: {said}" if error.full_key else said
+        return f"{key}: got {got[1]!r}, takes {kind}"
+    return f"{key}: {said}" if key else said
 
 
 def _load(target: str, group: str) -> type[Any]:
@@ -294,9 +288,9 @@ def _is_own_dataclass(value: Any, module: str) -> bool:
 
 
 def _option(cls: type[Any]) -> dict[str, Any]:
-    fields = OmegaConf.to_container(OmegaConf.structured(cls))
-    assert isinstance(fields, dict)
-    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **fields}
+    values = OmegaConf.to_container(OmegaConf.structured(cls))
+    assert isinstance(values, dict)
+    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **values}
 
 
 def _writable(cls: type[Any]) -> DictConfig:

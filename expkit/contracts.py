@@ -8,6 +8,10 @@ synchronize, read, `advance`, synchronize, read.
 Two habits keep the first two portable: operators before functions (`w @ x`, not
 `xp.matmul(w, x)`), and `xp` taken as an argument, never imported.
 
+A step (`batch`, `loss_and_grad` or `apply`, and `update`) depends on its arguments alone and keeps
+the same form from one to the next: a backend may record it once and replay it. What changes from
+step to step comes from `random` or is an array in the optimizer's state, all of which `init` makes.
+
 Problems, optimizers and backends are frozen dataclasses: their fields are their configuration.
 """
 
@@ -60,7 +64,9 @@ class Recommended:
 class Problem(Protocol):
     """Something to learn: parameters, data and a loss."""
 
-    def recommended(self) -> Recommended: ...
+    def recommended(self) -> Recommended:
+        """What to do where the configuration says nothing, for this problem's sizes."""
+        ...
 
     def init(self, rng: np.random.Generator) -> dict[str, HostArray]:
         """First parameters, on the host. Called again for every return to the start."""
@@ -92,13 +98,21 @@ class Differentiated(Problem, Protocol):
 class Operation(Protocol):
     """Something to compute with nothing to learn, such as a matrix product."""
 
-    def recommended(self) -> Recommended: ...
+    def recommended(self) -> Recommended:
+        """As a problem's."""
+        ...
 
-    def data(self, rng: np.random.Generator) -> dict[str, HostArray]: ...
+    def data(self, rng: np.random.Generator) -> dict[str, HostArray]:
+        """As a problem's."""
+        ...
 
-    def batch(self, xp: Any, data: Mapping[str, Array], random: Random) -> Batch: ...
+    def batch(self, xp: Any, data: Mapping[str, Array], random: Random) -> Batch:
+        """As a problem's."""
+        ...
 
-    def apply(self, xp: Any, batch: Batch) -> Array: ...
+    def apply(self, xp: Any, batch: Batch) -> Array:
+        """The result of one step."""
+        ...
 
 
 @runtime_checkable
@@ -113,7 +127,9 @@ class Plotted(Protocol):
 class Optimizer(Protocol):
     """A rule that turns a gradient into new parameters."""
 
-    def init(self, xp: Any, params: Params) -> Slots: ...
+    def init(self, xp: Any, params: Params) -> Slots:
+        """The state before the first step: every array that `update` will keep."""
+        ...
 
     def update(self, xp: Any, params: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
         """One step. May write into the memory of `params` and `slots`, never of `grads`."""
@@ -172,7 +188,9 @@ class Backend(Protocol):
     """A way of computing."""
 
     @property
-    def xp(self) -> Any: ...
+    def xp(self) -> Any:
+        """The array namespace."""
+        ...
 
     def require(self) -> None:
         """Raise `expkit.errors.Unavailable(reason, remedy)` where this machine cannot run it.
@@ -188,7 +206,9 @@ class Backend(Protocol):
         """A copy in the backend's dtype, on its device."""
         ...
 
-    def to_numpy(self, array: Array) -> HostArray: ...
+    def to_numpy(self, array: Array) -> HostArray:
+        """A copy on the host, in float64."""
+        ...
 
     def random(self, seed: int) -> Random:
         """The backend's own generator, for `stream=device`."""
@@ -198,7 +218,9 @@ class Backend(Protocol):
         """Return when all queued work is done."""
         ...
 
-    def build(self, workload: Workload) -> Program: ...
+    def build(self, workload: Workload) -> Program:
+        """The fastest program that fits; the step-by-step one where `fast` is false."""
+        ...
 
     def describe(self) -> dict[str, str | int | float]:
         """What runs, read back and not assumed: device, dtype, threads, versions."""

@@ -9,7 +9,7 @@ import traceback
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -65,9 +65,8 @@ class Result:
 
     @property
     def summary(self) -> Summary | None:
-        """Of whole repeats; None where there is none, or where the answer is not to be timed."""
-        timed_ok = self.outcome in ("ok", "interrupted") and self.wall_seconds
-        return summarize(self.wall_seconds) if timed_ok else None
+        """Of whole repeats; None unless the outcome is ok: no other has a time to show."""
+        return summarize(self.wall_seconds) if self.outcome == "ok" else None
 
 
 def run(
@@ -103,10 +102,10 @@ def _recorded(
     """A run in the journal and in MLflow from here to the end, however it ends."""
     journal = Journal(folder)
     journal.write("run", **_opening(cell, folder, sweep))
-    if tracker:
-        tracker.update(folder)
     status = "FAILED"
     try:
+        if tracker:
+            tracker.update(folder)
         yield journal
         status = "FINISHED" if result.outcome == "ok" else "FAILED"
     except KeyboardInterrupt:
@@ -178,7 +177,6 @@ def _flat(resolved: Mapping[str, Any]) -> dict[str, Any]:
                 flat[key if inner == "name" else f"{key}.{inner}"] = field_value
         else:
             flat[key] = value
-    flat.pop("tracking.uri")  # may hold a password
     return flat
 
 
@@ -186,20 +184,26 @@ def _measure(
     cell: Cell, journal: Journal, tracker: Tracker | None, watch: Watch, result: Result
 ) -> None:
     workload, backend = cell.workload, cell.backend
-    started = perf_counter()
-    program = backend.build(workload)
-    backend.synchronize()
-    result.setup_seconds, result.path = perf_counter() - started, program.path
     warmup = min(cell.measure.warmup, -(-workload.steps // 10))
-    result.warmup_seconds = timed(program, backend.synchronize, warmup) if warmup else 0.0
+    with _quiet(tracker, journal.folder, expected_s=0):
+        started = perf_counter()
+        program = backend.build(workload)
+        backend.synchronize()
+        result.setup_seconds, result.path = perf_counter() - started, program.path
+        result.warmup_seconds = timed(program, backend.synchronize, warmup) if warmup else 0.0
     journal.write("note", setup_seconds=result.setup_seconds, warmup_seconds=result.warmup_seconds)
     journal.tags({"path": program.path})
-    expected = result.warmup_seconds / max(warmup, 1) * workload.steps * cell.measure.repeats_min
-    quiet = tracker.quiet(journal.folder, expected) if tracker else nullcontext()
-    with quiet:
+    expected_s = result.warmup_seconds / max(warmup, 1) * workload.steps * cell.measure.repeats_min
+    with _quiet(tracker, journal.folder, expected_s):
         _repeat(cell, program, warmup, journal, tracker, watch, result)
     if isinstance(workload.problem, Plotted):
         result.params = program.params()
+
+
+def _quiet(
+    tracker: Tracker | None, folder: Path, expected_s: float
+) -> AbstractContextManager[None]:
+    return tracker.quiet(folder, expected_s) if tracker else nullcontext()
 
 
 def _repeat(
@@ -242,6 +246,13 @@ def _one_repeat(
     repeat, learns = len(result.wall_seconds), not isinstance(cell.workload.problem, Operation)
     seconds: list[float] = []
     written, last_flush = 0, perf_counter()
+
+    def keep_losses() -> None:
+        if learns and (repeat == 0 or result.outcome == "diverged"):
+            result.losses = program.losses()
+        if learns and repeat == 0:
+            journal.metric("train/loss", result.losses[written:], written)
+
     try:
         for done in range(0, steps, cell.log_every):
             n = min(cell.log_every, steps - done)
@@ -250,33 +261,35 @@ def _one_repeat(
             bad = np.flatnonzero(~np.isfinite(fresh))
             if bad.size:
                 result.outcome, result.first_bad_step = "diverged", done + int(bad[0])
-                return
+                break
             watch(repeat, done + n, float(fresh[-1]) if fresh.size else None, n / seconds[-1])
             if repeat == 0 and learns and perf_counter() - last_flush > FLUSH_S:
                 journal.metric("train/loss", program.losses(written), written)
                 written, last_flush = done + n, perf_counter()
             if tracker:
                 tracker.refresh(journal.folder)
+    except BaseException:
+        with suppress(Exception):  # what went wrong first is what is told
+            keep_losses()
+        raise
+    keep_losses()
+    if result.outcome != "diverged":
         result.wall_seconds.append(sum(seconds))
         result.chunk_seconds.append(seconds)
-    finally:
-        if learns and (repeat == 0 or result.outcome == "diverged"):
-            result.losses = program.losses()
-            journal.metric("train/loss", result.losses[written:], written)
 
 
 def _finish(
     cell: Cell, journal: Journal, tracker: Tracker | None, draw: Draw, result: Result
 ) -> None:
     """Metrics and artifacts of a run that was measured or diverged."""
-    journal.metric("time/setup_seconds", [result.setup_seconds or 0.0])
-    journal.metric("time/warmup_seconds", [result.warmup_seconds or 0.0])
     if result.losses.size:
         journal.metric("final/loss", result.losses[-1:])
     if result.first_bad_step is not None:
         journal.tags({"first_bad_step": str(result.first_bad_step)})
     if result.summary:
         summary, steps = result.summary, cell.workload.steps
+        journal.metric("time/setup_seconds", [result.setup_seconds or 0.0])
+        journal.metric("time/warmup_seconds", [result.warmup_seconds or 0.0])
         journal.metric("time/median_seconds", [summary.median])
         journal.metric("time/low_seconds", [summary.low])
         journal.metric("time/high_seconds", [summary.high])

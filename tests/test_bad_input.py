@@ -23,13 +23,13 @@ CASES = [
     ("+experiment=nope", "experiment", "nope", "sine_numpy"),
     # an unknown key
     ("problem.foo=1", "problem.foo", "no such key", "degree"),
-    ("+problem.foo=1", "problem.foo", "foo", "degree"),
+    ("+problem.foo=1", "problem.foo", "no such key", "degree"),
     ("measure.foo=1", "measure.foo", "no such key", "repeats_min"),
     ("++foo=1", "foo", "no such key", "log_every"),
     ("stepz=3", "stepz", "no such key", "steps"),
     # a wrong type
     ("problem.n=abc", "problem.n", "abc", "an integer"),
-    ("problem.n=null", "problem.n", "None", "an integer"),
+    ("problem.n=null", "problem.n", "None", "takes"),
     ("steps=1.5", "steps", "1.5", "an integer"),
     ("optimizer.lr=abc", "optimizer.lr", "abc", "a number"),
     ("optimizer=sgd optimizer.nesterov=maybe", "optimizer.nesterov", "maybe", "true or false"),

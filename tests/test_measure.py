@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from expkit.config import Measure
 from expkit.measure.statistics import median_interval, summarize
-from expkit.measure.stopping import reason_to_stop
+from expkit.measure.stopping import Measure, reason_to_stop
 
 
 @pytest.mark.parametrize("n", [6, 7, 10, 25, 60])
@@ -44,6 +43,7 @@ LIMITS = Measure(repeats_min=6, repeats_max=8, budget_s=1.0, target_ci=0.1)
         (SPREAD, 0.0, None),
         (SPREAD, 1.0, "budget_s"),
         ([*SPREAD, 1.0, 9.0], 0.0, "repeats_max"),
+        ([*STEADY, 1.0], 0.0, None),
     ],
 )
 def test_stops_for_the_reason_it_names(

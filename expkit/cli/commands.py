@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from expkit.cli.status import FAILED, OK, complain
 from expkit.config import default_outputs
-
-OK, FAILED, MISUSED = 0, 1, 2
+from expkit.tracking.tracker import one_line
 
 
 def command(argv: Sequence[str]) -> int:
@@ -17,7 +16,7 @@ def command(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="expkit")
     commands = parser.add_subparsers(dest="command", required=True)
     ui = commands.add_parser("ui", help="open MLflow's page on the runs kept here")
-    ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--port", type=_port, default=5000)
     ui.add_argument("--outputs", type=Path, default=default_outputs())
     sync = commands.add_parser("sync", help="send to MLflow what is not there yet")
     sync.add_argument("folder", type=Path, nargs="?", help="one run's folder, or any above it")
@@ -36,21 +35,28 @@ def _sync(place: Path, uri: str | None) -> int:
     from expkit.tracking.upload import Uploader, pending
 
     if not place.is_dir():
-        print(f"expkit: {place} is no folder", file=sys.stderr)
-        return MISUSED
+        return complain(f"{place}: no such folder")
     uploader, status, count = Uploader(), OK, 0
-    for folder in pending(place):
+    for folder in pending(place, uri):
+        if journal.opening(folder) is None:
+            print(f"{folder}: killed before its run began; there is nothing to send")
+            continue
         if not journal.close_if_orphaned(folder):
             print(f"{folder}: still running")
             continue
         try:
             run_id = uploader.send(folder, uri)
         except Exception as error:  # whatever MLflow or its server raises
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(f"expkit: {folder}: {reason}", file=sys.stderr)
-            status = FAILED
+            status = complain(f"{folder}: {one_line(error)}", FAILED)
         else:
             count += 1
             print(f"{folder}: sent as run {run_id}")
     print(f"{count} sent")
     return status
+
+
+def _port(word: str) -> int:
+    number = int(word)
+    if not 0 < number < 65536:
+        raise ValueError
+    return number

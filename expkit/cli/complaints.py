@@ -16,11 +16,12 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from expkit.config import plain_reason
 
 
-def one_line(error: Exception, argv: Sequence[str]) -> str:
+def explain(error: Exception, argv: Sequence[str]) -> str:
     """What to print for an error in composing these words."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
@@ -35,6 +36,8 @@ def one_line(error: Exception, argv: Sequence[str]) -> str:
         return plain_reason(error)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {str(error).splitlines()[0]}; takes key=value"
+    if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines)
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from expkit.errors import Unavailable, UserError
-from expkit.tracking.tracker import Tracker
+from expkit.cli.status import FAILED, INTERRUPTED, MISUSED, OK, TERMINATED, complain
+from expkit.errors import ConfigError, Unavailable, UserError
+from expkit.tracking.tracker import Tracker, one_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
-TERMINATED = 128 + signal.SIGTERM
+    from expkit.config import Cell
+
 NO_RUN = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc")
 
 
@@ -29,30 +31,27 @@ class Terminated(KeyboardInterrupt):
 
 def run(argv: Sequence[str]) -> int:
     """Compose and run; one line on stderr for whatever goes wrong."""
-    with _tracker(argv) as tracker, _terminate_raises():
+    with _terminate_raises():
         try:
-            return max(_compose_and_run(argv, tracker), default=OK)
+            with _tracker(argv) as tracker:
+                return max(_compose_and_run(argv, tracker), default=OK)
         except Terminated:
             return TERMINATED
         except KeyboardInterrupt:
             return INTERRUPTED
         except UserError as error:
-            return _complain(error)
+            return complain(error)
         except OSError as error:
             if error.filename is None:
                 raise
-            return _complain(f"outputs: cannot write {error.filename} ({error.strerror})")
-
-
-def _complain(reason: object, status: int = MISUSED) -> int:
-    print(f"expkit: {reason}", file=sys.stderr)
-    return status
+            return complain(f"outputs: cannot write {error.filename} ({error.strerror})")
 
 
 @contextmanager
 def _tracker(argv: Sequence[str]) -> Iterator[Tracker | None]:
     """MLflow's process, started before anything is imported: it is what takes longest."""
-    if "tracking=none" in argv or any(word.startswith(NO_RUN) for word in argv):
+    runs_nothing = any(word in NO_RUN or word.startswith(("--cfg=", "--info=")) for word in argv)
+    if "tracking=none" in argv or runs_nothing:
         yield None
         return
     tracker = Tracker()
@@ -78,22 +77,30 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
     """The exit status of each cell; Hydra prints lines of its own if a cell raises."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us
     import hydra
+    from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     from expkit import config
 
     statuses: list[int] = []
     config.register()
+    for flag in get_args_parser().parse_known_args(list(argv))[1]:
+        raise UserError(f"{flag}: no such option; see --help")
+    for key, value in (word.split("=", 1) for word in argv if "=" in word):
+        if key in config.GROUPS and (value == "null" or value.startswith("[")):
+            raise ConfigError(key, value, f"one of {', '.join(config.options(key))}")
+        if key == "outputs" and value.strip("'\"") in ("", "null"):  # else Hydra writes to /
+            raise ConfigError(key, value, "a folder")
     before, sys.argv = sys.argv, ["expkit", *argv]
     try:
         main = hydra.main("pkg://expkit.conf", "config", version_base="1.3")
         main(lambda composed: statuses.append(_run_composed(composed, tracker)))()
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        from expkit.cli.complaints import one_line
+    except Exception as error:  # Hydra's, OmegaConf's and YAML's; a cell's do not get here
+        if isinstance(error, UserError | OSError) and not isinstance(error, HydraException):
+            raise
+        from expkit.cli.complaints import explain
 
-        raise UserError(one_line(error, argv)) from error
+        raise UserError(explain(error, argv)) from error
     finally:
         sys.argv = before
     return statuses
@@ -103,6 +110,7 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
     """One cell, in the folder that Hydra chose for it; its exit status."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+    from omegaconf.errors import OmegaConfBaseException
 
     from expkit import config, runner
     from expkit.cli.progress import progress
@@ -113,27 +121,39 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
     folder = Path(hydra_config.runtime.output_dir).absolute()
     sweep = Path(hydra_config.sweep.dir).name if hydra_config.mode == RunMode.MULTIRUN else None
     try:
-        cell = config.build_cell(composed, hydra_config.runtime.choices)
-        used = tracker if cell.tracking.kind == "mlflow" else None
-        with progress(cell.workload.steps) as watch:
+        cell = config.build_cell(composed, dict(hydra_config.runtime.choices))
+        with progress(cell.workload.steps) as watch, _used(cell, tracker) as used:
             result = runner.run(cell, folder, used, watch, plots.draw, sweep=sweep)
-    except UserError as error:
+    except (UserError, OmegaConfBaseException) as error:
         if isinstance(error, Unavailable):
             error = UserError(f"backend={cell.names['backend']}: {error}")
+        if isinstance(error, OmegaConfBaseException):
+            error = UserError(config.plain_reason(error))
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()  # nothing half-made stays behind
-        return _complain(error, FAILED if folder.is_dir() else MISUSED)
+        return complain(error, FAILED if folder.is_dir() else MISUSED)
     except KeyboardInterrupt:
-        _complain(f"interrupted; what was measured is in {folder}")
+        complain(f"interrupted; what was measured is in {folder}")
         raise
     except Exception as error:
         report = folder / "error.txt"
         if not report.exists():  # it went wrong before the run began
             report.write_text(traceback.format_exc())
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return _complain(f"the run failed: {reason}; see {report}", FAILED)
+        return complain(f"the run failed: {one_line(error)}; see {report}", FAILED)
     print(table(cell, result, folder), flush=True)
     if result.sent and result.sent.error:
-        later = f"send it later: expkit sync {folder}"
-        return _complain(f"not in MLflow ({result.sent.error}); {later}", FAILED)
+        later = f"send it later: expkit sync {shlex.quote(str(folder))}"
+        return complain(f"not in MLflow ({result.sent.error}); {later}", FAILED)
     return OK if result.outcome == "ok" else FAILED
+
+
+@contextmanager
+def _used(cell: Cell, tracker: Tracker | None) -> Iterator[Tracker | None]:
+    """The tracker, if this cell wants one: made now if the words did not show it before."""
+    if cell.tracking.kind == "none":
+        yield None
+    elif tracker is not None:
+        yield tracker
+    else:
+        with closing(Tracker()) as late:
+            yield late

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from expkit.cli.status import OK, complain
 from expkit.tracking.journal import now_ms
 
 HOST = "127.0.0.1"
@@ -35,11 +36,9 @@ def ui(outputs: Path, port: int) -> int:
     database = outputs / "mlflow.db"
     if not database.is_file():
         where = "run something first, or say --outputs FOLDER"
-        print(f"expkit: no runs yet: {database} does not exist; {where}", file=sys.stderr)
-        return 2
+        return complain(f"no runs yet: {database} does not exist; {where}")
     if _in_use(port):
-        print(f"expkit: --port: got {port}, takes a port that is free", file=sys.stderr)
-        return 2
+        return complain(f"--port: got {port}, takes a port that is free")
     uri = f"sqlite:///{database}"
     page = f"http://{HOST}:{port}/{_fragment(uri)}"
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", HOST]
@@ -53,7 +52,7 @@ def ui(outputs: Path, port: int) -> int:
                 webbrowser.open(page)
         return server.wait()
     except KeyboardInterrupt:
-        return 0
+        return OK
     finally:
         server.terminate()
         server.wait()

@@ -37,10 +37,9 @@ class Sine:
         require(0 <= self.degree <= 20, "degree", self.degree, "an integer from 0 to 20")
 
     def recommended(self) -> Recommended:
-        # The largest curvature of the sum of squares grows like n * pi^2d / (2d + 1); the
-        # tutorial's 1e-6 is half of what is stable at n = 2000 and d = 3. Scale it alike.
-        scale = math.pi**6 / 7 * (2 * self.degree + 1) / math.pi ** (2 * self.degree)
-        rate = 1e-6 * (2000 / self.n) * scale
+        # The curvature is at most twice the sum of the basis' squares; the tutorial's 1e-6 is well
+        # below its inverse at n = 2000 and d = 3. Scale it alike.
+        rate = 1e-6 * _sum_of_squares(2000, 3) / _sum_of_squares(self.n, self.degree)
         lr = {"sgd": rate, "momentum": rate, "adam": 1e-2, "rmsprop": 2e-3}
         return Recommended(steps=2000, lr=lr)
 
@@ -48,8 +47,8 @@ class Sine:
         return {"w": rng.standard_normal(self.degree + 1)}
 
     def data(self, rng: np.random.Generator) -> dict[str, HostArray]:
-        x = self._points()
-        return {"basis": self._basis(x), "y": np.sin(x)}
+        x = _points(self.n)
+        return {"basis": _basis(x, self.degree), "y": np.sin(x)}
 
     def batch(self, xp: Any, data: Mapping[str, Array], random: Random) -> Batch:
         return data
@@ -63,11 +62,17 @@ class Sine:
         return residual @ residual, {"w": 2 * (batch["basis"] @ residual)}
 
     def curves(self, params: Mapping[str, HostArray]) -> Curves:
-        x = self._points()
-        return {"sin(x)": (x, np.sin(x)), "fit": (x, params["w"] @ self._basis(x))}
+        x = _points(self.n)
+        return {"sin(x)": (x, np.sin(x)), "fit": (x, params["w"] @ _basis(x, self.degree))}
 
-    def _points(self) -> HostArray:
-        return np.linspace(-math.pi, math.pi, self.n)
 
-    def _basis(self, x: HostArray) -> HostArray:
-        return np.stack([x**k for k in range(self.degree + 1)])
+def _points(n: int) -> HostArray:
+    return np.linspace(-math.pi, math.pi, n)
+
+
+def _basis(x: HostArray, degree: int) -> HostArray:
+    return np.stack([x**k for k in range(degree + 1)])
+
+
+def _sum_of_squares(n: int, degree: int) -> float:
+    return float((_basis(_points(n), degree) ** 2).sum())

@@ -27,6 +27,7 @@ FILE = "journal.jsonl"
 
 
 def now_ms() -> int:
+    """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 
@@ -40,6 +41,7 @@ class Journal:
             self._file.write(b"\n")
 
     def write(self, kind: str, **fields: Any) -> None:
+        """Append a line."""
         line = json.dumps({"kind": kind, "time": now_ms(), **fields}, ensure_ascii=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
@@ -55,6 +57,7 @@ class Journal:
         self.write("metric", key=key, values=encoded, steps=list(steps))
 
     def tags(self, tags: Mapping[str, str]) -> None:
+        """Add tags, or replace their values."""
         self.write("tags", tags=dict(tags))
 
     def artifact(self, name: str) -> None:
@@ -77,8 +80,8 @@ def read(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
                 return
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # torn by a kill, then appended to
+            except ValueError:
+                continue  # torn by a kill, be it inside a character, then appended to
             yield record, offset
 
 
@@ -105,17 +108,29 @@ def _process_start(pid: int) -> str:
     return "" if fields[0] == "Z" else fields[19]
 
 
-def close_if_orphaned(folder: Path) -> bool:
-    """Whether the journal has its end; a dead owner's is ended here as KILLED."""
-    owner_of: Mapping[str, str] | None = None
-    for record, _ in read(folder):
-        if record["kind"] == "run":
-            owner_of = record["owner"]
-        if record["kind"] == "end":
-            return True
-    if owner_of is None or not is_dead(owner_of):
-        return False
+def is_ended(folder: Path) -> bool:
+    """Whether the journal has its last line."""
+    return any(record["kind"] == "end" for record, _ in read(folder))
+
+
+def opening(folder: Path) -> dict[str, Any] | None:
+    """The journal's `run` line; None where a kill came before it."""
+    return next((record for record, _ in read(folder) if record["kind"] == "run"), None)
+
+
+def end_orphan(folder: Path) -> None:
+    """End, as KILLED, a journal that nobody writes any more."""
     journal = Journal(folder)
     journal.tags({"outcome": "interrupted"})
     journal.end("KILLED")
+
+
+def close_if_orphaned(folder: Path) -> bool:
+    """Whether the journal has its end; a dead owner's is ended here."""
+    if is_ended(folder):
+        return True
+    run = opening(folder)
+    if run is None or not is_dead(run["owner"]):
+        return False
+    end_orphan(folder)
     return True

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 SHOWN_LIVE_S = 2.0
 """A measurement longer than this waits until its run is in MLflow, then begins."""
@@ -45,12 +45,15 @@ class Tracker:
             text=True,
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
+        self._ready = False
         self._unanswered = 0
         self._last = time.monotonic()
 
     def update(self, folder: Path, *, wait: bool = False) -> Sent:
         """Send what is new in this run's journal; without `wait`, some time soon."""
         sent = Sent(None, None)
+        if wait:  # it may have been stopped where a signal came at a bad moment
+            self._signal(signal.SIGCONT)
         try:
             assert self._child.stdin is not None
             self._child.stdin.write(json.dumps({"folder": str(folder)}) + "\n")
@@ -65,6 +68,7 @@ class Tracker:
 
     def _answer(self) -> Sent:
         assert self._child.stdout is not None
+        self._await_start()
         line = self._child.stdout.readline()
         if not line:
             self._unanswered = 0
@@ -77,8 +81,8 @@ class Tracker:
         """Keep the child from running; first let a long run appear in MLflow."""
         if expected_s > SHOWN_LIVE_S:
             self.update(folder, wait=True)
-        self._signal(signal.SIGSTOP)
         try:
+            self._stop()
             yield
         finally:
             self._signal(signal.SIGCONT)
@@ -86,9 +90,8 @@ class Tracker:
     def refresh(self, folder: Path) -> None:
         """Inside `quiet`, off the clock: send what is new if the last time is long ago."""
         if time.monotonic() - self._last > REFRESH_S:
-            self._signal(signal.SIGCONT)
             self.update(folder, wait=True)
-            self._signal(signal.SIGSTOP)
+            self._stop()
 
     def close(self) -> None:
         """Let the child finish what it was asked and end."""
@@ -101,38 +104,57 @@ class Tracker:
         self._child.stdout.close()
         self._child.wait()
 
-    def abandon(self) -> None:
-        """End the child at once; it has been told of no run yet."""
-        self._child.kill()
-        self._child.communicate()
+    def _stop(self) -> None:
+        self._await_start()
+        self._signal(signal.SIGSTOP)
+
+    def _await_start(self) -> None:
+        """Until its first line the child could stay stopped for ever, if we died."""
+        assert self._child.stdout is not None
+        if not self._ready:
+            self._ready = True
+            self._child.stdout.readline()
 
     def _signal(self, number: signal.Signals) -> None:
         if self._child.poll() is None:
             self._child.send_signal(number)
 
 
-def _serve() -> None:
+def _serve(answers: TextIO) -> None:
     """The child: answer each request; then end what the parent left open."""
     from expkit.tracking import journal
-    from expkit.tracking.upload import Uploader
 
-    uploader = Uploader()
+    try:
+        from expkit.tracking.upload import Uploader
+
+        uploader, broken = Uploader(), None
+    except Exception as error:  # a broken MLflow must not cost the run
+        uploader, broken = None, one_line(error)
     folders: set[Path] = set()
 
     def answer(folder: Path) -> Sent:
+        if uploader is None:
+            return Sent(None, broken)
         try:
             return Sent(uploader.send(folder), None)
         except Exception as error:  # whatever MLflow or its server raises, the parent reports
-            return Sent(None, f"{type(error).__name__}: {error}".splitlines()[0])
+            return Sent(None, one_line(error))
 
     for line in sys.stdin:
         folder = Path(json.loads(line)["folder"])
         folders.add(folder)
         reply: dict[str, Any] = vars(answer(folder))
-        print(json.dumps(reply), flush=True)
+        print(json.dumps(reply), file=answers, flush=True)
     for folder in folders:
-        if journal.close_if_orphaned(folder):
+        if not journal.is_ended(folder):  # the parent has hung up in the middle of it
+            journal.end_orphan(folder)
             answer(folder)
+
+
+def one_line(error: Exception) -> str:
+    """An error's type and the first line of what it says."""
+    said = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {said[0]}"
 
 
 def _child() -> None:
@@ -145,10 +167,14 @@ def _child() -> None:
     if hasattr(libc, "prctl"):
         pr_set_pdeathsig = 1
         libc.prctl(pr_set_pdeathsig, signal.SIGCONT)
+    # MLflow prints to stdout as it likes; the answers have a channel of their own.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    print(file=answers, flush=True)
     # mlflow-skinny does without these; importing them takes a third of a second.
     sys.modules.update(dict.fromkeys(("numpy", "pandas", "pyarrow", "scipy", "sklearn")))  # type: ignore[arg-type]
     with suppress(BrokenPipeError):  # the parent is gone; what it measured is in the journal
-        _serve()
+        _serve(answers)
     os._exit(0)  # the interpreter's tidying up takes longer than the work
 
 

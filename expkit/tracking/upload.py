@@ -43,22 +43,29 @@ class Uploader:
         Args:
             uri: another address than the one the run was made for.
         """
-        state = _state(folder)
-        run = next(record for record, _ in journal.read(folder) if record["kind"] == "run")
+        run = journal.opening(folder)
+        if run is None:
+            raise ValueError(f"{folder / journal.FILE} has no beginning")
         uri = uri or run["tracking"]["uri"]
-        if state.get("uri") != uri:
-            state = {"uri": uri, "offset": 0}
         client, experiment = self._open(uri, run["tracking"])
-        if "run_id" not in state:
-            known = self._reap(client, experiment, uri)
-            state["run_id"] = known.get(run["id"]) or _create(client, experiment, run)
-            _save(folder, state)
-        self._append(client, folder, state)
+        with _locked(folder):
+            state = _state(folder)
+            if state.get("uri") == uri:
+                self._append(client, folder, state)
+                return str(state["run_id"])
+        known = self._reap(client, experiment, uri)
+        with _locked(folder):
+            state = _state(folder)
+            if state.get("uri") != uri:
+                run_id = known.get(run["id"]) or _create(client, experiment, run)
+                state = {"uri": uri, "run_id": run_id, "offset": 0}
+                _save(folder, state)
+            self._append(client, folder, state)
         return str(state["run_id"])
 
     def _open(self, uri: str, tracking: dict[str, str]) -> tuple[MlflowClient, str]:
         name = tracking["experiment"]
-        with _locked(uri):
+        with _one_at_a_time(uri):
             if uri not in self._clients:
                 self._clients[uri] = MlflowClient(uri)
             client = self._clients[uri]
@@ -116,20 +123,23 @@ class Uploader:
             if not journal.is_dead({key: tags[f"expkit.{key}"] for key in OWNER}):
                 continue
             folder = Path(tags["expkit.folder"])
-            if (folder / journal.FILE).is_file() and journal.close_if_orphaned(folder):
-                state = {"uri": uri, "run_id": run_id, "offset": 0} | _state(folder)
-                if state["run_id"] == run_id:
-                    self._append(client, folder, state)
-                    continue
+            if (folder / journal.FILE).is_file():
+                with _locked(folder):
+                    journal.close_if_orphaned(folder)
+                    state = {"uri": uri, "run_id": run_id, "offset": 0} | _state(folder)
+                    if state["run_id"] == run_id:
+                        self._append(client, folder, state)
+                        continue
             client.set_tag(run_id, "outcome", "interrupted")
             client.set_terminated(run_id, "KILLED")
         return known
 
 
-def pending(runs: Path) -> Iterator[Path]:
-    """Folders below `runs` whose journal is not all in MLflow."""
-    for file in sorted(runs.rglob(journal.FILE)):
-        if not _state(file.parent).get("done"):
+def pending(place: Path, uri: str | None = None) -> Iterator[Path]:
+    """Folders at or below `place` whose journal is not all in MLflow (at this address)."""
+    for file in sorted(place.rglob(journal.FILE)):
+        state = _state(file.parent)
+        if not state.get("done") or uri not in (None, state["uri"]):
             yield file.parent
 
 
@@ -145,8 +155,8 @@ def _create(client: MlflowClient, experiment: str, run: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _locked(uri: str) -> Iterator[None]:
-    """One process at a time opens a local database: eight at once break its first migration."""
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """One process opens a local database at a time: eight at once break its first migration."""
     if not uri.startswith("sqlite:///"):
         yield
         return
@@ -155,6 +165,17 @@ def _locked(uri: str) -> Iterator[None]:
     with database.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process sends a run's journal at a time."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _state(folder: Path) -> dict[str, Any]:

@@ -37,12 +37,14 @@ class Buffer:
     Attributes:
         form: its shape and dtype.
         pinned: the owner's array (parameters, state, data) and not a temporary.
+        fixed: pinned, and not to be written: the problem's data.
         last: index of the last call that touches it.
         slot: which storage a temporary shares.
     """
 
     form: Form
     pinned: bool = False
+    fixed: bool = False
     last: int = -1
     slot: int | None = None
 
@@ -73,7 +75,10 @@ class Traced(NDArrayOperatorsMixin):
             return self.recording.reduce(ufunc, *inputs, **options)
         if method != "__call__" or options or ufunc.nout != 1:
             raise CaptureError(f"{ufunc.__name__}.{method} with {sorted(options)}")
-        return self.recording.call(ufunc, inputs, out[0] if out else None)
+        target = out[0] if out else None
+        if not isinstance(target, Traced | None):
+            raise CaptureError("a result into an array that the step made itself")
+        return self.recording.call(ufunc, inputs, target)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Traced:
         if func in (np.sum, np.mean):
@@ -100,6 +105,14 @@ class Traced(NDArrayOperatorsMixin):
     @property
     def shape(self) -> tuple[int, ...]:
         return self.value.shape
+
+    @property
+    def size(self) -> int:
+        return self.value.size
+
+    @property
+    def mT(self) -> Traced:  # noqa: N802 - the array API's name
+        return self.viewed(lambda array: array.mT)
 
     @property
     def ndim(self) -> int:
@@ -148,19 +161,49 @@ class Recording:
     calls: list[Call] = field(default_factory=list)
     slots: list[Form] = field(default_factory=list)
 
-    def pin(self, array: AnyArray) -> Traced:
-        """An array of the owner's, which lives on between steps."""
-        return Traced(self, array, Ref(Buffer((array.shape, array.dtype), pinned=True)))
+    def pin(self, array: AnyArray, *, fixed: bool = False) -> Traced:
+        """An array of the owner's, which lives on between steps; `fixed` if it never changes."""
+        buffer = Buffer((array.shape, array.dtype), pinned=True, fixed=fixed)
+        return Traced(self, array, Ref(buffer))
 
     def temporary(self, value: AnyArray) -> Traced:
+        """An array that a call makes. In C order, as its storage in a replay will be."""
+        value = np.asarray(value, order="C")
         return Traced(self, value, Ref(Buffer((value.shape, value.dtype))))
+
+    def same_step(self, other: Recording) -> bool:
+        """Whether both made the same calls: the step depends on its arguments alone."""
+        if len(self.calls) != len(other.calls):
+            return False
+        places: dict[Buffer, Buffer] = {}
+        for one, two in zip(self.calls, other.calls, strict=True):
+            if (one.kind, one.axis, one.keepdims) != (two.kind, two.axis, two.keepdims):
+                return False
+            if one.kind != "fill" and one.function is not two.function:
+                return False
+            for x, y in zip((*one.inputs, one.out), (*two.inputs, two.out), strict=True):
+                if isinstance(x, Ref) and isinstance(y, Ref):
+                    alike = places.setdefault(x.buffer, y.buffer) is y.buffer
+                    alike &= (x.view is None) == (y.view is None)
+                else:
+                    alike = type(x) is type(y) and np.array_equal(x, y, equal_nan=True)
+                if not alike:
+                    return False
+        return True
 
     def call(self, ufunc: np.ufunc, inputs: tuple[Any, ...], out: Traced | None) -> Traced:
         if ufunc is np.power and np.isscalar(inputs[1]) and inputs[1] == 2:
             ufunc, inputs = np.square, inputs[:1]
         values = [_value(x) for x in inputs]
         if out is None:
-            out = self.temporary(np.asarray(ufunc(*values)))
+            out = self.temporary(ufunc(*values))
+        elif out.ref.buffer.fixed:
+            raise CaptureError("a step that writes into the problem's data")
+        elif np.result_type(*values) != out.dtype:
+            raise CaptureError(f"{ufunc.__name__} in place from another dtype")
+        elif out.shape == () and not out.ref.buffer.pinned:
+            # NumPy's scalars do not change in place: other names keep the old value.
+            out = self.temporary(ufunc(*values))
         else:
             ufunc(*values, out=out.value)
         kind = "elementwise" if ufunc.signature is None else "product"
@@ -172,10 +215,15 @@ class Recording:
         keepdims = bool(options.pop("keepdims", False))
         if options:
             raise CaptureError(f"{ufunc.__name__}.reduce with {sorted(options)}")
-        value = np.asarray(ufunc.reduce(x.value, axis=axis, keepdims=keepdims))
+        value = ufunc.reduce(x.value, axis=axis, keepdims=keepdims)
         return self._note("reduce", ufunc, (x,), self.temporary(value), axis, keepdims)
 
-    def summed(self, x: Traced, axis: Any = None, *, mean: bool, keepdims: bool = False) -> Traced:
+    def summed(
+        self, x: Traced, axis: Any = None, *, mean: bool, keepdims: bool = False, **options: Any
+    ) -> Traced:
+        """`np.sum` or `np.mean`."""
+        if options:
+            raise CaptureError(f"sum or mean with {sorted(options)}")
         total = self.reduce(np.add, x, axis, keepdims=keepdims)
         return total / (x.value.size // total.value.size) if mean else total
 
@@ -184,9 +232,16 @@ class Recording:
         fill(value)
         return self._note("fill", fill, (), self.temporary(value))
 
-    def store(self, target: Traced, source: Traced) -> None:
-        """End the step with `target` holding `source`."""
-        if target.ref.buffer is not source.ref.buffer:
+    def store(self, pairs: list[tuple[Traced, Traced]]) -> None:
+        """End the step with each first array holding the second, all at once."""
+        moved = [(target, x) for target, x in pairs if x.ref is not target.ref]
+        # What lies in an owner's array is taken out first: it may be written below.
+        copied: list[tuple[Traced, Any]] = [
+            (target, np.positive(x) if x.ref.buffer.pinned else x) for target, x in moved
+        ]
+        for target, source in copied:
+            if (source.shape, source.dtype) != (target.shape, target.dtype):
+                raise CaptureError("parameters or state of another shape or dtype")
             self._note("copy", np.copyto, (source,), target)
 
     def keep(self, x: Traced) -> Ref:

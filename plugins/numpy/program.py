@@ -10,7 +10,7 @@ import numpy.typing as npt
 from expkit.contracts import Differentiated, HostArray, Operation, Workload
 from expkit.program import first_params, host_rng, place_data, place_params
 
-from .capture import Buffer, Recording, Traced
+from .capture import Buffer, CaptureError, Recording, Ref, Traced
 from .random import BlockRandom
 from .replay import Replay
 
@@ -74,33 +74,49 @@ class CapturedProgram:
         self._slots = {} if optimizer is None else optimizer.init(np, self._params)
 
     def _record(self) -> None:
-        recording = Recording()
-        traced = [
-            {name: recording.pin(array) for name, array in group.items()}
-            for group in (self._data, self._params, self._slots)
-        ]
-        self._pins = [{name: x.ref for name, x in group.items()} for group in traced]
-        data, params, slots = (dict(group) for group in traced)
-        random = RecordingRandom(recording, self._source, self._backend.dtype)
-        problem, optimizer = self._workload.problem, self._workload.optimizer
-        with np.errstate(all="ignore"):
-            batch = problem.batch(np, data, random)
-            if isinstance(problem, Operation):
-                kept = problem.apply(np, batch)
-            else:
-                assert optimizer is not None
-                assert isinstance(problem, Differentiated)
-                kept, grads = problem.loss_and_grad(np, params, batch)
-                del batch  # long arrays go as soon as they can
-                params, slots = optimizer.update(np, params, grads, slots)
-        kept_ref = recording.keep(kept)
-        del kept
-        for pinned, after in zip(traced[1:], (params, slots), strict=True):
-            for name, target in pinned.items():
-                recording.store(target, after[name])
+        """Record the step twice: a step that changes from one to the next cannot be replayed."""
+        try:
+            with np.errstate(all="ignore"):
+                first, _ = self._recording()
+                recording, kept = self._recording()
+        except CaptureError:
+            raise
+        except Exception as error:  # step by step it works, or shows again
+            raise CaptureError(f"{type(error).__name__}: {error}") from error
+        if not first.same_step(recording):
+            raise CaptureError("a step that depends on more than its arguments")
         recording.plan()
         self._forms = recording.slots
-        self._replay = Replay(recording, kept_ref, learns=optimizer is not None)
+        learns = self._workload.optimizer is not None
+        self._replay = Replay(recording, kept, learns=learns)
+
+    def _recording(self) -> tuple[Recording, Ref]:
+        """The calls of one step, and where its loss (or an operation's result) lies."""
+        recording = Recording()
+        pinned = [
+            {name: recording.pin(array, fixed=group is self._data) for name, array in group.items()}
+            for group in (self._data, self._params, self._slots)
+        ]
+        self._pins = [{name: x.ref for name, x in group.items()} for group in pinned]
+        data, params, slots = (dict(group) for group in pinned)
+        random = RecordingRandom(recording, self._source, self._backend.dtype)
+        problem, optimizer = self._workload.problem, self._workload.optimizer
+        batch = problem.batch(np, data, random)
+        if isinstance(problem, Operation):
+            return recording, recording.keep(problem.apply(np, batch))
+        assert optimizer is not None
+        assert isinstance(problem, Differentiated)
+        loss, grads = problem.loss_and_grad(np, params, batch)
+        kept = recording.keep(loss)
+        del batch  # long arrays go as soon as they can
+        after = optimizer.update(np, params, grads, slots)
+        pairs = []
+        for owned, fresh in zip(pinned[1:], after, strict=True):
+            if owned.keys() != fresh.keys():
+                raise CaptureError("state that init does not make")
+            pairs += [(owned[name], fresh[name]) for name in owned]
+        recording.store(pairs)
+        return recording, kept
 
     def _bind(self) -> None:
         backend = self._backend

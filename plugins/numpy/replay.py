@@ -33,6 +33,8 @@ AnyArray = npt.NDArray[Any]
 Advance = Callable[[int, int], None]
 LONG = 1 << 19
 """Values from which handing work to another thread (some 20 microseconds) pays."""
+CONVERTED = (np.add, np.subtract, np.multiply, np.true_divide, np.power, np.maximum, np.minimum)
+"""Ufuncs that turn a Python number into their result's dtype."""
 OPERATORS = {np.add: "+", np.subtract: "-", np.multiply: "*", np.true_divide: "/"}
 
 
@@ -74,7 +76,11 @@ class Replay:
             if not isinstance(x, Ref):
                 return x
             array = pinned[x.buffer] if x.buffer.slot is None else storage[x.buffer.slot]
-            return array if x.view is None else x.view(array)
+            if x.view is None:
+                return array
+            part = x.view(array)
+            assert np.may_share_memory(part, array), "a view that copies"
+            return part
 
         def in_parts(ufunc: np.ufunc, inputs: tuple[Any, ...], out: AnyArray) -> None:
             _in_parts(pool, threads, ufunc, inputs, out)
@@ -144,7 +150,7 @@ class Replay:
         """A scalar's variable, or the name of what is bound."""
         if isinstance(x, Ref) and x.buffer in self._scalars:
             return f"s{list(self._scalars).index(x.buffer)}"
-        if call is not None and isinstance(x, (int, float)):
+        if call is not None and type(x) in (int, float) and call.function in CONVERTED:
             into_array = call.out.buffer not in self._scalars
             if into_array and call.out.buffer.form[1].kind == "f":
                 # NumPy converts a Python number at every call; an array of shape () is ready.
@@ -184,7 +190,9 @@ def _in_parts(
     """An elementwise call on threads, each with a stretch of the first axis."""
     whole = [np.shape(x) == out.shape for x in inputs]
     alike = all(w or np.ndim(x) == 0 for w, x in zip(whole, inputs, strict=True))
-    if pool is None or threads == 1 or not alike:
+    # One thread must not read what another writes.
+    apart = all(x is out or not np.may_share_memory(x, out) for x in inputs)
+    if pool is None or threads == 1 or not alike or not apart:
         ufunc(*inputs, out=out)
         return
 

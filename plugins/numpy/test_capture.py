@@ -126,3 +126,122 @@ def test_a_step_that_cannot_be_recorded_runs_step_by_step() -> None:
     program.advance(10)
     assert program.path == "step"
     assert program.losses()[-1] == pytest.approx(3 * 0.8 ** (2 * 3))
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """w @ w, with a loss that a case may write in its own way."""
+
+    shape: tuple[int, ...]
+    error: Callable[[Any], Any]
+
+    def recommended(self) -> Recommended:
+        return Recommended(steps=10)
+
+    def init(self, rng: np.random.Generator) -> dict[str, HostArray]:
+        return {"w": rng.standard_normal(self.shape)}
+
+    def data(self, rng: np.random.Generator) -> dict[str, HostArray]:
+        return {}
+
+    def batch(self, xp: Any, data: Any, random: Random) -> Batch:
+        return {}
+
+    def loss(self, xp: Any, params: Params, batch: Batch) -> Array:
+        return self.loss_and_grad(xp, params, batch)[0]
+
+    def loss_and_grad(self, xp: Any, params: Params, batch: Batch) -> tuple[Array, Params]:
+        error = self.error(params["w"])
+        return xp.sum(error * error), {"w": 2 * params["w"]}
+
+
+def _scalar_in_place(w: Any) -> Any:
+    total = np.sum(w)
+    half = total
+    half *= 0.5
+    return w + total - half
+
+
+ERRORS: dict[str, tuple[tuple[int, ...], Callable[[Any], Any]]] = {
+    "a matrix and its transpose, on threads": ((1000, 1000), lambda w: w * 1.5 + (w * 1.5).T),
+    "a temporary and its own transpose": ((1000, 1000), lambda w: (lambda g: g + g.T)(w * 1.5)),
+    "an array and its reverse": ((1 << 20,), lambda w: (lambda g: g - g[::-1])(w * 1.5)),
+    "a reshaped transpose": ((3, 4), lambda w: np.reshape((w.T * 2).T, (12,))),
+    "a scalar by two names": ((3, 4), _scalar_in_place),
+    "the array API's names": ((3, 3), lambda w: w.mT * w.size),
+    "an integer that stays one": ((3, 4), lambda w: np.ldexp(w, 2)),
+    "a method of arrays": ((3, 4), lambda w: w.reshape((12,)) - w.sum()),
+    "an array made inside": ((3, 4), lambda w: _add_into(np.zeros((3, 4)), w)),
+}
+
+
+def _add_into(array: Any, x: Any) -> Any:
+    array += x
+    return array
+
+
+@pytest.mark.parametrize("case", ERRORS.values(), ids=ERRORS)
+def test_a_replay_is_never_silently_another_step(
+    case: tuple[tuple[int, ...], Callable[[Any], Any]],
+) -> None:
+    """Found in review, each: it is replayed right, or runs step by step."""
+    _same_fast_and_slow(Workload(Quadratic(*case), Sgd(0.1), 4, 0, "shared"))
+
+
+@dataclass(frozen=True)
+class HeavyBall:
+    """Keeps the iterate before the last, which the update overwrites."""
+
+    def init(self, xp: Any, params: Params) -> Params:
+        return {k: xp.zeros_like(p) + p for k, p in params.items()}
+
+    def update(self, xp: Any, params: Params, grads: Params, slots: Params) -> Any:
+        new = {k: p - 0.1 * grads[k] + 0.5 * (p - slots[k]) for k, p in params.items()}
+        return new, dict(params)
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """Makes its state in the first step."""
+
+    def init(self, xp: Any, params: Params) -> Params:
+        return {}
+
+    def update(self, xp: Any, params: Params, grads: Params, slots: Params) -> Any:
+        slots = {k: slots[k] * 0.9 + grads[k] if k in slots else grads[k] for k in params}
+        return {k: p - 0.1 * slots[k] for k, p in params.items()}, slots
+
+
+@dataclass(frozen=True)
+class Reversing:
+    """Returns a view of what it was given."""
+
+    def init(self, xp: Any, params: Params) -> Params:
+        return {}
+
+    def update(self, xp: Any, params: Params, grads: Params, slots: Params) -> Any:
+        for k, p in params.items():
+            p -= 0.1 * grads[k]
+        return {k: p[::-1] for k, p in params.items()}, slots
+
+
+@pytest.mark.parametrize("optimizer", [HeavyBall(), Lazy(), Reversing()], ids=repr)
+def test_an_optimizer_is_never_silently_another(optimizer: Any) -> None:
+    ramp = Quadratic((4,), lambda w: w * np.arange(4.0))
+    _same_fast_and_slow(Workload(ramp, optimizer, 6, 0, "shared"))
+
+
+def test_a_step_that_counts_is_not_replayed() -> None:
+    """What a recording cannot see, two of them show."""
+    counter = iter(range(100))
+    counting = Quadratic((3,), lambda w: w * next(counter))
+    program = NumpyBackend().build(Workload(counting, Sgd(0.1), 4, 0, "shared"))
+    assert program.path == "step"
+
+
+def _same_fast_and_slow(workload: Workload) -> None:
+    fast, slow = (NumpyBackend(threads=2, fast=f).build(workload) for f in (True, False))
+    for program in (fast, slow):
+        program.advance(workload.steps)
+    np.testing.assert_allclose(fast.losses(), slow.losses(), rtol=1e-12)
+    np.testing.assert_allclose(fast.params()["w"], slow.params()["w"], rtol=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +33,7 @@ class TorchBackend:
     device: `cpu`, `cuda`, or `cuda:1` and so on.
     dtype: float64, float32, float16 or bfloat16.
     threads: of the CPU's operators and of the random draw; None for every core.
-    fast: on the CPU, long arrays on huge pages; on CUDA, replay a CUDA graph.
+    fast: on CUDA, replay a CUDA graph; on the CPU there is one program.
     """
 
     device: str = "cpu"
@@ -49,9 +50,9 @@ class TorchBackend:
 
     @property
     def xp(self) -> Any:
-        if self.fast:
-            # Read once, at the first allocation. A step allocates its long temporaries anew, and
-            # to touch them page by page takes longer than many a step's arithmetic.
+        if "torch" not in sys.modules:
+            # Read once in a process. A step allocates its long temporaries anew, and to touch
+            # them page by page takes longer than many a step's arithmetic.
             os.environ.setdefault(HUGE_PAGES, "1")
         import torch
 

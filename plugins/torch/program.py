@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -36,7 +37,7 @@ def autograd(problem: Problem, params: Params, batch: Batch) -> tuple[Array, Par
     for leaf in leaves:
         leaf.requires_grad_(True)
     loss = problem.loss(torch, params, batch)
-    grads = torch.autograd.grad(loss, leaves)
+    grads = torch.autograd.grad(loss, leaves, materialize_grads=True)
     for leaf in leaves:
         leaf.requires_grad_(False)
     return loss.detach(), dict(zip(params, grads, strict=True))
@@ -45,7 +46,9 @@ def autograd(problem: Problem, params: Params, batch: Batch) -> tuple[Array, Par
 def build(backend: TorchBackend, workload: Workload) -> Program:
     """The fastest program that fits: on CUDA a graph, unless the host draws inside the step."""
     if backend.fast and backend.device != "cpu" and not _draws_on_host(backend, workload):
-        return StaticProgram(backend, workload, capture=True)
+        # What cannot be captured, such as a branch on a value, runs step by step.
+        with suppress(RuntimeError):
+            return StaticProgram(backend, workload, capture=True)
     return StepProgram(backend, workload, autograd)
 
 
@@ -68,6 +71,7 @@ class _CountingRandom(SharedRandom):
 class StaticProgram:
     """A step that reads and writes fixed memory, so that it can be captured as a CUDA graph.
 
+    A graph is bound to its memory: `reallocate` captures it again.
     The step's number is a device array too: each replay writes its loss one place further on.
     Without `capture` the same step runs eagerly, on any device.
     """
@@ -106,10 +110,14 @@ class StaticProgram:
         self._losses.index_copy_(0, self._at, loss.to(self._losses.dtype).reshape(1))
         self._at += 1
         after = workload.optimizer.update(torch, dict(params), grads, dict(slots))
+        moved = []
         for owned, fresh in zip((params, slots), after, strict=True):
-            for name, array in owned.items():
-                if fresh[name] is not array:
-                    array.copy_(fresh[name])
+            if owned.keys() != fresh.keys():
+                raise RuntimeError("state that init does not make cannot be kept in fixed memory")
+            moved += [(x, fresh[name]) for name, x in owned.items() if fresh[name] is not x]
+        # All at once: what is stored may lie in what is written.
+        for array, value in [(array, value.clone()) for array, value in moved]:
+            array.copy_(value)
 
     def _captured(self) -> Callable[[], object]:
         """Warm up on a side stream, as capture asks, then capture one step."""
@@ -126,7 +134,7 @@ class StaticProgram:
             graph = torch.cuda.CUDAGraph()
             for generator in self._random.generators:
                 graph.register_generator_state(generator)
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=side):
                 self._step()
         return cast("Callable[[], object]", graph.replay)
 

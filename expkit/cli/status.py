@@ -1,0 +1,15 @@
+"""Exit statuses, and the one line on stderr that goes with those that are not 0."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+TERMINATED = 128 + signal.SIGTERM
+
+
+def complain(reason: object, status: int = MISUSED) -> int:
+    """Print one line and return the status."""
+    print(f"expkit: {reason}", file=sys.stderr)
+    return status
