@@ -216,7 +216,8 @@ def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
     else:
         raise PluginError(f"{group}: the chosen option names no class in _target_")
     if not dataclasses.is_dataclass(cls):
-        raise PluginError(f"{group}: {cls} is no dataclass, whose fields would be its keys")
+        who = f"{getattr(cls, '__name__', cls)} in {getattr(cls, '__module__', 'its module')}"
+        raise PluginError(f"{group}: {who} is no dataclass, whose fields would be its keys")
     known = [field.name for field in fields(cls)]
     for name in map(str, values):
         if name not in known:
