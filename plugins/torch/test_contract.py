@@ -1,11 +1,17 @@
 """The PyTorch backends keep to the contract."""
 
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import pytest
 from expkit_plugins.torch.backend import TorchBackend
 from expkit_plugins.torch.program import StaticProgram, autograd
 
 from expkit.config import compose_cell
-from expkit.contracts import Workload
+from expkit.contracts import HostArray, Params, Workload
+from expkit.optimizers.sgd import Sgd
+from expkit.problems.sine import Sine
 from expkit.program import StepProgram
 from expkit.testing import BackendContract
 from expkit.testing.backend import assert_same_state
@@ -39,3 +45,41 @@ def test_the_step_that_a_graph_captures_equals_step_by_step(case: Workload) -> N
         assert_same_state(static, stepwise)
         static.reset()
         stepwise.reset()
+
+
+@dataclass(frozen=True)
+class HeavyBall:
+    """Keeps the iterate before the last, which the update overwrites."""
+
+    def init(self, xp: Any, params: Params) -> Params:
+        return {k: p.clone() for k, p in params.items()}
+
+    def update(self, xp: Any, params: Params, grads: Params, slots: Params) -> Any:
+        new = {k: p - 1e-7 * grads[k] + 0.5 * (p - slots[k]) for k, p in params.items()}
+        return new, dict(params)
+
+
+def test_fixed_memory_holds_what_the_update_returned() -> None:
+    backend = compose_cell("backend=torch").backend
+    assert isinstance(backend, TorchBackend)
+    case = Workload(Sine(n=50), HeavyBall(), 10, 0, "shared")
+    static = StaticProgram(backend, case, capture=False)
+    stepwise = StepProgram(backend, case, autograd)
+    for program in (static, stepwise):
+        program.advance(10)
+    assert_same_state(static, stepwise)
+
+
+@dataclass(frozen=True)
+class Unused(Sine):
+    """Has a parameter that the loss does not look at."""
+
+    def init(self, rng: np.random.Generator) -> dict[str, HostArray]:
+        return super().init(rng) | {"unused": np.ones(2)}
+
+
+def test_a_parameter_that_the_loss_does_not_use_stays() -> None:
+    backend = compose_cell("backend=torch").backend
+    program = backend.build(Workload(Unused(n=50), Sgd(1e-6), 3, 0, "shared"))
+    program.advance(3)
+    np.testing.assert_array_equal(program.params()["unused"], np.ones(2))
