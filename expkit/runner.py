@@ -53,7 +53,6 @@ class Result:
 
     outcome: str = "failed"
     first_bad_step: int | None = None
-    path: str = ""
     setup_seconds: float | None = None
     warmup_seconds: float | None = None
     wall_seconds: list[float] = field(default_factory=list)
@@ -90,7 +89,7 @@ def run(
     with _recorded(cell, folder, tracker, result, sweep) as journal:
         # A loss that is not finite is found and named below.
         with np.errstate(all="ignore"), _collecting_garbage():
-            _measure(cell, journal, tracker, watch, result)
+            _Measurement(cell, journal, tracker, watch, result).run()
         _finish(cell, journal, tracker, draw, result)
     return result
 
@@ -180,102 +179,98 @@ def _flat(resolved: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _measure(
-    cell: Cell, journal: Journal, tracker: Tracker | None, watch: Watch, result: Result
-) -> None:
-    workload, backend = cell.workload, cell.backend
-    warmup = min(cell.measure.warmup, -(-workload.steps // 10))
-    with _quiet(tracker, journal.folder, expected_s=0):
-        started = perf_counter()
-        program = backend.build(workload)
-        backend.synchronize()
-        result.setup_seconds, result.path = perf_counter() - started, program.path
-        result.warmup_seconds = timed(program, backend.synchronize, warmup) if warmup else 0.0
-    journal.write("note", setup_seconds=result.setup_seconds, warmup_seconds=result.warmup_seconds)
-    journal.tags({"path": program.path})
-    expected_s = result.warmup_seconds / max(warmup, 1) * workload.steps * cell.measure.repeats_min
-    with _quiet(tracker, journal.folder, expected_s):
-        _repeat(cell, program, warmup, journal, tracker, watch, result)
-    if isinstance(workload.problem, Plotted):
-        result.params = program.params()
+@dataclass
+class _Measurement:
+    """The clocked part of a run: what it works on and where its findings go."""
 
+    cell: Cell
+    journal: Journal
+    tracker: Tracker | None
+    watch: Watch
+    result: Result
 
-def _quiet(
-    tracker: Tracker | None, folder: Path, expected_s: float
-) -> AbstractContextManager[None]:
-    return tracker.quiet(folder, expected_s) if tracker else nullcontext()
+    @property
+    def _learns(self) -> bool:
+        return not isinstance(self.cell.workload.problem, Operation)
 
+    def run(self) -> None:
+        """Build, warm up, repeat."""
+        cell, result, backend = self.cell, self.result, self.cell.backend
+        steps = cell.workload.steps
+        warmup = min(cell.measure.warmup, -(-steps // 10))
+        with self._quiet(expected_s=0):
+            started = perf_counter()
+            program = backend.build(cell.workload)
+            backend.synchronize()
+            result.setup_seconds = perf_counter() - started
+            result.warmup_seconds = timed(program, backend.synchronize, warmup) if warmup else 0.0
+        self.journal.tags({"path": program.path})
+        expected_s = result.warmup_seconds / max(warmup, 1) * steps * cell.measure.repeats_min
+        with self._quiet(expected_s):
+            self._repeats(program, warmup)
+        if isinstance(cell.workload.problem, Plotted):
+            result.params = program.params()
 
-def _repeat(
-    cell: Cell,
-    program: Program,
-    warmup: int,
-    journal: Journal,
-    tracker: Tracker | None,
-    watch: Watch,
-    result: Result,
-) -> None:
-    """Repeats from the same start, each in fresh memory, until a limit is reached."""
-    started = perf_counter()
-    while True:
-        program.reallocate()
-        if warmup:
-            program.advance(warmup)
-            program.reset()
-        _one_repeat(cell, program, journal, tracker, watch, result)
-        if result.outcome == "diverged":
-            return
-        journal.metric("time/wall_seconds", result.wall_seconds[-1:], len(result.wall_seconds) - 1)
-        elapsed = perf_counter() - started
-        result.stopped_by = reason_to_stop(cell.measure, result.wall_seconds, elapsed)
-        if result.stopped_by:
-            result.outcome = "ok"
-            return
+    def _quiet(self, expected_s: float) -> AbstractContextManager[None]:
+        return (
+            self.tracker.quiet(self.journal.folder, expected_s) if self.tracker else nullcontext()
+        )
 
+    def _repeats(self, program: Program, warmup: int) -> None:
+        """Repeats from the same start, each in fresh memory, until a limit is reached."""
+        result, started = self.result, perf_counter()
+        while result.stopped_by is None:
+            program.reallocate()
+            if warmup:
+                program.advance(warmup)
+                program.reset()
+            self._repeat(program)
+            if result.outcome == "diverged":
+                return
+            walls = result.wall_seconds
+            self.journal.metric("time/wall_seconds", walls[-1:], len(walls) - 1)
+            elapsed_s = perf_counter() - started
+            result.stopped_by = reason_to_stop(self.cell.measure, walls, elapsed_s)
+        result.outcome = "ok"
 
-def _one_repeat(
-    cell: Cell,
-    program: Program,
-    journal: Journal,
-    tracker: Tracker | None,
-    watch: Watch,
-    result: Result,
-) -> None:
-    """All steps, in chunks; between the chunks, off the clock, look at the losses."""
-    steps, synchronize = cell.workload.steps, cell.backend.synchronize
-    repeat, learns = len(result.wall_seconds), not isinstance(cell.workload.problem, Operation)
-    seconds: list[float] = []
-    written, last_flush = 0, perf_counter()
+    def _repeat(self, program: Program) -> None:
+        """All steps, in chunks; between the chunks, off the clock, look at the losses."""
+        cell, result, synchronize = self.cell, self.result, self.cell.backend.synchronize
+        steps, repeat = cell.workload.steps, len(result.wall_seconds)
+        seconds: list[float] = []
+        written, last_flush = 0, perf_counter()
+        try:
+            for done in range(0, steps, cell.log_every):
+                n = min(cell.log_every, steps - done)
+                seconds.append(timed(program, synchronize, n))
+                fresh = program.losses(done)
+                bad = np.flatnonzero(~np.isfinite(fresh))
+                if bad.size:
+                    result.outcome, result.first_bad_step = "diverged", done + int(bad[0])
+                    break
+                loss = float(fresh[-1]) if fresh.size else None
+                self.watch(repeat, done + n, loss, n / seconds[-1])
+                if repeat == 0 and self._learns and perf_counter() - last_flush > FLUSH_S:
+                    self.journal.metric("train/loss", program.losses(written), written)
+                    written, last_flush = done + n, perf_counter()
+                if self.tracker:
+                    self.tracker.refresh(self.journal.folder)
+        except BaseException:
+            with suppress(Exception):  # what went wrong first is what is told
+                self._keep_losses(program, written)
+            raise
+        self._keep_losses(program, written)
+        if result.outcome != "diverged":
+            result.wall_seconds.append(sum(seconds))
+            result.chunk_seconds.append(seconds)
 
-    def keep_losses() -> None:
-        if learns and (repeat == 0 or result.outcome == "diverged"):
-            result.losses = program.losses()
-        if learns and repeat == 0:
-            journal.metric("train/loss", result.losses[written:], written)
-
-    try:
-        for done in range(0, steps, cell.log_every):
-            n = min(cell.log_every, steps - done)
-            seconds.append(timed(program, synchronize, n))
-            fresh = program.losses(done)
-            bad = np.flatnonzero(~np.isfinite(fresh))
-            if bad.size:
-                result.outcome, result.first_bad_step = "diverged", done + int(bad[0])
-                break
-            watch(repeat, done + n, float(fresh[-1]) if fresh.size else None, n / seconds[-1])
-            if repeat == 0 and learns and perf_counter() - last_flush > FLUSH_S:
-                journal.metric("train/loss", program.losses(written), written)
-                written, last_flush = done + n, perf_counter()
-            if tracker:
-                tracker.refresh(journal.folder)
-    except BaseException:
-        with suppress(Exception):  # what went wrong first is what is told
-            keep_losses()
-        raise
-    keep_losses()
-    if result.outcome != "diverged":
-        result.wall_seconds.append(sum(seconds))
-        result.chunk_seconds.append(seconds)
+    def _keep_losses(self, program: Program, written: int) -> None:
+        """The first repeat's losses, or those of the repeat that diverged."""
+        first = not self.result.wall_seconds
+        if self._learns and (first or self.result.outcome == "diverged"):
+            self.result.losses = program.losses()
+        if self._learns and first:
+            self.journal.metric("train/loss", self.result.losses[written:], written)
 
 
 def _finish(
