@@ -24,12 +24,15 @@ from expkit.measure.clock import timed
 from expkit.measure.environment import environment
 from expkit.measure.statistics import Summary, summarize
 from expkit.measure.stopping import reason_to_stop
+from expkit.tracking import address
 from expkit.tracking import journal as journals
 from expkit.tracking.journal import Journal
 from expkit.tracking.tracker import Sent, Tracker
 
 FLUSH_S = 1.0
 """How much measured time a kill may cost the journal."""
+KILLED_LIMIT_S = 20.0
+"""How long an interrupted run waits for MLflow; what it measured is in the journal."""
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf")
 
 Watch = Callable[[int, int, float | None, float], None]
@@ -119,7 +122,8 @@ def _recorded(
         journal.tags({"outcome": result.outcome})
         journal.end(status)
         if tracker:
-            result.sent = tracker.update(folder, wait=True)
+            limit_s = KILLED_LIMIT_S if status == "KILLED" else None
+            result.sent = tracker.update(folder, wait=True, limit_s=limit_s)
 
 
 @contextmanager
@@ -158,7 +162,7 @@ def _opening(cell: Cell, folder: Path, sweep: str | None) -> dict[str, Any]:
         "name": cell.title,
         "owner": journals.owner(),
         "tracking": {
-            "uri": cell.tracking.uri or f"sqlite:///{cell.outputs / 'mlflow.db'}",
+            "uri": cell.tracking.uri or address.local(cell.outputs),
             "experiment": cell.tracking.experiment,
             "artifacts": str(cell.outputs / "artifacts" / cell.tracking.experiment),
         },

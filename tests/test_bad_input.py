@@ -106,7 +106,7 @@ PLUGINS = [
     (
         "no dataclass",
         {OPTION: "_target_: broken_plugin.Plain\n", "__init__.py": "class Plain: ...\n"},
-        "no dataclass",
+        "dataclass",
     ),
     (
         "raises on import",

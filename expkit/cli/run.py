@@ -35,16 +35,27 @@ def run(argv: Sequence[str]) -> int:
         try:
             with _tracker(argv) as tracker:
                 return max(_compose_and_run(argv, tracker), default=OK)
-        except Terminated:
-            return TERMINATED
-        except KeyboardInterrupt:
-            return INTERRUPTED
-        except UserError as error:
-            return complain(error)
-        except OSError as error:
-            if error.filename is None:
-                raise
-            return complain(f"outputs: cannot write {error.filename} ({error.strerror})")
+        except BaseException as error:
+            return _status(error)
+
+
+def _status(error: BaseException) -> int:
+    """The exit status for what ended the command, after its one line on stderr."""
+    interrupt = _interrupt(error)
+    if interrupt is not None:
+        return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
+    if isinstance(error, UserError):
+        return complain(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return complain(f"outputs: cannot write {error.filename} ({error.strerror})")
+    raise error
+
+
+def _interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The signal behind an error: a library may trip over it while it tidies up."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 @contextmanager
@@ -133,14 +144,21 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
             folder.rmdir()  # nothing half-made stays behind
         return complain(error, FAILED if folder.is_dir() else MISUSED)
     except KeyboardInterrupt:
-        complain(f"interrupted; what was measured is in {folder}")
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+            complain("interrupted before the run began")
+        else:
+            complain(f"interrupted; what was measured is in {folder}")
         raise
     except Exception as error:
         report = folder / "error.txt"
         if not report.exists():  # it went wrong before the run began
             report.write_text(traceback.format_exc())
         return complain(f"the run failed: {one_line(error)}; see {report}", FAILED)
-    print(table(cell, result, folder), flush=True)
+    try:
+        print(table(cell, result, folder), flush=True)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if result.sent and result.sent.error:
         later = f"send it later: expkit sync {shlex.quote(str(folder))}"
         return complain(f"not in MLflow ({result.sent.error}); {later}", FAILED)

@@ -15,6 +15,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from expkit.cli.status import OK, complain
+from expkit.tracking import address
 from expkit.tracking.journal import now_ms
 
 HOST = "127.0.0.1"
@@ -39,7 +40,7 @@ def ui(outputs: Path, port: int) -> int:
         return complain(f"no runs yet: {database} does not exist; {where}")
     if _in_use(port):
         return complain(f"--port: got {port}, takes a port that is free")
-    uri = f"sqlite:///{database}"
+    uri = address.local(outputs)
     page = f"http://{HOST}:{port}/{_fragment(uri)}"
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", HOST]
     server = subprocess.Popen([*command, "--port", str(port), "--backend-store-uri", uri])

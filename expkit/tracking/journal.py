@@ -86,16 +86,24 @@ def read(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def owner() -> dict[str, str]:
-    """Who writes: host, process and the process's start, which tells a reused number apart."""
+    """Who writes: host, process and the process's start, which tells a reused number apart.
+
+    The namespace tells containers of one host name apart: each counts processes on its own.
+    """
     pid = os.getpid()
-    return {"host": platform.node(), "pid": str(pid), "started": _process_start(pid)}
+    names = {"host": platform.node(), "namespace": _namespace()}
+    return names | {"pid": str(pid), "started": _process_start(pid)}
 
 
 def is_dead(owner: Mapping[str, str]) -> bool:
     """Whether an owner on this host is gone. Of another host nothing is known: False."""
-    if owner["host"] != platform.node():
+    if (owner["host"], owner["namespace"]) != (platform.node(), _namespace()):
         return False
     return _process_start(int(owner["pid"])) != owner["started"]
+
+
+def _namespace() -> str:
+    return str(Path("/proc/self/ns/pid").readlink())
 
 
 def _process_start(pid: int) -> str:

@@ -13,6 +13,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -49,20 +50,30 @@ class Tracker:
         self._unanswered = 0
         self._last = time.monotonic()
 
-    def update(self, folder: Path, *, wait: bool = False) -> Sent:
-        """Send what is new in this run's journal; without `wait`, some time soon."""
+    def update(self, folder: Path, *, wait: bool = False, limit_s: float | None = None) -> Sent:
+        """Send what is new in this run's journal; without `wait`, some time soon.
+
+        Args:
+            limit_s: the longest to wait; past it the child is ended.
+        """
+        timer = threading.Timer(limit_s, self._child.kill) if limit_s else None
+        if timer:
+            timer.daemon = True
+            timer.start()
         sent = Sent(None, None)
         if wait:  # it may have been stopped where a signal came at a bad moment
             self._signal(signal.SIGCONT)
         try:
             assert self._child.stdin is not None
-            self._child.stdin.write(json.dumps({"folder": str(folder)}) + "\n")
+            self._child.stdin.write(json.dumps({"folder": str(folder), "last": wait}) + "\n")
             self._child.stdin.flush()
             self._unanswered += 1
             while wait and self._unanswered:
                 sent = self._answer()
         except BrokenPipeError:
             sent = Sent(None, f"the tracking process ended ({self._child.poll()})")
+        if timer:
+            timer.cancel()
         self._last = time.monotonic()
         return sent
 
@@ -132,29 +143,35 @@ def _serve(answers: TextIO) -> None:
         uploader, broken = None, one_line(error)
     folders: set[Path] = set()
 
-    def answer(folder: Path) -> Sent:
+    failed: dict[Path, Sent] = {}
+
+    def answer(folder: Path, *, last: bool) -> Sent:
         if uploader is None:
             return Sent(None, broken)
+        if folder in failed and not last:
+            return failed[folder]  # a server that refuses is asked again at the end
         try:
             return Sent(uploader.send(folder), None)
         except Exception as error:  # whatever MLflow or its server raises, the parent reports
-            return Sent(None, one_line(error))
+            failed[folder] = Sent(None, one_line(error))
+            return failed[folder]
 
     for line in sys.stdin:
-        folder = Path(json.loads(line)["folder"])
+        request = json.loads(line)
+        folder = Path(request["folder"])
         folders.add(folder)
-        reply: dict[str, Any] = vars(answer(folder))
+        reply: dict[str, Any] = vars(answer(folder, last=request["last"]))
         print(json.dumps(reply), file=answers, flush=True)
     for folder in folders:
         if not journal.is_ended(folder):  # the parent has hung up in the middle of it
             journal.end_orphan(folder)
-            answer(folder)
+            answer(folder, last=True)
 
 
 def one_line(error: Exception) -> str:
     """An error's type and the first line of what it says."""
-    said = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {said[0]}"
+    said = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {said if len(said) <= 300 else said[:297] + '...'}"
 
 
 def _child() -> None:

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from expkit.tracking import journal
+from expkit.tracking import address, journal
 
 STATE = "mlflow.json"
-OWNER = ("host", "pid", "started")
+OWNER = ("host", "namespace", "pid", "started")
 BATCH = 1000
 """MLflow's limit on metrics in one request."""
 
@@ -70,7 +70,7 @@ class Uploader:
                 self._clients[uri] = MlflowClient(uri)
             client = self._clients[uri]
             if (uri, name) not in self._experiments:
-                local = uri.startswith("sqlite:")
+                local = address.database(uri) is not None
                 place = Path(tracking["artifacts"]).as_uri() if local else None
                 found = client.get_experiment_by_name(name)
                 self._experiments[uri, name] = (
@@ -157,10 +157,10 @@ def _create(client: MlflowClient, experiment: str, run: dict[str, Any]) -> str:
 @contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
     """One process opens a local database at a time: eight at once break its first migration."""
-    if not uri.startswith("sqlite:///"):
+    database = address.database(uri)
+    if database is None:
         yield
         return
-    database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
     with database.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
