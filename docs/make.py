@@ -45,10 +45,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python docs/make.py")
     parser.add_argument("--quick", action="store_true", help="without the benchmarks")
     given = parser.parse_args()
-    example()
-    if not given.quick:
+    if not given.quick:  # first, so that the tree it names is as committed
         report = ["--output", str(HERE / "benchmarks.md")]
         subprocess.run([sys.executable, "-m", "benchmarks", *report], cwd=HERE.parent, check=False)
+    example()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,9 +80,8 @@ class TorchBackend:
         self.xp.set_num_threads(self._threads)
 
     def asarray(self, host: npt.NDArray[Any]) -> Array:
-        torch = self.xp
         # Never a view: the host's array may be written later.
-        return torch.tensor(host, dtype=self._dtype, device=self._device)
+        return self._from_numpy(host).to(self._device, self._dtype, copy=True)
 
     def to_numpy(self, array: Array) -> HostArray:
         host: HostArray = array.detach().to("cpu", self.xp.float64).numpy().copy()
@@ -119,12 +119,16 @@ class TorchBackend:
             }
         return about
 
-    @property
+    @cached_property
+    def _from_numpy(self) -> Callable[[npt.NDArray[Any]], torch.Tensor]:
+        return self.xp.from_numpy  # type: ignore[no-any-return]
+
+    @cached_property
     def _dtype(self) -> torch.dtype:
         dtype: torch.dtype = getattr(self.xp, self.dtype)
         return dtype
 
-    @property
+    @cached_property
     def _device(self) -> torch.device:
         device: torch.device = self.xp.device(self.device)
         return device
