@@ -50,3 +50,9 @@ def test_stops_for_the_reason_it_names(
     samples: list[float], elapsed: float, reason: str | None
 ) -> None:
     assert reason_to_stop(LIMITS, samples, elapsed) == reason
+
+
+@pytest.mark.parametrize(("count", "stops"), [(6, True), (12, True), (18, False), (24, True)])
+def test_the_target_is_looked_at_after_every_doubling(count: int, stops: bool) -> None:
+    limits = Measure(repeats_min=6, repeats_max=100, budget_s=1.0, target_ci=0.1)
+    assert reason_to_stop(limits, [1.0] * count, 0.0) == ("target_ci" if stops else None)

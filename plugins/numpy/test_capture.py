@@ -81,6 +81,23 @@ def test_a_value_that_lives_on_is_not_overwritten() -> None:
     assert len(recording.slots) == 2
 
 
+def test_a_result_stays_until_the_step_ends() -> None:
+    """Made early, read by nobody else, and not overwritten by what comes after."""
+    recording = Recording()
+    pinned = recording.pin(X)
+    result = recording.keep(pinned + 1)
+    after = pinned * 2
+    for _ in range(3):
+        after = np.sqrt(after) + pinned
+    recording.store([(pinned, after)])
+    recording.plan()
+    storage = [np.zeros(shape, form) for shape, form in recording.slots]
+    place = {pinned.ref.buffer: X.copy()}
+    advance, replayed = Replay(recording, result, learns=False).bind(storage, place, np.empty(0))
+    advance(0, 1)
+    np.testing.assert_array_equal(replayed, X + 1)
+
+
 REFUSED: dict[str, Callable[[Traced], Any]] = {
     "branch": lambda x: x if np.sum(x) > 0 else -x,
     "number": lambda x: float(np.sum(x)) * x,
