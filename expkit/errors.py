@@ -20,7 +20,6 @@ class Unavailable(UserError):
 
     def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(f"{reason}; {remedy}")
-        self.reason, self.remedy = reason, remedy
 
 
 class PluginError(UserError):

@@ -115,8 +115,9 @@ def _recorded(
         raise
     except BaseException:
         result.outcome = "failed"
-        (folder / "error.txt").write_text(traceback.format_exc())
-        journal.artifact("error.txt")
+        with suppress(OSError):  # on a full disk what went wrong first is what is told
+            (folder / "error.txt").write_text(traceback.format_exc())
+            journal.artifact("error.txt")
         raise
     finally:
         journal.tags({"outcome": result.outcome})

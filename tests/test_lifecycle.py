@@ -337,6 +337,22 @@ def test_starting_up_imports_no_heavy_library(expkit: Expkit) -> None:
     assert not {"mlflow", "torch", "jax", "matplotlib"} & set(done.out.split()), done
 
 
+@pytest.mark.parametrize("room", [10, 20_000], ids=["at once", "in the middle"])
+def test_a_disk_that_is_full_is_one_line(expkit: Expkit, room: int) -> None:
+    """A limit on a file's size fails a write as a full disk does, and needs no root."""
+    code = f"""
+        import resource, sys
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
+        from expkit.cli import main
+        sys.exit(main(["tracking=none", "steps=3000"]))
+    """
+    done = expkit.python(code)
+    assert done.status == 1
+    assert len(done.err.splitlines()) == 1, done.err
+    assert "File too large" in done.err
+    assert expkit("sync").status == 0, "what was kept can be sent"
+
+
 # A journal torn by a kill
 
 

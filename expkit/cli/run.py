@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -151,10 +151,7 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
             complain(f"interrupted; what was measured is in {folder}")
         raise
     except Exception as error:
-        report = folder / "error.txt"
-        if not report.exists():  # it went wrong before the run began
-            report.write_text(traceback.format_exc())
-        return complain(f"the run failed: {one_line(error)}; see {report}", FAILED)
+        return complain(f"the run failed: {one_line(error)}{_report(folder)}", FAILED)
     try:
         print(table(cell, result, folder), flush=True)
     except BrokenPipeError:  # whoever read our output has seen enough
@@ -163,6 +160,17 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
         later = f"send it later: expkit sync {shlex.quote(str(folder))}"
         return complain(f"not in MLflow ({result.sent.error}); {later}", FAILED)
     return OK if result.outcome == "ok" else FAILED
+
+
+def _report(folder: Path) -> str:
+    """Where to read the whole error; nothing where it could not be written, as on a full disk."""
+    report = folder / "error.txt"
+    with suppress(OSError):
+        if not report.exists():  # it went wrong before the run began
+            report.write_text(traceback.format_exc())
+        if report.stat().st_size:
+            return f"; see {report}"
+    return f"; what could be kept is in {folder}"
 
 
 @contextmanager

@@ -163,9 +163,10 @@ def _serve(answers: TextIO) -> None:
         reply: dict[str, Any] = vars(answer(folder, last=request["last"]))
         print(json.dumps(reply), file=answers, flush=True)
     for folder in folders:
-        if not journal.is_ended(folder):  # the parent has hung up in the middle of it
-            journal.end_orphan(folder)
-            answer(folder, last=True)
+        with suppress(OSError):  # a full disk: the next start ends it
+            if not journal.is_ended(folder):  # the parent has hung up in the middle of it
+                journal.end_orphan(folder)
+                answer(folder, last=True)
 
 
 def one_line(error: Exception) -> str:
