@@ -17,7 +17,7 @@ Problems, optimizers and backends are frozen dataclasses: their fields are their
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -33,6 +33,8 @@ Slots: TypeAlias = dict[str, Array]
 """An optimizer's state: arrays only. A Python number would be frozen into a captured graph."""
 Batch: TypeAlias = Mapping[str, Array]
 Curves: TypeAlias = Mapping[str, tuple[HostArray, HostArray]]
+Mark: TypeAlias = Callable[[str], None]
+"""Called by a traced step when a part of it has ended: `draw`, `forward`, `backward`, `update`."""
 
 
 class Random(Protocol):
@@ -124,6 +126,29 @@ class Plotted(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Work:
+    """The least that a step must do, from the problem's sizes: drawing, loss and gradient.
+
+    Attributes:
+        flops: floating-point operations. Drawing counts none.
+        elements: array elements that must cross from or to memory however well the step is fused.
+            The optimizer's own are not counted: they follow from the parameters and its state.
+    """
+
+    flops: float
+    elements: float
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A problem that declares the work of its step, so that a time can be held against a limit."""
+
+    def work(self) -> Work:
+        """Of one step, for this problem's sizes."""
+        ...
+
+
 class Optimizer(Protocol):
     """A rule that turns a gradient into new parameters."""
 
@@ -181,6 +206,14 @@ class Program(Protocol):
 
     def params(self) -> dict[str, HostArray]:
         """The parameters now; for an operation `{"result": its last result}`."""
+        ...
+
+    def arrays(self) -> dict[str, Array]:
+        """The arrays that live from step to step, as `data.x`, `params.w`, `slots.m`: not copies."""
+        ...
+
+    def trace(self, n: int, mark: Mark) -> None:
+        """N steps like `advance`, calling `mark` as each part of a step ends. Takes longer."""
         ...
 
 
