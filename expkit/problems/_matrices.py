@@ -35,3 +35,10 @@ class SquarePair:
         if not self.draw:
             return data
         return {name: random.normal((self.n, self.n)) for name in ("a", "b")}
+
+    @property
+    def _elements(self) -> int:
+        """What must cross memory: a and b are read, the result is written. What is drawn need not
+        cross, as it can be used while it is drawn.
+        """
+        return (1 if self.draw else 3) * self.n**2

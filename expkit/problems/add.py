@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from expkit.contracts import Array, Batch, Recommended
+from expkit.contracts import Array, Batch, Recommended, Work
 from expkit.problems._matrices import SquarePair
 
 
@@ -25,3 +25,7 @@ class Add(SquarePair):
 
     def apply(self, xp: Any, batch: Batch) -> Array:
         return batch["a"] + batch["b"]
+
+    def work(self) -> Work:
+        """A sum for each of n^2 results."""
+        return Work(flops=self.n**2, elements=self._elements)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from expkit.contracts import Array, Batch, Recommended
+from expkit.contracts import Array, Batch, Recommended, Work
 from expkit.problems._matrices import SquarePair
 
 
@@ -22,3 +22,7 @@ class Matmul(SquarePair):
 
     def apply(self, xp: Any, batch: Batch) -> Array:
         return batch["a"] @ batch["b"]
+
+    def work(self) -> Work:
+        """A product and a sum for each of n terms of n^2 results."""
+        return Work(flops=2 * self.n**3, elements=self._elements)

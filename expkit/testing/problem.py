@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
 from expkit.config import compose_cell
-from expkit.contracts import Differentiated, HostArray, Operation, Params, Problem, Workload
+from expkit.contracts import (
+    Counted,
+    Differentiated,
+    HostArray,
+    Operation,
+    Params,
+    Problem,
+    Workload,
+)
 from expkit.program import host_rng
-from expkit.testing.cells import parts, reference, workload
+from expkit.testing.cells import SMALL, parts, reference, workload
 
 
 class HostRandom:
@@ -100,6 +110,16 @@ class ProblemContract:
         assert cell.workload.steps == recommended.steps
         assert cell.workload.stream == recommended.stream
         assert cell.log_every == recommended.log_every
+
+    def test_work_is_positive_and_does_not_shrink_with_the_size(self) -> None:
+        problem = self.case().problem
+        if not isinstance(problem, Counted):
+            pytest.skip("declares no work")
+        sizes = {k: 2 * getattr(problem, k) for k in SMALL if hasattr(problem, k)}
+        larger = dataclasses.replace(problem, **sizes)  # type: ignore[type-var]
+        small, large = problem.work(), larger.work()
+        for name in ("flops", "elements"):
+            assert 0 < getattr(small, name) <= getattr(large, name) < math.inf
 
 
 def _start(problem: Problem) -> dict[str, HostArray]:
