@@ -34,7 +34,11 @@ Slots: TypeAlias = dict[str, Array]
 Batch: TypeAlias = Mapping[str, Array]
 Curves: TypeAlias = Mapping[str, tuple[HostArray, HostArray]]
 Mark: TypeAlias = Callable[[str], None]
-"""Called by a traced step when a part of it has ended: `draw`, `forward`, `backward`, `update`."""
+"""Called by a traced step when a part of it has ended: `draw`, `forward`, `backward`, `update`.
+
+The time since the mark before belongs to that part. Every step makes the same marks; parts may
+alternate. Where one call computes loss and gradient both, that is `forward and backward`.
+"""
 
 
 class Random(Protocol):
@@ -209,7 +213,7 @@ class Program(Protocol):
         ...
 
     def arrays(self) -> dict[str, Array]:
-        """The arrays that live from step to step, as `data.x`, `params.w`, `slots.m`: not copies."""
+        """What lives from step to step, as `data.x`, `params.w`, `slots.m`: no copies."""
         ...
 
     def trace(self, n: int, mark: Mark) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from expkit.contracts import (
     Batch,
     Differentiated,
     HostArray,
+    Mark,
     Operation,
     Optimizer,
     Params,
@@ -23,8 +24,19 @@ from expkit.contracts import (
 )
 from expkit.errors import Unavailable
 
-LossAndGrad = Callable[[Problem, Params, Batch], tuple[Array, Params]]
-"""The loss and the gradient of a batch: by hand (`manual`) or by a backend's autodiff."""
+
+def unmarked(part: str) -> None:
+    """The `Mark` of a step that nobody traces."""
+
+
+class LossAndGrad(Protocol):
+    """The loss and the gradient of a batch: by hand (`manual`) or by a backend's autodiff."""
+
+    def __call__(
+        self, problem: Problem, params: Params, batch: Batch, mark: Mark = unmarked
+    ) -> tuple[Array, Params]:
+        """Marks the end of `forward` and of `backward`, or of `forward and backward`."""
+        ...
 
 
 def host_rng(seed: int, purpose: str) -> np.random.Generator:
@@ -72,11 +84,40 @@ def place_params(backend: Backend, workload: Workload) -> Params:
     return {name: backend.asarray(first.pop(name)) for name in list(first)}
 
 
-def manual(xp: Any) -> LossAndGrad:
-    """The problem's own gradient, computed with `xp`."""
+def named_arrays(data: Mapping[str, Array], params: Params, slots: Slots) -> dict[str, Array]:
+    """What a program's `arrays` returns."""
+    groups = {"data": data, "params": params, "slots": slots}
+    return {f"{group}.{name}": x for group, named in groups.items() for name, x in named.items()}
 
-    def loss_and_grad(problem: Problem, params: Params, batch: Batch) -> tuple[Array, Params]:
-        return cast(Differentiated, problem).loss_and_grad(xp, params, batch)
+
+def scatter(backend: Backend) -> list[Array]:
+    """Make and drop arrays of many sizes, so that what is allocated next lies elsewhere.
+
+    Left to itself an allocator hands out again what was just freed, and a program that is placed
+    anew lies where it lay before. Half of what is made is dropped, in random order; the other half
+    is returned, to be kept until the next placement (after the shuffled heap of Curtsinger and
+    Berger, Stabilizer, ASPLOS 2013).
+    """
+    rng = np.random.default_rng()
+    sizes = np.exp(rng.uniform(0, np.log(20_000), 64)).astype(int)
+    made = [backend.asarray(np.zeros(size)) for size in sizes]
+    rng.shuffle(made)
+    return made[::2]
+
+
+def manual(xp: Any) -> LossAndGrad:
+    """The problem's own gradient, computed with `xp`.
+
+    One call that shares work between loss and gradient, so it is traced as one part: to time the
+    loss alone beside it would only be a guess at its share.
+    """
+
+    def loss_and_grad(
+        problem: Problem, params: Params, batch: Batch, mark: Mark = unmarked
+    ) -> tuple[Array, Params]:
+        both = cast(Differentiated, problem).loss_and_grad(xp, params, batch)
+        mark("forward and backward")
+        return both
 
     return loss_and_grad
 
@@ -107,9 +148,7 @@ class StepProgram:
         self._slots: Slots = {}
         self._result: Array = None
         self._random: Random | None = None
-        # Something small of random length in between moves what is placed after it.
-        pad = int(np.random.default_rng().integers(1, 512))
-        self._pad = self._backend.asarray(np.zeros(pad))
+        self._scattered = scatter(self._backend)
         self._data = place_data(self._backend, self._workload)
         self.reset()
 
@@ -148,6 +187,40 @@ class StepProgram:
             del grads
         self._params, self._slots = params, slots
 
+    def trace(self, n: int, mark: Mark) -> None:
+        if isinstance(self._workload.problem, Operation):
+            self._trace_apply(self._workload.problem, n, mark)
+        else:
+            assert self._workload.optimizer is not None
+            self._trace_learn(self._workload.problem, self._workload.optimizer, n, mark)
+
+    # The loops of `advance` again: a mark that marks nothing would slow those.
+
+    def _trace_apply(self, problem: Operation, n: int, mark: Mark) -> None:
+        xp, data, random = self._backend.xp, self._data, self._random
+        assert random is not None
+        for _ in range(n):
+            batch = problem.batch(xp, data, random)
+            mark("draw")
+            self._result = problem.apply(xp, batch)
+            del batch
+            mark("forward")
+
+    def _trace_learn(self, problem: Problem, optimizer: Optimizer, n: int, mark: Mark) -> None:
+        xp, data, random = self._backend.xp, self._data, self._random
+        assert random is not None
+        params, slots, loss_and_grad = self._params, self._slots, self._loss_and_grad
+        for _ in range(n):
+            batch = problem.batch(xp, data, random)
+            mark("draw")
+            loss, grads = loss_and_grad(problem, params, batch, mark)
+            self._kept.append(loss)
+            del batch
+            params, slots = optimizer.update(xp, params, grads, slots)
+            del grads
+            mark("update")
+        self._params, self._slots = params, slots
+
     def losses(self, start: int = 0) -> HostArray:
         if self._kept:
             fresh = self._backend.to_numpy(self._backend.xp.stack(self._kept))
@@ -160,3 +233,6 @@ class StepProgram:
         if isinstance(self._workload.problem, Operation):
             arrays = {} if self._result is None else {"result": self._result}
         return {name: self._backend.to_numpy(array) for name, array in arrays.items()}
+
+    def arrays(self) -> dict[str, Array]:
+        return named_arrays(self._data, self._params, self._slots)

@@ -8,6 +8,7 @@ import pytest
 from expkit.config import compose_cell
 from expkit.contracts import Backend, HostArray, Program, Workload
 from expkit.errors import Unavailable
+from expkit.program import host_rng
 from expkit.testing.cells import learning, operations, reference
 
 STEPS = 40
@@ -17,6 +18,7 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
 LEARNING, OPERATIONS = learning(STEPS), operations(STEPS)
 SHARED = LEARNING | OPERATIONS
 DEVICE = learning(STEPS, stream="device") | operations(STEPS, stream="device")
+STREAMS = SHARED | {f"{title}-device": case for title, case in DEVICE.items()}
 
 
 class BackendContract:
@@ -58,7 +60,7 @@ class BackendContract:
         for name, value in slow.params().items():
             assert_close(fast.params()[name], value, 1e-12)
 
-    @pytest.mark.parametrize("case", (SHARED | DEVICE).values(), ids=(SHARED | DEVICE))
+    @pytest.mark.parametrize("case", STREAMS.values(), ids=STREAMS)
     def test_four_steps_then_six_equal_ten(self, case: Workload) -> None:
         backend = self.make()
         split, whole = backend.build(case), backend.build(case)
@@ -67,6 +69,30 @@ class BackendContract:
         whole.advance(10)
         assert_same_state(split, whole)
         np.testing.assert_array_equal(split.losses(4), whole.losses()[4:])
+
+    @pytest.mark.parametrize("fast", ["true", "false"])
+    @pytest.mark.parametrize("case", STREAMS.values(), ids=STREAMS)
+    def test_traced_steps_are_the_same_steps(self, case: Workload, fast: str) -> None:
+        backend = self.make(f"backend.fast={fast}")
+        traced, plain = backend.build(case), backend.build(case)
+        assert_traces(traced, plain, learns=case.optimizer is not None)
+
+    @pytest.mark.parametrize("dtype", TOLERANCE)
+    @pytest.mark.parametrize("case", SHARED.values(), ids=SHARED)
+    def test_arrays_are_the_live_ones(self, case: Workload, dtype: str) -> None:
+        backend = self.make(f"backend.dtype={dtype}")
+        program = backend.build(case)
+        program.advance(3)
+        arrays = program.arrays()
+        for name, array in program.arrays().items():
+            assert array is arrays[name]
+            assert dtype in str(array.dtype)
+        data = case.problem.data(host_rng(case.seed, "data"))
+        assert {n for n in arrays if n.startswith("data.")} == {f"data.{n}" for n in data}
+        learned = {} if case.optimizer is None else program.params()
+        assert {n for n in arrays if n.startswith("params.")} == {f"params.{n}" for n in learned}
+        for name, value in learned.items():
+            np.testing.assert_array_equal(backend.to_numpy(arrays[f"params.{name}"]), value)
 
     @pytest.mark.parametrize("how", ["reset", "reallocate"])
     @pytest.mark.parametrize("case", DEVICE.values(), ids=DEVICE)
@@ -156,3 +182,18 @@ def assert_same_state(one: Program, other: Program) -> None:
     np.testing.assert_array_equal(one.losses(), other.losses())
     for name, value in other.params().items():
         np.testing.assert_array_equal(one.params()[name], value)
+
+
+def assert_traces(traced: Program, plain: Program, *, learns: bool) -> None:
+    """Ten steps of which four are traced equal ten, and every step marks the parts that it has."""
+    marks: list[str] = []
+    traced.advance(3)
+    traced.trace(4, marks.append)
+    traced.advance(3)
+    plain.advance(10)
+    assert_same_state(traced, plain)
+    step = marks[: len(marks) // 4]
+    assert marks == 4 * step
+    assert step[-1] == ("update" if learns else "forward")
+    learning = {"backward", "forward and backward", "update"} if learns else set()
+    assert set(step) <= {"draw", "forward"} | learning

@@ -144,6 +144,7 @@ class Call:
             `out`) or `copy`.
         inputs: `Ref`s, plain arrays and numbers.
         axis, keepdims: of a `reduce`.
+        part: of the step, as `Mark` names it.
     """
 
     kind: str
@@ -152,6 +153,7 @@ class Call:
     out: Ref
     axis: Any = None
     keepdims: bool = False
+    part: str = ""
 
 
 @dataclass(eq=False)
@@ -250,6 +252,14 @@ class Recording:
             raise CaptureError("a result that no array went into")
         x.ref.buffer.last = NEVER
         return x.ref
+
+    def mark(self, part: str, result: Ref | None = None) -> None:
+        """The calls that no part has yet are of this one: all, or those that a result needs."""
+        needed = set() if result is None else {result.buffer}
+        for call in reversed(self.calls):
+            if not call.part and (result is None or call.out.buffer in needed):
+                call.part = part
+                needed |= {x.buffer for x in call.inputs if isinstance(x, Ref)}
 
     def _note(
         self,

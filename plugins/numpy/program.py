@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from expkit.contracts import Differentiated, HostArray, Operation, Workload
-from expkit.program import first_params, host_rng, place_data, place_params
+from expkit.contracts import Differentiated, HostArray, Mark, Operation, Workload
+from expkit.program import first_params, host_rng, named_arrays
 
 from .capture import Buffer, CaptureError, Recording, Ref, Traced
+from .memory import placed
 from .random import BlockRandom
 from .replay import Replay
 
@@ -67,11 +69,14 @@ class CapturedProgram:
         self.reset()
 
     def _place(self) -> None:
-        backend, workload = self._backend, self._workload
-        self._data = place_data(backend, workload)
-        self._params = place_params(backend, workload)
+        workload, dtype = self._workload, self._backend.dtype
+        data = workload.problem.data(host_rng(workload.seed, "data"))
+        # One array at a time: the host's copy goes as soon as its own is placed.
+        self._data = {name: placed(data.pop(name), dtype) for name in list(data)}
+        self._params = {k: placed(v, dtype) for k, v in first_params(workload).items()}
         optimizer = workload.optimizer
-        self._slots = {} if optimizer is None else optimizer.init(np, self._params)
+        slots = {} if optimizer is None else optimizer.init(np, self._params)
+        self._slots = {name: placed(slots[name], slots[name].dtype) for name in slots}
 
     def _record(self) -> None:
         """Record the step twice: a step that changes from one to the next cannot be replayed."""
@@ -102,12 +107,17 @@ class CapturedProgram:
         random = RecordingRandom(recording, self._source, self._backend.dtype)
         problem, optimizer = self._workload.problem, self._workload.optimizer
         batch = problem.batch(np, data, random)
+        recording.mark("draw")
         if isinstance(problem, Operation):
-            return recording, recording.keep(problem.apply(np, batch))
+            kept = recording.keep(problem.apply(np, batch))
+            recording.mark("forward")
+            return recording, kept
         assert optimizer is not None
         assert isinstance(problem, Differentiated)
         loss, grads = problem.loss_and_grad(np, params, batch)
         kept = recording.keep(loss)
+        recording.mark("forward", kept)
+        recording.mark("backward")
         del batch  # long arrays go as soon as they can
         after = optimizer.update(np, params, grads, slots)
         pairs = []
@@ -116,6 +126,7 @@ class CapturedProgram:
                 raise CaptureError("state that init does not make")
             pairs += [(owned[name], fresh[name]) for name in owned]
         recording.store(pairs)
+        recording.mark("update")
         return recording, kept
 
     def _bind(self) -> None:
@@ -127,17 +138,15 @@ class CapturedProgram:
             for name, ref in pins.items()
         }
         # Zeros, written: pages are touched here and not on the clock.
-        storage = [np.full(shape, 0, dtype) for shape, dtype in self._forms]
-        self._loop, self._result = self._replay.bind(
-            storage, pinned, self._losses, backend.pool, backend.thread_count
-        )
+        storage = [placed(np.broadcast_to(0, shape), dtype) for shape, dtype in self._forms]
+        pool, threads = backend.pool, backend.thread_count
+        self._bind_step = partial(self._replay.bind, storage, pinned, self._losses, pool, threads)
+        self._loop, self._result = self._bind_step()
 
     def reallocate(self) -> None:
         # Let go first: old and new memory together may not fit.
         self._data, self._params, self._slots, self._result = {}, {}, {}, np.empty(0)
-        del self._loop
-        # Something small of random length in between moves what is placed after it.
-        self._pad = np.zeros(int(np.random.default_rng().integers(1, 512)))
+        del self._loop, self._bind_step
         self._place()
         self._bind()
         self.reset()
@@ -157,6 +166,11 @@ class CapturedProgram:
         self._loop(self._done, self._done + n)
         self._done += n
 
+    def trace(self, n: int, mark: Mark) -> None:
+        loop, _ = self._bind_step(mark=mark)
+        loop(self._done, self._done + n)
+        self._done += n
+
     def losses(self, start: int = 0) -> HostArray:
         learned = 0 if self._workload.optimizer is None else self._done
         return self._losses[start:learned].copy()
@@ -166,3 +180,6 @@ class CapturedProgram:
         if isinstance(self._workload.problem, Operation):
             arrays = {"result": self._result}
         return {name: self._backend.to_numpy(array) for name, array in arrays.items()}
+
+    def arrays(self) -> dict[str, AnyArray]:
+        return named_arrays(self._data, self._params, self._slots)

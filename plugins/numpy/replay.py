@@ -19,13 +19,17 @@ local variables: their arithmetic takes a fifth of a ufunc's time on an array of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from functools import cached_property
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from expkit.contracts import Mark
 
 from .capture import Buffer, Call, Recording, Ref
 
@@ -50,10 +54,9 @@ class Replay:
         self._scalars = _scalars(recording)
         self._names: dict[int, str] = {}
         self._bound: list[Any] = []
-        self.source = self._write(learns)
-        scope: dict[str, Any] = {}
-        exec(compile(self.source, "<recorded step>", "exec"), scope)
-        self._make = scope["make"]
+        self._lines = self._step(learns)
+        self.source = self._write([line for _, line in self._lines])
+        self._make = _compiled(self.source)
 
     def bind(
         self,
@@ -62,6 +65,8 @@ class Replay:
         losses: AnyArray,
         pool: ThreadPoolExecutor | None = None,
         threads: int = 1,
+        *,
+        mark: Mark | None = None,
     ) -> tuple[Advance, AnyArray]:
         """The step's loop over these arrays, and where its kept value (the result) will lie.
 
@@ -70,6 +75,7 @@ class Replay:
             pinned: the owner's array for each pinned buffer.
             losses: where the loss of step `first` to `last` - 1 goes.
             pool, threads: for elementwise calls on long arrays.
+            mark: called as each part of a step ends; None for the step without.
         """
 
         def place(x: Any) -> Any:
@@ -86,16 +92,31 @@ class Replay:
             _in_parts(pool, threads, ufunc, inputs, out)
 
         result = place(self._kept)
-        advance: Advance = self._make(losses, result, in_parts, *map(place, self._bound))
+        bound = (losses, result, in_parts, *map(place, self._bound))
+        advance: Advance = self._make(*bound) if mark is None else self._make_traced(*bound, mark)
         return advance, result
 
-    def _write(self, learns: bool) -> str:
-        lines = [self._line(call) for call in self._recording.calls]
+    @cached_property
+    def traced(self) -> str:
+        """The function's text with a mark after each run of calls of one part."""
+        return self._write(list(_marked(self._lines)), "mark")
+
+    @cached_property
+    def _make_traced(self) -> Any:
+        return _compiled(self.traced)
+
+    def _step(self, learns: bool) -> list[tuple[str, str]]:
+        """The lines of a step, each with the part it belongs to."""
+        lines = [(call.part, self._line(call)) for call in self._recording.calls]
         kept = self._argument(self._kept)
         if learns:
-            lines.append(f"losses[step] = {kept}")
+            lines.append(("update", f"losses[step] = {kept}"))
         elif self._kept.buffer in self._scalars:
-            lines.append(f"result[()] = {kept}")
+            lines.append(("forward", f"result[()] = {kept}"))
+        return lines
+
+    def _write(self, lines: list[str], *given: str) -> str:
+        """The function around these lines; `given` names what it takes besides what they name."""
         seen = {
             x.buffer: x
             for call in self._recording.calls
@@ -104,7 +125,7 @@ class Replay:
         }
         loads = [f"{self._argument(x)} = {self._name(x)}[()]" for x in seen.values()]
         stores = [f"{self._name(x)}[()] = {self._argument(x)}" for x in seen.values()]
-        names = ", ".join(f"a{index}" for index in range(len(self._bound)))
+        names = ", ".join([*(f"a{index}" for index in range(len(self._bound))), *given])
         return "\n".join(
             [
                 f"def make(losses, result, in_parts, {names}):",
@@ -163,6 +184,20 @@ class Replay:
             self._names[id(x)] = f"a{len(self._bound)}"
             self._bound.append(x)
         return self._names[id(x)]
+
+
+def _marked(step: list[tuple[str, str]]) -> Iterator[str]:
+    """The lines of a step, with a mark after each run of one part."""
+    for part, lines in groupby(step, itemgetter(0)):
+        yield from (line for _, line in lines)
+        yield f"mark({part!r})"
+
+
+def _compiled(source: str) -> Any:
+    """The function `make` of this text."""
+    scope: dict[str, Any] = {}
+    exec(compile(source, "<recorded step>", "exec"), scope)
+    return scope["make"]
 
 
 def _scalars(recording: Recording) -> dict[Buffer, None]:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from expkit_plugins.numpy.backend import NumpyBackend
 from expkit_plugins.numpy.capture import CaptureError, Recording, Traced
+from expkit_plugins.numpy.program import CapturedProgram
 from expkit_plugins.numpy.replay import Replay
 
 from expkit.contracts import Array, Batch, HostArray, Params, Random, Recommended, Workload
 from expkit.optimizers.sgd import Sgd
+from expkit.testing.cells import learning, operations
 
 X = np.linspace(0.5, 2, 12).reshape(3, 4)
 STEPS: dict[str, Callable[[Any], Any]] = {
@@ -96,6 +98,33 @@ def test_a_result_stays_until_the_step_ends() -> None:
     advance, replayed = Replay(recording, result, learns=False).bind(storage, place, np.empty(0))
     advance(0, 1)
     np.testing.assert_array_equal(replayed, X + 1)
+
+
+CASES = learning(5) | operations(5)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_traced_step_makes_the_same_calls(case: Workload) -> None:
+    replay = CapturedProgram(NumpyBackend(), case)._replay
+    assert "mark" not in replay.source
+    lines = [line for line in replay.traced.splitlines() if not line.strip().startswith("mark(")]
+    lines[0] = lines[0].replace(", mark):", "):")
+    assert lines == replay.source.splitlines()
+
+
+def _traced(case: Workload) -> list[str]:
+    marks: list[str] = []
+    CapturedProgram(NumpyBackend(), case).trace(1, marks.append)
+    return marks
+
+
+def test_what_the_loss_needs_is_the_forward_part() -> None:
+    """Linear computes its gradient between two pieces of its loss; adding matrices has none."""
+    marks = ["draw", "forward", "backward", "forward", "update"]
+    assert _traced(CASES["linear-sgd"]) == marks
+    assert _traced(CASES["sine-sgd"]) == ["forward", "backward", "update"]
+    assert _traced(CASES["add"]) == ["forward"]
+    assert _traced(CASES["add-draw"]) == ["draw", "forward"]
 
 
 REFUSED: dict[str, Callable[[Traced], Any]] = {
@@ -239,6 +268,22 @@ class Reversing:
 def test_an_optimizer_is_never_silently_another(optimizer: Any) -> None:
     ramp = Quadratic((4,), lambda w: w * np.arange(4.0))
     _same_fast_and_slow(Workload(ramp, optimizer, 6, 0, "shared"))
+
+
+@dataclass(frozen=True)
+class Reusing(Quadratic):
+    """Makes the gradient where an array of the loss lay."""
+
+    def loss_and_grad(self, xp: Any, params: Params, batch: Batch) -> tuple[Array, Params]:
+        error = self.error(params["w"])
+        loss = xp.sum(error)
+        error *= 2
+        return loss, {"w": error}
+
+
+def test_what_is_written_over_the_loss_is_the_backward_part() -> None:
+    case = Workload(Reusing((3,), lambda w: w * w), Sgd(0.1), 4, 0, "shared")
+    assert _traced(case) == ["forward", "backward", "update"]
 
 
 def test_a_step_that_counts_is_not_replayed() -> None:

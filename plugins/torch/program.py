@@ -13,13 +13,22 @@ from expkit.contracts import (
     Array,
     Batch,
     HostArray,
+    Mark,
     Operation,
     Params,
     Problem,
     Program,
     Workload,
 )
-from expkit.program import SharedRandom, StepProgram, place_data, place_params
+from expkit.program import (
+    SharedRandom,
+    StepProgram,
+    named_arrays,
+    place_data,
+    place_params,
+    scatter,
+    unmarked,
+)
 
 from .random import TorchRandom
 
@@ -27,7 +36,9 @@ if TYPE_CHECKING:
     from .backend import TorchBackend
 
 
-def autograd(problem: Problem, params: Params, batch: Batch) -> tuple[Array, Params]:
+def autograd(
+    problem: Problem, params: Params, batch: Batch, mark: Mark = unmarked
+) -> tuple[Array, Params]:
     """The loss, and its gradient from the graph that computing it leaves behind.
 
     `torch.autograd.grad` and not `torch.func.grad_and_value`, which takes 2 to 40 times as long a
@@ -37,10 +48,13 @@ def autograd(problem: Problem, params: Params, batch: Batch) -> tuple[Array, Par
     for leaf in leaves:
         leaf.requires_grad_(True)
     loss = problem.loss(torch, params, batch)
+    mark("forward")
     grads = torch.autograd.grad(loss, leaves, materialize_grads=True)
     for leaf in leaves:
         leaf.requires_grad_(False)
-    return loss.detach(), dict(zip(params, grads, strict=True))
+    loss, grad_by_name = loss.detach(), dict(zip(params, grads, strict=True))
+    mark("backward")
+    return loss, grad_by_name
 
 
 def build(backend: TorchBackend, workload: Workload) -> Program:
@@ -86,7 +100,7 @@ class StaticProgram:
         self._replay: Callable[[], object] = self._step
         self._data, self._params, self._slots, self._result = {}, {}, {}, torch.empty(0)
         backend, workload = self._backend, self._workload
-        self._pad = backend.asarray(np.zeros(int(np.random.default_rng().integers(1, 512))))
+        self._scattered = scatter(backend)
         self._data = place_data(backend, workload)
         self._params = place_params(backend, workload)
         if workload.optimizer is not None:
@@ -99,14 +113,16 @@ class StaticProgram:
             self._replay = self._captured()
         self.reset()
 
-    def _step(self) -> None:
+    def _step(self, mark: Mark = unmarked) -> None:
         workload, params, slots = self._workload, self._params, self._slots
         batch = workload.problem.batch(torch, self._data, self._random)
+        mark("draw")
         if isinstance(workload.problem, Operation):
             self._result = workload.problem.apply(torch, batch)
+            mark("forward")
             return
         assert workload.optimizer is not None
-        loss, grads = autograd(workload.problem, params, batch)
+        loss, grads = autograd(workload.problem, params, batch, mark)
         self._losses.index_copy_(0, self._at, loss.to(self._losses.dtype).reshape(1))
         self._at += 1
         after = workload.optimizer.update(torch, dict(params), grads, dict(slots))
@@ -118,6 +134,7 @@ class StaticProgram:
         # All at once: what is stored may lie in what is written.
         for array, value in [(array, value.clone()) for array, value in moved]:
             array.copy_(value)
+        mark("update")
 
     def _captured(self) -> Callable[[], object]:
         """Warm up on a side stream, as capture asks, then capture one step."""
@@ -156,6 +173,14 @@ class StaticProgram:
             replay()
         self._done += n
 
+    def trace(self, n: int, mark: Mark) -> None:
+        replayed = self._result
+        for _ in range(n):
+            self._step(mark)
+        if self._capture:  # a replay leaves its result in memory of the graph's own
+            self._result = replayed.copy_(self._result)
+        self._done += n
+
     def losses(self, start: int = 0) -> HostArray:
         if isinstance(self._workload.problem, Operation):
             return np.empty(0)
@@ -166,3 +191,6 @@ class StaticProgram:
         if isinstance(self._workload.problem, Operation):
             arrays = {"result": self._result}
         return {name: self._backend.to_numpy(array) for name, array in arrays.items()}
+
+    def arrays(self) -> dict[str, Array]:
+        return named_arrays(self._data, self._params, self._slots)

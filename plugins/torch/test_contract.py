@@ -1,20 +1,23 @@
 """The PyTorch backends keep to the contract."""
 
 from dataclasses import dataclass
+from time import sleep
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from expkit_plugins.torch.backend import TorchBackend
 from expkit_plugins.torch.program import StaticProgram, autograd
 
 from expkit.config import compose_cell
-from expkit.contracts import HostArray, Params, Workload
+from expkit.contracts import Batch, HostArray, Params, Workload
+from expkit.measure.breakdown import breakdown
 from expkit.optimizers.sgd import Sgd
 from expkit.problems.sine import Sine
 from expkit.program import StepProgram
 from expkit.testing import BackendContract
-from expkit.testing.backend import assert_same_state
+from expkit.testing.backend import assert_same_state, assert_traces
 from expkit.testing.cells import learning, operations
 
 
@@ -27,6 +30,7 @@ class TestTorchCuda(BackendContract):
     backend = "torch_cuda"
 
 
+MOMENT_S = 2e-3
 STATIC = learning(10, stream="device") | operations(10, stream="device")
 
 
@@ -45,6 +49,49 @@ def test_the_step_that_a_graph_captures_equals_step_by_step(case: Workload) -> N
         assert_same_state(static, stepwise)
         static.reset()
         stepwise.reset()
+
+
+@pytest.mark.parametrize("case", STATIC.values(), ids=STATIC)
+def test_the_step_that_a_graph_captures_is_traced_as_it_is(case: Workload) -> None:
+    backend = compose_cell("backend=torch").backend
+    assert isinstance(backend, TorchBackend)
+    traced, plain = (StaticProgram(backend, case, capture=False) for _ in range(2))
+    assert_traces(traced, plain, learns=case.optimizer is not None)
+    assert traced.arrays().keys() == StepProgram(backend, case, autograd).arrays().keys()
+
+
+class Slow(torch.autograd.Function):
+    """The identity: a moment forward, three backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        sleep(MOMENT_S)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        sleep(3 * MOMENT_S)
+        return grad
+
+
+@dataclass(frozen=True)
+class SlowSine(Sine):
+    """Takes known times to compute the loss and its gradient."""
+
+    def loss(self, xp: Any, params: Params, batch: Batch) -> Any:
+        return super().loss(xp, {"w": Slow.apply(params["w"])}, batch)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_autograd_is_traced_in_forward_and_backward(static: bool) -> None:
+    backend = compose_cell("backend=torch").backend
+    assert isinstance(backend, TorchBackend)
+    case = Workload(SlowSine(n=50), Sgd(1e-6), 20, 0, "shared")
+    program = StaticProgram(backend, case, capture=False) if static else backend.build(case)
+    parts = breakdown(program, backend.synchronize, case.steps, 1.0).parts
+    assert list(parts) == ["draw", "forward", "backward", "update"]
+    assert 2 < parts["backward"] / parts["forward"] < 4
+    assert parts["draw"] + parts["update"] < parts["forward"]
 
 
 @dataclass(frozen=True)

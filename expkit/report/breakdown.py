@@ -1,0 +1,56 @@
+"""Where the time of a step went: rows for the table, and a bar."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from expkit.measure.breakdown import Breakdown
+from expkit.report.units import seconds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {
+    "draw": "C0",
+    "forward": "C1",
+    "backward": "C2",
+    "forward and backward": "C4",
+    "update": "C3",
+}
+"""A part looks the same in every picture."""
+
+
+def rows(breakdown: Breakdown) -> list[tuple[str, str]]:
+    """Lines for the table: name and text."""
+    whole = breakdown.step_seconds
+    rest = round(breakdown.unattributed / whole, 2) or 0.0  # never "-0%"
+    shares = {part: took / whole for part, took in breakdown.parts.items()}
+    text = ", ".join(f"{n} {share:.0%}" for n, share in {**shares, "not attributed": rest}.items())
+    found = [("step", f"{seconds(whole)}: {text}")]
+    if rest < 0:
+        found.append(("", "(below zero: marking the parts ends what overlaps, and adds work)"))
+    once = f"placing data {seconds(breakdown.placing_seconds)}"
+    if breakdown.fetching_seconds is not None:
+        once += f", fetching {breakdown.steps} losses {seconds(breakdown.fetching_seconds)}"
+    return [*found, ("once", once)]
+
+
+def bar(axes: Axes, breakdown: Breakdown) -> None:
+    """The parts of a step end to end, beside a line where the timed step ends."""
+    whole, left = breakdown.step_seconds, 0.0
+    for part, took in breakdown.parts.items():
+        label = f"{part}, {seconds(took)} ({took / whole:.0%})"
+        axes.barh(0, took, left=left, color=COLOURS[part], label=label)
+        left += took
+    rest = breakdown.unattributed
+    if rest > 0:
+        label = f"not attributed, {seconds(rest)} ({rest / whole:.0%})"
+        axes.barh(0, rest, left=left, color="0.9", edgecolor="0.6", hatch="//", label=label)
+    label = f"the timed step, {seconds(whole)}"
+    if rest < 0:
+        label += f": {seconds(-rest)} ({-rest / whole:.0%}) less than its parts"
+    axes.axvline(whole, ymax=0.4, color="black", linestyle="--", label=label)
+    axes.set(xlabel="time of a step", ylabel="", yticks=[], ylim=(-0.6, 2.4))
+    axes.xaxis.set_major_formatter(lambda value, _: seconds(value) if value else "0")
+    axes.spines["left"].set_visible(False)
+    axes.legend(frameon=False, loc="upper left")

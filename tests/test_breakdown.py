@@ -1,0 +1,220 @@
+"""Where the time of a step goes: the parts, the rest, and what the instrument itself takes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from time import sleep
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from expkit.config import compose_cell
+from expkit.contracts import Batch, HostArray, Mark, Params, Program, Slots, Workload
+from expkit.measure import clock
+from expkit.measure.breakdown import Breakdown, breakdown
+from expkit.optimizers.sgd import Sgd
+from expkit.problems.sine import Sine
+from expkit.program import StepProgram, manual
+from expkit.report.breakdown import bar, rows
+from expkit.testing.backend import assert_traces
+
+MOMENT_S = 2e-3
+
+
+@dataclass(frozen=True)
+class SlowDraw(Sine):
+    """Takes two moments to make a batch."""
+
+    def batch(self, xp: Any, data: Any, random: Any) -> Batch:
+        sleep(2 * MOMENT_S)
+        return super().batch(xp, data, random)
+
+
+@dataclass(frozen=True)
+class SlowSgd(Sgd):
+    """Takes a moment to update."""
+
+    def update(self, xp: Any, params: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
+        sleep(MOMENT_S)
+        return super().update(xp, params, grads, slots)
+
+
+def test_time_goes_to_the_part_that_took_it() -> None:
+    backend = compose_cell("backend=numpy").backend
+    case = Workload(SlowDraw(n=50), SlowSgd(1e-6), 20, 0, "shared")
+    program = StepProgram(backend, case, manual(np))
+    parts = breakdown(program, backend.synchronize, case.steps, 1.0).parts
+    assert list(parts) == ["draw", "forward and backward", "update"]
+    assert 1.4 < parts["draw"] / parts["update"] < 2.8
+    assert parts["forward and backward"] < parts["update"] / 2
+
+
+@dataclass(frozen=True)
+class Fresh(Sgd):
+    """Returns new arrays."""
+
+    def update(self, xp: Any, params: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
+        return {k: p - self.lr * grads[k] for k, p in params.items()}, slots
+
+
+def test_traced_steps_keep_what_the_update_returned() -> None:
+    backend = compose_cell("backend=numpy").backend
+    case = Workload(Sine(n=50), Fresh(1e-6), 10, 0, "shared")
+    assert_traces(*(StepProgram(backend, case, manual(np)) for _ in range(2)), learns=True)
+
+
+@pytest.mark.parametrize("backend_name", ["numpy", "torch"])
+@pytest.mark.parametrize("problem", ["sine", "matmul"])
+def test_parts_and_rest_make_the_step(problem: str, backend_name: str) -> None:
+    if backend_name == "torch":
+        pytest.importorskip("torch")
+    cell = compose_cell(f"problem={problem}", f"backend={backend_name}", "steps=20")
+    program = cell.backend.build(cell.workload)
+    found = breakdown(program, cell.backend.synchronize, 20, 1e-3)
+    assert sum(found.parts.values()) + found.unattributed == pytest.approx(1e-3)
+    learns = problem == "sine"
+    assert ({"backward", "update"} <= found.parts.keys()) == learns
+    assert (found.fetching_seconds is not None) == learns
+    assert program.losses().size == 0
+
+
+@dataclass
+class Planted:
+    """A program and the clock on the wall: every part takes a known time.
+
+    Attributes:
+        step: parts with their seconds.
+        room: steps between two resets.
+        reading_seconds: what it takes to look at the clock.
+    """
+
+    step: list[tuple[str, float]]
+    room: int = 1000
+    reading_seconds: float = 0.25
+    now: float = 0.0
+    traced: list[int] = field(default_factory=list)
+    done: int = -1
+
+    def perf_counter(self) -> float:
+        self.now += self.reading_seconds
+        return self.now - self.reading_seconds
+
+    def reset(self) -> None:
+        self.done = 0
+
+    def reallocate(self) -> None:
+        self.now += 32
+        self.reset()
+
+    def trace(self, n: int, mark: Mark) -> None:
+        assert self.done == 0, "not reset before"
+        self.done += n
+        assert self.done <= self.room
+        self.traced.append(n)
+        for index in range(n):
+            self.now += 100 * (index == 0)  # the first is slow, as it often is
+            for part, seconds in self.step:
+                self.now += seconds
+                mark(part)
+
+    def losses(self, start: int = 0) -> HostArray:
+        self.now += 64
+        return np.zeros(self.done)
+
+
+STEP = [("draw", 1.0), ("forward", 2.0), ("backward", 4.0), ("forward", 8.0), ("update", 16.0)]
+Measured = Callable[[Planted], Breakdown]
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
+    """The breakdown of a planted program, by its own clock."""
+
+    def measure(planted: Planted) -> Breakdown:
+        monkeypatch.setattr(clock, "perf_counter", planted.perf_counter)
+        return breakdown(cast(Program, planted), lambda: None, planted.room, 40.0)
+
+    return measure
+
+
+def test_the_instrument_is_taken_off(measured: Measured) -> None:
+    found = measured(planted := Planted(STEP))
+    assert found.parts == {"draw": 1.0, "forward": 10.0, "backward": 4.0, "update": 16.0}
+    assert (found.mark_seconds, found.marks, found.unattributed) == (0.25, 5, 9.0)
+    assert (found.placing_seconds, found.fetching_seconds) == (32.25, 64.25)
+    assert planted.done == 0
+
+
+def test_a_part_that_takes_nothing_is_not_below_zero(measured: Measured) -> None:
+    class Coarse(Planted):
+        def perf_counter(self) -> float:
+            """Costs nothing between the parts, so that too much is taken off."""
+            self.reading_seconds = 0.25 if self.done < 0 else 0.0
+            return super().perf_counter()
+
+    found = measured(Coarse([("draw", 0.0), ("update", 1.0)]))
+    assert found.parts == {"draw": 0.0, "update": 0.75}
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 1000])
+def test_slow_steps_are_traced_three_times_where_there_is_room(
+    measured: Measured, room: int
+) -> None:
+    found = measured(planted := Planted(STEP, room))
+    assert planted.traced == [min(room, 3)] * 2
+    assert found.steps == min(room, 3)
+
+
+@pytest.mark.parametrize(("room", "steps"), [(50, 50), (1000, 100)])
+def test_fast_steps_are_traced_for_a_tenth_of_a_second(
+    measured: Measured, room: int, steps: int
+) -> None:
+    found = measured(Planted([("forward", 1e-3)], room, reading_seconds=0.0))
+    assert found.steps == steps
+
+
+FOUND = Breakdown(
+    parts={"draw": 0.0, "forward": 2e-6, "backward": 1e-6, "update": 5e-7},
+    step_seconds=4e-6,
+    steps=2000,
+    marks=4,
+    mark_seconds=1e-7,
+    placing_seconds=3e-4,
+    fetching_seconds=2e-5,
+)
+
+
+def test_rows_tell_every_share_and_the_rest() -> None:
+    assert rows(FOUND) == [
+        ("step", "4 µs: draw 0%, forward 50%, backward 25%, update 12%, not attributed 12%"),
+        ("once", "placing data 300 µs, fetching 2000 losses 20 µs"),
+    ]
+    over = rows(replace(FOUND, step_seconds=2.5e-6))
+    assert "not attributed -40%" in over[0][1]
+    assert "below zero" in over[1][1]
+    assert "not attributed 0%" in rows(replace(FOUND, step_seconds=3.499e-6))[0][1]
+    assert rows(replace(FOUND, fetching_seconds=None))[-1] == ("once", "placing data 300 µs")
+
+
+@pytest.mark.parametrize(("step_seconds", "end"), [(4e-6, 4e-6), (2.5e-6, 3.5e-6)])
+def test_the_bar_is_as_long_as_the_step_or_its_parts(step_seconds: float, end: float) -> None:
+    axes = Figure().add_subplot()
+    bar(axes, replace(FOUND, step_seconds=step_seconds))
+    boxes = [box for box in axes.patches if isinstance(box, Rectangle)]
+    edges = [(box.get_x(), box.get_x() + box.get_width()) for box in boxes]
+    assert edges[0][0] == 0
+    assert [right for _, right in edges[:-1]] == pytest.approx([left for left, _ in edges[1:]])
+    assert edges[-1][1] == pytest.approx(end)
+    np.testing.assert_array_equal(axes.lines[0].get_xdata(), [step_seconds] * 2)
+
+
+def test_metrics_have_names_that_mlflow_takes() -> None:
+    metrics = replace(FOUND, parts={"forward and backward": 3e-6}).metrics()
+    assert metrics == {
+        "parts/forward_and_backward_seconds": 3e-6,
+        "parts/unattributed_seconds": pytest.approx(1e-6),
+        "parts/placing_seconds": 3e-4,
+        "parts/fetching_seconds": 2e-5,
+    }
