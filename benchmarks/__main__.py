@@ -31,7 +31,7 @@ from benchmarks.pairs import Paired, paired
 from expkit.config import compose_cell
 from expkit.contracts import Program
 from expkit.measure.environment import cpu_model, git_state, versions
-from expkit.report.table import seconds
+from expkit.report.units import seconds
 
 LARGE = 10_000_000
 

@@ -22,6 +22,13 @@ class Unavailable(UserError):
         super().__init__(f"{reason}; {remedy}")
 
 
+class ParityError(UserError):
+    """Cells that were to do the same work do not."""
+
+    def __init__(self, unlike: list[str]) -> None:
+        super().__init__(f"not like for like: {'; '.join(unlike)}")
+
+
 class PluginError(UserError):
     """An installed plugin is broken, or two plugins claim one name."""
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("sync", "ui")
+COMMANDS = ("compare", "doctor", "sync", "ui")
 
 
 def main(argv: Sequence[str]) -> int:

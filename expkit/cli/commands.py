@@ -1,4 +1,4 @@
-"""The commands beside the run: `expkit ui` and `expkit sync`."""
+"""The commands beside the run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,25 @@ from expkit.cli.status import FAILED, OK, complain
 from expkit.config import default_outputs
 from expkit.tracking.tracker import one_line
 
+COMPARE = """\
+Hold B against A.
+
+  expkit compare RUN RUN          two stored runs: their folders or MLflow ids
+  expkit compare backend=numpy backend=torch problem=sine
+                                  two cells, measured now, their repeats in turn; a side of several
+                                  words is quoted, words after the first two are for both
+
+Exit status: 0 if B is FASTER or the SAME, 1 if it is SLOWER or one of them failed, 3 if it CAN'T
+be TOLD, 4 if their times may not be compared.
+"""
+
 
 def command(argv: Sequence[str]) -> int:
     """Run one command and return its exit status."""
     parser = argparse.ArgumentParser(prog="expkit")
     commands = parser.add_subparsers(dest="command", required=True)
+    add_compare(commands)
+    commands.add_parser("doctor", help="say what makes timing noisy here, and what to do")
     ui = commands.add_parser("ui", help="open MLflow's page on the runs kept here")
     ui.add_argument("--port", type=_port, default=5000)
     ui.add_argument("--outputs", type=Path, default=default_outputs())
@@ -23,11 +37,35 @@ def command(argv: Sequence[str]) -> int:
     sync.add_argument("--uri", help="another tracking address than the runs were made for")
     sync.add_argument("--outputs", type=Path, default=default_outputs())
     given = parser.parse_args(argv)
+    if given.command == "compare":
+        from expkit.cli.compare import compare
+
+        outputs = given.outputs.absolute()
+        return compare(given.a, given.b, given.words, outputs, given.threshold)
+    if given.command == "doctor":
+        from expkit.cli.doctor import doctor
+
+        return doctor()
     if given.command == "ui":
         from expkit.cli.ui import ui as open_page
 
         return open_page(given.outputs.absolute(), given.port)
     return _sync((given.folder or given.outputs).absolute(), given.uri)
+
+
+def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """`expkit compare` and its help."""
+    parser = commands.add_parser(
+        "compare",
+        help="say which of two is faster, or that it cannot be told",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=COMPARE,
+    )
+    parser.add_argument("a", metavar="A")
+    parser.add_argument("b", metavar="B")
+    parser.add_argument("words", nargs="*", help="of the configuration, for both cells")
+    parser.add_argument("--threshold", type=_share, help="smallest difference that matters (0.02)")
+    parser.add_argument("--outputs", type=Path, default=default_outputs())
 
 
 def _sync(place: Path, uri: str | None) -> int:
@@ -60,3 +98,10 @@ def _port(word: str) -> int:
     if not 0 < number < 65536:
         raise ValueError
     return number
+
+
+def _share(word: str) -> float:
+    share = float(word)
+    if not 0 < share < 1:
+        raise ValueError
+    return share

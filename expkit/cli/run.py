@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -31,10 +31,19 @@ class Terminated(KeyboardInterrupt):
 
 def run(argv: Sequence[str]) -> int:
     """Compose and run; one line on stderr for whatever goes wrong."""
+
+    def work() -> int:
+        with tracker_for(argv) as tracker:
+            return max(_compose_and_run(argv, tracker), default=OK)
+
+    return interruptible(work)
+
+
+def interruptible(work: Callable[[], int]) -> int:
+    """The work's exit status, or that of the signal or mistake that ended it."""
     with _terminate_raises():
         try:
-            with _tracker(argv) as tracker:
-                return max(_compose_and_run(argv, tracker), default=OK)
+            return work()
         except BaseException as error:
             return _status(error)
 
@@ -59,7 +68,7 @@ def _interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
 
 
 @contextmanager
-def _tracker(argv: Sequence[str]) -> Iterator[Tracker | None]:
+def tracker_for(argv: Sequence[str]) -> Iterator[Tracker | None]:
     """MLflow's process, started before anything is imported: it is what takes longest."""
     runs_nothing = any(word in NO_RUN or word.startswith(("--cfg=", "--info=")) for word in argv)
     if "tracking=none" in argv or runs_nothing:

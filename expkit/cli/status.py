@@ -6,6 +6,7 @@ import signal
 import sys
 
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+CANT_TELL, MAY_NOT_COMPARE = 3, 4
 TERMINATED = 128 + signal.SIGTERM
 
 

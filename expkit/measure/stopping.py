@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from expkit.errors import require
 from expkit.measure.statistics import median_interval
 
+PARITY = ("report", "require")
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -17,43 +19,69 @@ class Measure:
     Attributes:
         repeats_min: repeats at least.
         repeats_max: repeats at most.
+        repeats_per_placement: repeats of a round, before the arrays are placed anew. The interval
+            is over rounds: it takes 6 of them.
         budget_s: seconds after which no further repeat starts, once there are repeats_min.
         target_ci: stop when the interval of the median is this narrow, as a share of the median.
         warmup: untimed steps before each repeat, at most a tenth of its steps.
+        threshold: of a comparison: the smallest difference that matters, as a share.
+        parity: `report` a difference in dtype, device, threads, start or data and go on, or
+            `require` that there is none.
     """
 
-    repeats_min: int = 6
-    repeats_max: int = 20
+    repeats_min: int = 12
+    repeats_max: int = 40
+    repeats_per_placement: int = 2
     budget_s: float = 0.25
     target_ci: float = 0.05
     warmup: int = 20
+    threshold: float = 0.02
+    parity: str = "report"
 
     def __post_init__(self) -> None:
         require(self.repeats_min >= 1, "repeats_min", self.repeats_min, "an integer of at least 1")
         takes = f"an integer of at least repeats_min ({self.repeats_min})"
         require(self.repeats_max >= self.repeats_min, "repeats_max", self.repeats_max, takes)
+        per_placement = self.repeats_per_placement
+        takes = "an integer of at least 1"
+        require(per_placement >= 1, "repeats_per_placement", per_placement, takes)
         takes = "a finite number of at least 0"
         require(0 <= self.budget_s < math.inf, "budget_s", self.budget_s, takes)
         require(0 <= self.target_ci < math.inf, "target_ci", self.target_ci, takes)
         require(self.warmup >= 0, "warmup", self.warmup, "an integer of at least 0")
+        takes = "a number between 0 and 1"
+        require(0 < self.threshold < 1, "threshold", self.threshold, takes)
+        require(self.parity in PARITY, "parity", self.parity, " or ".join(PARITY))
+
+    @property
+    def rounds_min(self) -> int:
+        """Rounds that hold repeats_min."""
+        return -(-self.repeats_min // self.repeats_per_placement)
 
 
-def reason_to_stop(measure: Measure, samples: Sequence[float], elapsed_s: float) -> str | None:
-    """Which limit is reached, or None to go on: `repeats_max`, `target_ci` or `budget_s`.
-
-    None of them counts before there are repeats_min samples. The target is met when half of the
-    interval's width is at most target_ci of its middle, as a person reads "± 2 %". It is looked at
-    when there are repeats_min, twice, four times ... as many: stopping at the first of many looks
-    that happens to be narrow makes intervals that hold the median less often than they say.
-    """
-    if len(samples) < measure.repeats_min:
+def limit_reached(measure: Measure, repeats: int, elapsed_s: float) -> str | None:
+    """`repeats_max` or `budget_s`, or None to go on. Neither counts before repeats_min."""
+    if repeats < measure.repeats_min:
         return None
-    if len(samples) >= measure.repeats_max:
+    if repeats >= measure.repeats_max:
         return "repeats_max"
-    looks, rest = divmod(len(samples), measure.repeats_min)
-    interval = median_interval(samples) if rest == 0 and looks.bit_count() == 1 else None
-    if interval is not None:
-        low, high = interval
-        if high - low <= measure.target_ci * (high + low):
-            return "target_ci"
     return "budget_s" if elapsed_s >= measure.budget_s else None
+
+
+def is_time_to_look(measure: Measure, rounds: int) -> bool:
+    """Whether to see if enough is known: at rounds_min, twice, four times ... as many.
+
+    Stopping at the first of many looks that happens to please makes intervals that hold the median
+    less often than they say (Armitage, McPherson and Rowe 1969).
+    """
+    looks, rest = divmod(rounds, measure.rounds_min)
+    return rest == 0 and looks.bit_count() == 1
+
+
+def is_narrow(measure: Measure, middles: Sequence[float]) -> bool:
+    """Whether half of the interval's width is at most target_ci of its middle: "± 2 %"."""
+    interval = median_interval(middles)
+    if interval is None:
+        return False
+    low, high = interval
+    return high - low <= measure.target_ci * (high + low)

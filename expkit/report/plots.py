@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expkit.contracts import HostArray, Plotted
+from expkit.report import breakdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +29,10 @@ def draw(cell: Cell, result: Result, folder: Path) -> list[str]:
         with _picture(folder / "loss.png", cell.title, "step", "loss") as axes:
             _loss(axes, result.losses)
         drawn.append("loss.png")
+    if result.breakdown:
+        with _picture(folder / "step.png", cell.title, "", "") as axes:
+            breakdown.bar(axes, result.breakdown)
+        drawn.append("step.png")
     problem, finite = (
         cell.workload.problem,
         all(np.isfinite(p).all() for p in result.params.values()),

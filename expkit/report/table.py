@@ -6,6 +6,8 @@ from pathlib import Path
 
 from expkit.config import Cell
 from expkit.measure.statistics import Summary
+from expkit.report import breakdown
+from expkit.report.units import seconds
 from expkit.runner import Result
 
 
@@ -14,45 +16,52 @@ def table(cell: Cell, result: Result, folder: Path) -> str:
     rows = [("", cell.title)]
     if result.losses.size:
         rows.append(("loss", f"{result.losses[0]:.6g} -> {result.losses[-1]:.6g}"))
-    summary, steps = result.summary, cell.workload.steps
-    if summary:
-        rows.append(("wall time", f"{seconds(summary.median)}, {_spread(summary, result)}"))
-        rate = steps / summary.median
-        shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-        rows.append(
-            ("steps/s", f"{shown} ({seconds(summary.median / steps)} a step, {steps} steps)")
-        )
-    if result.setup_seconds is not None and result.warmup_seconds is not None:
-        rows.append(("set-up", seconds(result.setup_seconds)))
-        rows.append(("warm-up", seconds(result.warmup_seconds)))
-    outcome = result.outcome
-    if result.first_bad_step is not None:
-        outcome += f": the loss is not finite from step {result.first_bad_step}; no time is given"
-    rows.append(("outcome", outcome))
+    if result.summary:
+        rows += _times(result.summary, result, cell.workload.steps)
+    if result.breakdown:
+        rows += breakdown.rows(result.breakdown)
+    if result.warm_up and result.setup_seconds is not None:
+        first, warm = seconds(result.warm_up.first_seconds), seconds(result.warm_up.seconds)
+        unsettled = "" if result.warm_up.settled else ", in which a step's time did not settle"
+        rows.append(("set-up", f"{seconds(result.setup_seconds)}, then a first step of {first}"))
+        rows.append(("warm-up", f"{warm}{unsettled}"))
+    if result.summary:
+        rows.append(("answer", result.checked))
+        rows.append(("stable", "no: " + "; ".join(result.unstable) if result.unstable else "yes"))
+    rows += [("unlike", difference) for difference in result.unlike]
+    reason = f": {result.reason}; no time is given" if result.reason else ""
+    rows.append(("outcome", result.outcome + reason))
     rows.append(("where", str(folder)))
     if result.sent and result.sent.run_id:
         rows.append(("", f"MLflow run {result.sent.run_id}; see it with: expkit ui"))
     return "\n".join(f"{name:>10}  {text}" for name, text in rows)
 
 
-def _spread(summary: Summary, result: Result) -> str:
-    count = len(result.wall_seconds)
-    if count == 1:
+def _times(summary: Summary, result: Result, steps: int) -> list[tuple[str, str]]:
+    rate = steps / summary.median
+    shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+    rows = [
+        ("wall time", f"{seconds(summary.median)}, {_spread(summary)}"),
+        ("steps/s", f"{shown} ({seconds(summary.median / steps)} a step, {steps} steps)"),
+    ]
+    if result.limit is not None and result.limit_share is not None:
+        share, binds = result.limit_share, result.limit.binds
+        rows.append(("limit", f"{share:.0%} of what this machine's {binds} allows"))
+    parts = []
+    if summary.placement_share is not None:
+        parts.append(f"{summary.placement_share:.0%} of the variance is placement")
+    if summary.outliers:
+        count = f"{summary.outliers} of {summary.repeats} repeats"
+        parts.append(f"{count} outlying, the slowest {summary.worst:.2f} times the median")
+    return rows + [("spread", "; ".join(parts))] * bool(parts)
+
+
+def _spread(summary: Summary) -> str:
+    if summary.repeats == 1:
         return "one repeat: its spread is not known"
     what = "95 % interval of the median" if summary.interval else "least to greatest"
     half = (summary.high - summary.low) / 2 / summary.median
     ends = f"{seconds(summary.low)} to {seconds(summary.high)}"
     spread = f"± {half:.1%}" if half < 0.2 and summary.interval else ends
-    return f"{spread} ({what}, {count} repeats)"
-
-
-def seconds(value: float) -> str:
-    """Seconds in the unit that a person reads.
-
-    >>> seconds(0.0123), seconds(4.2e-6), seconds(75)
-    ('12.3 ms', '4.2 µs', '75 s')
-    """
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value / 1e-9:.3g} ns"
+    count = f"{summary.repeats} repeats in {summary.rounds} placements"
+    return f"{spread} ({what}, {count})"

@@ -1,0 +1,217 @@
+"""After the clock: is what was timed also right?
+
+The losses and parameters of the timed repeats are held against the same steps computed in float64
+by NumPy, from the same start and the same random values, with the gradient by hand.
+
+How far apart they may lie depends on the dtype and on how much this very trajectory magnifies
+rounding: a step of rmsprop near its minimum turns a difference in the last bit into percents. So
+the reference is run a second time with every array disturbed at random by the dtype's own rounding
+error (Monte Carlo arithmetic: Parker, Pierce and Eggert 2000), and what that changes is the scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from expkit.contracts import (
+    Array,
+    Backend,
+    Batch,
+    Differentiated,
+    HostArray,
+    Mark,
+    Operation,
+    Params,
+    Problem,
+    Random,
+    Workload,
+)
+from expkit.program import StepProgram, host_rng, manual, unmarked
+
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+MARGIN = 100.0
+"""How many times the disturbed reference's deviation is still rounding. Over every problem,
+optimizer and step of the recommended trajectories float64 and float32 stay below 30."""
+ELEMENT_STEPS = 4e7
+"""Array elements times steps that the reference may compute: about a second."""
+STEPS_MIN, STEPS_MAX = 12, 5000
+MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the reference says, ready to be held against repeats.
+
+    Attributes:
+        steps: how many steps it covers, from the start.
+        losses, allowed: of each of them, and how far a right one may lie from it.
+        params, params_allowed: after the last of them.
+    """
+
+    steps: int
+    losses: HostArray
+    allowed: HostArray
+    params: Mapping[str, HostArray]
+    params_allowed: Mapping[str, float]
+
+    def wrong_losses(self, losses: HostArray) -> str | None:
+        """What is wrong with the losses from step 0 on, or None."""
+        off = np.abs(losses[: self.steps] - self.losses)
+        bad = np.flatnonzero(~(off <= self.allowed))
+        if not bad.size:
+            return None
+        step = int(bad[0])
+        return (
+            f"the loss of step {step} is {losses[step]:.9g}, the float64 reference has "
+            f"{self.losses[step]:.9g}; rounding explains {self.allowed[step]:.1g}"
+        )
+
+    def wrong_params(self, params: Mapping[str, HostArray]) -> str | None:
+        """What is wrong with the parameters after `steps` steps, or None."""
+        what = "result" if "result" in self.params else "parameters"
+        if params.keys() != self.params.keys():
+            return f"the {what} are {sorted(params)}, the reference has {sorted(self.params)}"
+        for name, right in self.params.items():
+            if params[name].shape != right.shape:
+                return f"{name} has shape {params[name].shape}, the reference has {right.shape}"
+            off = float(np.max(np.abs(params[name] - right), initial=0))
+            if not off <= self.params_allowed[name]:
+                return (
+                    f"after {self.steps} steps {name} is off by {off:.3g} from the float64 "
+                    f"reference; rounding explains {self.params_allowed[name]:.1g}"
+                )
+        return None
+
+
+def reference(backend: Backend, workload: Workload, dtype: str, elements: int) -> Answer | str:
+    """The right answer to a workload on a backend, or why it cannot be had.
+
+    Args:
+        dtype: what the program computes in.
+        elements: of the program's arrays together.
+    """
+    problem = workload.problem
+    if isinstance(problem, Problem) and not isinstance(problem, Differentiated):
+        return "the problem gives no gradient by hand"
+    if dtype not in EPSILON:
+        return f"the rounding of {dtype} is not known"
+    needed, there = 8 * 6 * elements, _available_bytes()
+    if there is not None and needed > MEMORY_SHARE * there:
+        return f"the reference needs {needed / 2**30:.1f} GiB, {there / 2**30:.1f} are free"
+    least = 1 if isinstance(problem, Operation) else STEPS_MIN
+    steps = int(min(max(ELEMENT_STEPS // max(elements, 1), least), STEPS_MAX, workload.steps))
+    epsilon = EPSILON[dtype]
+    with np.errstate(all="ignore"):
+        right = _run(_Host(backend), workload, steps)
+        moved = _run(_Disturbed(backend, epsilon), workload, steps)
+        losses, params = right.losses(), right.params()
+        off = _nearby_max(np.abs(moved.losses() - losses))
+        params_off = {k: float(np.max(np.abs(v - params[k]))) for k, v in moved.params().items()}
+        size = {k: float(np.max(np.abs(v))) for k, v in params.items()}
+    return Answer(
+        steps,
+        losses,
+        MARGIN * (off + epsilon * np.abs(losses)),
+        params,
+        {k: MARGIN * (params_off[k] + epsilon * size[k]) for k in params},
+    )
+
+
+def _run(host: _Host, workload: Workload, steps: int) -> StepProgram:
+    program = StepProgram(host, workload, host.loss_and_grad)
+    program.advance(steps)
+    return program
+
+
+def _nearby_max(off: HostArray) -> HostArray:
+    """The largest from half as far to twice as far along: one step may be right by chance."""
+    return np.array([off[t // 2 : 2 * t + 10].max() for t in range(len(off))])
+
+
+class _Host:
+    """Float64 on NumPy: what `StepProgram` needs of a backend."""
+
+    def __init__(self, timed: Backend) -> None:
+        self._timed = timed
+
+    @property
+    def xp(self) -> ModuleType:
+        return np
+
+    def require(self) -> None: ...
+
+    def configure(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def build(self, workload: Workload) -> StepProgram:
+        return StepProgram(self, workload, self.loss_and_grad)
+
+    def describe(self) -> dict[str, str | int | float]:
+        return {}
+
+    def disturb(self, array: Array) -> Array:
+        return array
+
+    def asarray(self, host: npt.NDArray[Any]) -> Array:
+        return self.disturb(np.array(host, dtype=np.float64))
+
+    def to_numpy(self, array: Array) -> HostArray:
+        return np.array(array, dtype=np.float64)
+
+    def random(self, seed: int) -> Random:
+        return _Redrawn(self, self._timed.random(seed), self._timed)
+
+    def loss_and_grad(
+        self, problem: Problem, params: Params, batch: Batch, mark: Mark = unmarked
+    ) -> tuple[Array, Params]:
+        return manual(np)(problem, params, batch, mark)
+
+
+class _Disturbed(_Host):
+    """The same, with every array off by up to a rounding error, at random."""
+
+    def __init__(self, timed: Backend, epsilon: float) -> None:
+        super().__init__(timed)
+        self._rng = host_rng(0, "stream")
+        self._factors = 1 + epsilon * self._rng.uniform(-1, 1, 1 << 16)
+
+    def disturb(self, array: Array) -> Array:
+        # A stretch of ready factors from a random place on: fresh ones take longer than the step.
+        start = self._rng.integers(1 << 15)
+        return array * np.resize(self._factors[start:], np.shape(array))
+
+    def loss_and_grad(
+        self, problem: Problem, params: Params, batch: Batch, mark: Mark = unmarked
+    ) -> tuple[Array, Params]:
+        moved = {name: self.disturb(array) for name, array in params.items()}
+        loss, grads = super().loss_and_grad(problem, moved, batch, mark)
+        return self.disturb(loss), {name: self.disturb(grad) for name, grad in grads.items()}
+
+
+class _Redrawn:
+    """The values that the timed backend's own generator gives, on the host."""
+
+    def __init__(self, host: _Host, source: Random, timed: Backend) -> None:
+        self._host, self._source, self._timed = host, source, timed
+
+    def normal(self, shape: tuple[int, ...]) -> Array:
+        return self._host.asarray(self._timed.to_numpy(self._source.normal(shape)))
+
+
+def _available_bytes() -> int | None:
+    """Memory that can be had without swapping, after /proc/meminfo."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return None
+    for line in meminfo.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,113 @@
+"""Before the clock: what a program really works with, so that two can be held side by side.
+
+Facts are read from the built program and the running process, not from the configuration. They
+are written into the run's record; a comparison lists every one that differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from expkit.contracts import Array, Backend, Program, Workload
+from expkit.measure.environment import cpu_model, versions
+from expkit.program import stream
+
+Facts = Mapping[str, str]
+
+WORK = {
+    "dtype": "dtype",
+    "device": "device",
+    "threads": "threads",
+    "tf32": "TF32",
+    "matmul_precision": "matmul precision",
+    "problem": "problem",
+    "optimizer": "optimizer",
+    "steps": "steps",
+    "start": "start (hash of the first parameters)",
+    "data": "data (hash)",
+    "stream": "random stream (hash of its first values)",
+}
+"""Facts of the work itself. A backend says TF32 and precision only where it has them."""
+PLACE = {"host": "machine", "cpu": "processor", "cores": "cores", "versions": "versions"}
+"""Facts of where it ran: alike by themselves for two programs of one process."""
+
+
+def facts(backend: Backend, workload: Workload, program: Program) -> Facts:
+    """What this program, just reset, works with."""
+    arrays = program.arrays()
+    about = backend.describe()
+    said = {key: str(about[key]) for key in ("threads", "tf32", "matmul_precision") if key in about}
+    groups = {
+        name: {k: v for k, v in arrays.items() if k.startswith(f"{name}.")}
+        for name in ("data", "params")
+    }
+    return said | {
+        "dtype": _listed(_dtype(array) for array in arrays.values()) or str(about["dtype"]),
+        "device": _listed(str(getattr(a, "device", "cpu")) for a in arrays.values())
+        or str(about["device"]),
+        "problem": repr(workload.problem),
+        "optimizer": repr(workload.optimizer),
+        "steps": str(workload.steps),
+        "start": _hash(backend, groups["params"]),
+        "data": _hash(backend, groups["data"]),
+        "stream": _stream_hash(backend, workload),
+        "host": platform.node(),
+        "cpu": cpu_model(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "versions": ", ".join(f"{k} {v}" for k, v in versions().items() if k != "mlflow")
+        + f", python {platform.python_version()}",
+    }
+
+
+def broken_claims(backend: Backend, requested_threads: int | None, found: Facts) -> list[str]:
+    """Where a program does not work with what its configuration says."""
+    claimed = str(backend.describe()["dtype"])
+    broken = []
+    if found["dtype"] != claimed:
+        broken.append(f"dtype: says {claimed}, its arrays are {found['dtype']}")
+    if requested_threads is not None and found.get("threads") != str(requested_threads):
+        broken.append(f"threads: asked for {requested_threads}, has {found.get('threads')}")
+    if found.get("tf32", "0") not in ("0", "False") and claimed == "float32":
+        broken.append("dtype: says float32, matrix products use TF32 (10 bits of mantissa)")
+    return broken
+
+
+def differences(a: Facts, b: Facts, names: Mapping[str, str] = WORK) -> list[str]:
+    """Each fact that both have and that differs, a line each.
+
+    >>> differences({"dtype": "float64"}, {"dtype": "float32"})
+    ['dtype: float64 against float32']
+    """
+    return [
+        f"{said}: {a[key]} against {b[key]}"
+        for key, said in names.items()
+        if key in a and key in b and a[key] != b[key]
+    ]
+
+
+def _dtype(array: Array) -> str:
+    return str(array.dtype).rpartition(".")[2]
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(sorted(set(values)))
+
+
+def _hash(backend: Backend, arrays: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        values = backend.to_numpy(arrays[name])
+        digest.update(f"{name}{values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()[:12]
+
+
+def _stream_hash(backend: Backend, workload: Workload) -> str:
+    """Of the first thousand values as the backend sees them; on its own stream, its own."""
+    values = backend.to_numpy(stream(backend, workload).normal((1000,)))
+    return f"{workload.stream} {hashlib.sha256(values.data).hexdigest()[:12]}"

@@ -1,0 +1,105 @@
+"""Whether a measurement may be leaned on, and if not, why.
+
+None of these drops a sample or changes a figure: they are told beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+import numpy as np
+
+from expkit.measure.environment import Activity
+from expkit.measure.statistics import Rounds, Summary
+from expkit.measure.stopping import Measure
+
+SURE = 2.58
+"""Standard deviations of a test at 1 %."""
+BUSY_CORES = 0.1
+"""CPU that others took meanwhile, in cores, from which it is said."""
+STOLEN = 0.01
+CLOCK_CHANGE = 0.05
+
+
+def unstable_because(
+    measure: Measure,
+    summary: Summary,
+    rounds: Rounds,
+    activity: Activity,
+) -> list[str]:
+    """Every reason to distrust these rounds; none is a stable measurement.
+
+    Args:
+        activity: what went on beside them.
+    """
+    others, stolen = activity.others_cores or 0.0, activity.steal_share or 0.0
+    clock_change = activity.frequency_change or 0.0
+    reasons = []
+    every = [seconds for repeats in rounds for seconds in repeats]
+    if summary.interval is None:
+        reasons.append(f"too few: {summary.rounds} rounds, an interval takes 6")
+    else:
+        half = (summary.high - summary.low) / (summary.high + summary.low)
+        if half > measure.target_ci:
+            reasons.append(f"wide: ± {half:.1%}, asked for {measure.target_ci:.1%}")
+    if shift := drift(every):
+        reasons.append(f"drift: {shift:+.1%} from the first repeat to the last")
+    if modes := two_modes(every):
+        low, high = modes
+        around = f"{low / summary.median:.2f} and {high / summary.median:.2f} times the median"
+        reasons.append(f"bimodal: repeats gather around {around}")
+    if others > BUSY_CORES:
+        reasons.append(f"load: others used {others:.1f} cores meanwhile")
+    if stolen > STOLEN:
+        reasons.append(f"load: {stolen:.0%} of the CPU time went to other virtual machines")
+    if abs(clock_change) > CLOCK_CHANGE:
+        reasons.append(f"frequency: the processor's clock changed by {clock_change:+.0%}")
+    return reasons
+
+
+def drift(samples: Sequence[float], least: float = 0.02) -> float | None:
+    """The relative change from first to last, where a trend is sure (1 %) and at least `least`.
+
+    The trend is tested after Mann (1945) and its size is the median slope of all pairs (Theil
+    1950, Sen 1968). None where there is none to tell, or fewer than 10 samples.
+
+    >>> drift([1.0 + 0.01 * i for i in range(12)])
+    0.10...
+    >>> drift([1.0, 1.1] * 6) is None
+    True
+    """
+    x, n = np.asarray(samples), len(samples)
+    if n < 10:
+        return None
+    earlier, later = np.triu_indices(n, 1)
+    score = float(np.sign(x[later] - x[earlier]).sum())
+    if abs(score) <= SURE * math.sqrt(n * (n - 1) * (2 * n + 5) / 18):
+        return None
+    slope = float(np.median((x[later] - x[earlier]) / (later - earlier)))
+    change = slope * (n - 1) / median(samples)
+    return change if abs(change) >= least else None
+
+
+def two_modes(samples: Sequence[float], least: float = 0.02) -> tuple[float, float] | None:
+    """The two values around which samples gather, where they gather around two.
+
+    Each of the two groups has a fifth of the samples; their means lie at least `least` apart and
+    Ashman's D (Ashman, Bird and Zepf 1994) is above 4 + 36 / n. With that bound fewer than 1 in 50
+    samples of one hump (normal, uniform, exponential) are called two. None for fewer than 12.
+    """
+    x, n = np.sort(samples), len(samples)
+    if n < 12:
+        return None
+    best, found = 4 + 36 / n, None
+    for cut in range(math.ceil(n / 5), n - math.ceil(n / 5) + 1):
+        low, high = x[:cut], x[cut:]
+        gap = float(high.mean() - low.mean())
+        spread = math.sqrt((low.var() + high.var()) / 2)
+        if gap > best * spread and gap > least * median(samples):
+            best, found = (
+                gap / spread if spread else math.inf,
+                (float(low.mean()), float(high.mean())),
+            )
+    return found

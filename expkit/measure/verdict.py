@@ -1,0 +1,65 @@
+"""Which of two is faster, or that it cannot be told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, log
+from statistics import median
+
+from expkit.measure.statistics import Rounds, median_interval
+
+FASTER, SLOWER, SAME, CANT_TELL = "FASTER", "SLOWER", "SAME", "CAN'T TELL"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What rounds of two interleaved sources, A and B, say about B.
+
+    Attributes:
+        word: FASTER, SLOWER, SAME or CAN'T TELL: B, held against A.
+        ratio: B's time over A's, the median over rounds.
+        interval: its 95 % confidence interval; None for fewer than 6 rounds.
+        rounds: how many there were.
+    """
+
+    word: str
+    ratio: float
+    interval: tuple[float, float] | None
+    rounds: int
+
+
+def judge(a: Rounds, b: Rounds, threshold: float) -> Verdict:
+    """Hold B against A, round by round, both of the same rounds.
+
+    A round's ratio is that of its medians; the interval of their median assumes no distribution.
+    With the whole interval beyond 1 + threshold (or its inverse) B is slower (faster) by more than
+    the threshold; with all of it within, both are the same for practice (two one-sided tests:
+    Schuirmann 1987); anything else cannot be told, or not yet.
+
+    >>> judge([[1.0]] * 6, [[1.5]] * 6, 0.02).word
+    'SLOWER'
+    >>> judge([[1.0]] * 6, [[1.01]] * 6, 0.02).word
+    'SAME'
+    >>> judge([[1.0]] * 5, [[1.5]] * 5, 0.02).word
+    "CAN'T TELL"
+    """
+    ratios = log_ratios(a, b)
+    found = median_interval(ratios)
+    middle = exp(median(ratios))
+    if found is None:
+        return Verdict(CANT_TELL, middle, None, len(ratios))
+    word, edge = CANT_TELL, log(1 + threshold)
+    low, high = found
+    if low > edge:
+        word = SLOWER
+    elif high < -edge:
+        word = FASTER
+    elif -edge <= low and high <= edge:
+        word = SAME
+    return Verdict(word, middle, (exp(low), exp(high)), len(ratios))
+
+
+def log_ratios(a: Rounds, b: Rounds) -> Sequence[float]:
+    """Of each round, the logarithm of B's median over A's."""
+    return [log(median(y) / median(x)) for x, y in zip(a, b, strict=True)]

@@ -1,0 +1,92 @@
+"""Two runs held side by side, for a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from expkit.measure import parity
+from expkit.measure.statistics import summarize
+from expkit.measure.verdict import CANT_TELL, FASTER, SLOWER, Verdict, judge
+from expkit.report.units import seconds
+from expkit.tracking.stored import Stored
+
+MAY_NOT = "MAY NOT BE COMPARED"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B held against A.
+
+    Attributes:
+        unlike: where they do not do the same work.
+        barriers: why their times may not be compared; empty where they may.
+        verdict: None where there are barriers.
+    """
+
+    a: Stored
+    b: Stored
+    unlike: list[str]
+    barriers: list[str]
+    verdict: Verdict | None
+
+
+def hold(a: Stored, b: Stored, threshold: float) -> Comparison:
+    """Compare two runs, or say why not."""
+    barriers = [
+        f"{name} is {run.outcome}" + (f": {run.reason}" if run.reason else "")
+        for name, run in (("A", a), ("B", b))
+        if run.outcome != "ok"
+    ]
+    unlike = parity.differences(a.facts, b.facts)
+    interleaved = a.interleaved is not None and a.interleaved == b.interleaved
+    if not interleaved:
+        barriers.append("they were not interleaved: what the machine did meanwhile is in one alone")
+        barriers += unlike  # nothing but the name says that they were meant to be compared
+    barriers += parity.differences(a.facts, b.facts, parity.PLACE)
+    if barriers:
+        return Comparison(a, b, unlike, barriers, None)
+    common = min(len(a.rounds), len(b.rounds))
+    verdict = judge(a.rounds[:common], b.rounds[:common], threshold)
+    return Comparison(a, b, unlike, [], verdict)
+
+
+def table(found: Comparison, threshold: float) -> str:
+    """Each side, the ratio, the verdict and what stands against it."""
+    rows = [("A", _side(found.a)), ("B", _side(found.b))]
+    if found.verdict:
+        rows.append(("ratio", _ratio(found.verdict)))
+        rows.append(("verdict", _in_words(found.verdict, threshold)))
+        rows += [("unlike", f"not like for like: {line}") for line in found.unlike]
+    else:
+        rows.append(("verdict", MAY_NOT))
+        rows += [("because", line) for line in found.barriers]
+    return "\n".join(f"{name:>10}  {text}" for name, text in rows)
+
+
+def _side(run: Stored) -> str:
+    text = f"{run.title}: "
+    if run.outcome != "ok" or not run.rounds:
+        return text + f"{run.outcome}, no time is given"
+    summary = summarize(run.rounds)
+    half = (summary.high - summary.low) / 2 / summary.median
+    return text + f"{seconds(summary.median)} ± {half:.1%} ({run.folder})"
+
+
+def _ratio(verdict: Verdict) -> str:
+    interval = "no interval"
+    if verdict.interval:
+        interval = "95 % interval {:.3f} to {:.3f}".format(*verdict.interval)
+    counted = f"{verdict.rounds} placements, interleaved"
+    return f"B takes {verdict.ratio:.3f} times as long as A ({interval}; {counted})"
+
+
+def _in_words(verdict: Verdict, threshold: float) -> str:
+    if verdict.word == FASTER:
+        return f"FASTER: B is faster than A by more than {threshold:.0%}"
+    if verdict.word == SLOWER:
+        return f"SLOWER: B is slower than A by more than {threshold:.0%}"
+    if verdict.word == CANT_TELL:
+        return (
+            f"CAN'T TELL at a threshold of {threshold:.0%}: measure longer, or on a calmer machine"
+        )
+    return f"SAME: they differ by less than {threshold:.0%}"

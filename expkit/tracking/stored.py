@@ -1,0 +1,80 @@
+"""A run read back from its journal, to be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from expkit.errors import UserError
+from expkit.tracking import journal
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a journal says of a run.
+
+    Attributes:
+        outcome: as in the run's tag; `running` for one without an end.
+        reason: what is wrong with one that is not ok.
+        facts: see `expkit.measure.parity`.
+        rounds: seconds of each repeat, by placement.
+        interleaved: the name that runs share whose rounds were measured in turn; else None.
+    """
+
+    folder: Path
+    title: str
+    outcome: str
+    reason: str
+    facts: Mapping[str, str]
+    rounds: list[list[float]]
+    interleaved: str | None
+
+
+def load(folder: Path) -> Stored:
+    """Read a run's folder.
+
+    Raises:
+        UserError: there is no journal with a beginning.
+    """
+    tags: dict[str, str] = {}
+    facts: dict[str, str] = {}
+    rounds: dict[int, list[float]] = {}
+    title = None
+    for record, _ in journal.read(folder):
+        if record["kind"] == "run":
+            title = record["name"]
+        if record["kind"] in ("run", "tags"):
+            tags |= record["tags"]
+        elif record["kind"] == "facts":
+            facts = record["facts"]
+        elif record["kind"] == "sample":
+            rounds.setdefault(record["placement"], []).append(sum(record["seconds"]))
+    if title is None:
+        raise UserError(f"{folder}: its journal has no beginning")
+    return Stored(
+        folder=folder,
+        title=title,
+        outcome=tags["outcome"],
+        reason=tags.get("reason", ""),
+        facts=facts,
+        rounds=list(rounds.values()),
+        interleaved=tags.get("interleaved"),
+    )
+
+
+def find(word: str, outputs: Path) -> Path:
+    """The folder of a run: itself, or by the id that MLflow gave the run.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    folder = Path(word).absolute()
+    if (folder / journal.FILE).is_file():
+        return folder
+    for file in outputs.rglob("mlflow.json") if word.isalnum() else ():
+        if json.loads(file.read_text())["run_id"] == word:
+            return file.parent
+    takes = "a run's folder, an MLflow run id or words such as backend=torch"
+    raise UserError(f"compare: got {word!r}, takes {takes} (looked for runs in {outputs})")
