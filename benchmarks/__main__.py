@@ -22,15 +22,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import cast
 
 import numpy as np
 import torch
 
 from benchmarks import loops
+from benchmarks.machine import machine
 from benchmarks.pairs import Paired, paired
 from expkit.config import compose_cell
 from expkit.contracts import Program
-from expkit.measure.environment import cpu_model, git_state, versions
+from expkit.measure.clock import timed
 from expkit.report.units import seconds
 
 LARGE = 10_000_000
@@ -178,6 +180,29 @@ def _process_without(variable: str) -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
+class _Nothing:
+    """A program without steps: what is timed around it is the framework's own."""
+
+    def advance(self, n: int) -> None: ...
+
+
+def framework(rounds: int) -> list[Row]:
+    """What one reading costs beside the steps in it: two synchronizes, two looks at the clock."""
+    rows = []
+    for backend in ("numpy", "torch"):
+        synchronize = compose_cell(f"backend={backend}").backend.synchronize
+        program = cast(Program, _Nothing())
+        costs = []
+        for _ in range(10_000):
+            start = perf_counter()
+            timed(program, synchronize, 1)
+            costs.append(perf_counter() - start)
+        cost = median(costs)
+        what = f"a reading of nothing, {backend}: the framework's own share of a timed chunk"
+        rows.append(Row(what, "2 µs", seconds(cost), cost < 2e-6))
+    return rows
+
+
 def whole_command(rounds: int) -> list[Row]:
     """A run with MLflow, its database there, against a bare import of it."""
     with _outputs():
@@ -267,6 +292,7 @@ def _quietly(command: list[str]) -> None:
 
 
 BENCHMARKS: list[Callable[[int], list[Row]]] = [
+    framework,
     whole_command,
     losses_to_mlflow,
     peak_memory,
@@ -302,17 +328,14 @@ def main() -> int:
 
 def report(rows: list[Row], rounds: int) -> str:
     """The table with the machine it came from."""
-    state = git_state(Path(__file__).parent)
-    commit = "unknown" if state is None else state["commit"][:12] + "-dirty" * state["dirty"]
     lines = [
         "# Benchmarks",
         "",
         "Written by `python -m benchmarks --output FILE`; what each row does is in",
         "`benchmarks/__main__.py`, and the other side's loops are in `benchmarks/loops.py`.",
         "",
-        f"- Machine: {cpu_model()}, {os.cpu_count()} cores, shared with others: trust the ratios.",
-        f"- Versions: {', '.join(f'{k} {v}' for k, v in versions().items())}.",
-        f"- Commit: {commit}. {rounds} pairs a row: median (least to greatest).",
+        *machine(),
+        f"- {rounds} pairs a row: median (least to greatest).",
         "- GPU: not measured on a GPU.",
         "",
         "| what | promised | measured | kept |",

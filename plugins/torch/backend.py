@@ -107,6 +107,7 @@ class TorchBackend:
             "device": self.device,
             "dtype": self.dtype,
             "threads": torch.get_num_threads(),
+            "matmul_precision": torch.get_float32_matmul_precision(),
             "torch": torch.__version__,
             "huge_pages": os.environ.get(HUGE_PAGES, "0"),
         }

@@ -1,0 +1,181 @@
+"""How often a verdict is wrong, and how often a slowdown is found: `python -m benchmarks.verdicts`.
+
+Pairs of cells go the way that `expkit compare` goes, each side built anew, while another process
+takes a core by fits and starts. A against itself should never be FASTER or SLOWER; A against A with
+a planted delay should be SLOWER. The delay is of fixed length: a share of A's undisturbed step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from time import monotonic, perf_counter, sleep
+from typing import Any
+
+from benchmarks.machine import machine
+from expkit.config import Cell, compose_cell
+from expkit.contracts import Program, Workload
+from expkit.measure.clock import timed
+from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER, judge
+from expkit.runner import run_together
+
+BUDGET_S = 10
+CASES = {
+    "sine, 2,000 points": ("problem=sine", "steps=2000"),
+    "sine, 20,000 points": ("problem=sine", "problem.n=20000", "steps=300"),
+    "linear": ("problem=linear", "steps=2000"),
+    "large_dot, n = 10^5": ("problem=large_dot", "problem.n=100000", "steps=20"),
+}
+"""Steps are such that a repeat takes some 10 ms."""
+PLANTED = {0.0: (FASTER, SLOWER), 0.05: (SLOWER,), 0.2: (SLOWER,)}
+"""The delay as a share of a step, and the verdicts that are counted."""
+
+
+class Slowed:
+    """A program that takes longer by a fixed time a step."""
+
+    def __init__(self, program: Program, delay_seconds: float) -> None:
+        self._program, self._delay_seconds = program, delay_seconds
+
+    def advance(self, n: int) -> None:
+        self._program.advance(n)
+        end = perf_counter() + n * self._delay_seconds
+        while perf_counter() < end:
+            pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._program, name)
+
+
+class SlowedBackend:
+    """A backend whose programs are slowed."""
+
+    def __init__(self, backend: Any, delay_seconds: float) -> None:
+        self._backend, self._delay_seconds = backend, delay_seconds
+
+    def build(self, workload: Workload) -> Any:
+        return Slowed(self._backend.build(workload), self._delay_seconds)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+
+def step_seconds(cell: Cell) -> float:
+    """Of an undisturbed step: the fastest of many short readings."""
+    program = cell.backend.build(cell.workload)
+    n = max(1, cell.workload.steps // 20)
+    readings = []
+    for _ in range(100):
+        program.reset()
+        readings.append(timed(program, cell.backend.synchronize, n) / n)
+    return min(readings)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One comparison: its verdict, ratio and seconds."""
+
+    word: str
+    ratio: float
+    seconds: float
+
+
+def pair(words: tuple[str, ...], share: float) -> Pair:
+    """Compare a cell with itself, slowed by a share of its step."""
+    measure = ("measure=standard", f"measure.budget_s={BUDGET_S}", "measure.repeats_max=100000")
+    a, b = (compose_cell("tracking=none", *measure, *words) for _ in range(2))
+    a.backend.configure()
+    if share:
+        b = replace(b, backend=SlowedBackend(b.backend, share * step_seconds(a)))
+    with tempfile.TemporaryDirectory() as place:
+        start = monotonic()
+        jobs = [(a, Path(place, "a")), (b, Path(place, "b"))]
+        results = run_together(jobs, None, lambda *_: None, lambda *_: [], tags={})
+        seconds = monotonic() - start
+    one, other = (result.rounds for result in results)
+    found = judge(one, other, a.measure.threshold)
+    return Pair(found.word, found.ratio, seconds)
+
+
+def _burn(seed: int) -> None:
+    rng = random.Random(seed)
+    while True:
+        end = monotonic() + rng.uniform(0.01, 0.5)
+        while monotonic() < end:
+            pass
+        sleep(rng.uniform(0.01, 0.5))
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """Another process that takes a core about half of the time."""
+    burner = get_context("spawn").Process(target=_burn, args=(0,), daemon=True)
+    burner.start()
+    try:
+        yield
+    finally:
+        burner.terminate()
+        burner.join()
+
+
+def rows(pairs: int, tell: Callable[[str], None]) -> list[str]:
+    """The table's lines."""
+    lines = []
+    for share, counted in PLANTED.items():
+        for what, words in CASES.items():
+            found = [pair(words, share) for _ in range(pairs)]
+            words_found = Counter(p.word for p in found)
+            hits = sum(words_found[word] for word in counted)
+            ratios = [p.ratio for p in found]
+            cells = [
+                what,
+                f"slower by {share:.0%}" if share else "itself",
+                f"{hits} of {pairs} {' or '.join(counted)}",
+                ", ".join(f"{words_found[w]} {w}" for w in (FASTER, SLOWER, SAME, CANT_TELL)),
+                f"{median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
+                f"{median(p.seconds for p in found):.1f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+            tell(lines[-1])
+    return lines
+
+
+def report(lines: list[str], pairs: int) -> str:
+    """The page's section."""
+    head = [
+        "## Verdicts",
+        "",
+        f"`python -m benchmarks.verdicts`: {pairs} pairs a row, each side built anew, at most",
+        f"{BUDGET_S} s of measuring a pair, threshold 2 %, on NumPy in float64, while another",
+        "process takes a core about half of the time.",
+        "",
+        *machine(),
+        "",
+        "| cell | against | found | all verdicts | ratio: median (least to greatest) | s a pair |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    return "\n".join([*head, *lines]) + "\n"
+
+
+def main() -> None:
+    """Print the table, or write it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.verdicts")
+    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--output", type=Path, help="a Markdown file to write")
+    given = parser.parse_args()
+    with busy():
+        lines = rows(given.pairs, lambda line: print(line, flush=True))
+    if given.output:
+        given.output.write_text(report(lines, given.pairs))
+
+
+if __name__ == "__main__":
+    main()
