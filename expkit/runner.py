@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from expkit.config import Cell
 from expkit.contracts import Counted, HostArray, Operation, Plotted, Program
-from expkit.errors import ParityError
+from expkit.errors import ParityError, Unavailable, UserError
 from expkit.measure import answer, parity
 from expkit.measure.breakdown import Breakdown, breakdown
 from expkit.measure.canary import Canary, listen
@@ -128,7 +128,7 @@ def run(
     """Run a cell in its folder, journal first. What went wrong is recorded, then raised.
 
     Raises:
-        Unavailable: before anything is written, where this machine cannot run the backend.
+        UserError: before anything is written, where this machine cannot run the backend.
     """
     tags = {} if sweep is None else {"sweep": sweep}
     return run_together([(cell, folder)], tracker, watch, draw, tags=tags)[0]
@@ -147,11 +147,14 @@ def run_together(
     How long is the first cell's to say.
 
     Raises:
-        Unavailable: before anything is written, where this machine cannot run a backend.
+        UserError: before anything is written, where this machine cannot run a backend.
         ParityError: the cells do unlike work and `measure.parity=require`.
     """
     for cell, _ in jobs:
-        cell.backend.require()
+        try:
+            cell.backend.require()
+        except Unavailable as error:
+            raise UserError(f"backend={cell.names['backend']}: {error}") from error
     measure = jobs[0][0].measure
     with ExitStack() as stack:
         parts = []

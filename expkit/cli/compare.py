@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from expkit.cli.run import interruptible, tracker_for
+from expkit.cli.run import interruptible, not_in_mlflow, reported, show, tracker_for, used_by
 from expkit.cli.status import CANT_TELL, FAILED, MAY_NOT_COMPARE, OK, complain
-from expkit.errors import Unavailable, UserError
+from expkit.errors import UserError
 from expkit.measure import verdict
+from expkit.measure.stopping import Measure
 from expkit.report.comparison import Comparison, hold, table
 from expkit.tracking.stored import find, load
 
 
 def compare(a: str, b: str, both: Sequence[str], outputs: Path, threshold: float | None) -> int:
     """Compare, print, and return the exit status."""
-    if "=" in a and "=" in b and not Path(a).exists():
+    if all("=" in side and not Path(side).exists() for side in (a, b)):
         words = ["measure=standard", *both]
         if threshold is not None:
             words.append(f"measure.threshold={threshold}")
         return interruptible(lambda: _now([[*words, *shlex.split(side)] for side in (a, b)]))
     if both:
-        return complain(f"compare: {both[0]}: stored runs take no words")
+        return complain(f"compare: got {both[0]!r} after two runs, takes nothing there")
+    threshold = threshold or Measure().threshold
     try:
-        found = hold(load(find(a, outputs)), load(find(b, outputs)), threshold or 0.02)
+        found = hold(load(find(a, outputs)), load(find(b, outputs)), threshold)
     except UserError as error:
         return complain(error)
-    return _tell(found, threshold or 0.02)
+    return _tell(found, threshold)
 
 
 def _now(sides: Sequence[Sequence[str]]) -> int:
+    """Measure both in this process, record both, and compare."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     from expkit import runner
     from expkit.cli.complaints import explain
@@ -47,32 +50,32 @@ def _now(sides: Sequence[Sequence[str]]) -> int:
         for words in sides:
             try:
                 cells.append(compose_cell(*words))
-            except (HydraException, OmegaConfBaseException) as error:
+            except (HydraException, OmegaConfBaseException, YAMLError) as error:
                 raise UserError(explain(error, words)) from error
-        started = datetime.now()
-        name = f"{started:%Y-%m-%d/%H-%M-%S-%f}"
-        place = cells[0].outputs / "comparisons" / name
+        first = cells[0]
+        name = f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
+        place = first.outputs / "comparisons" / name
         folders = [place / "a", place / "b"]
-        with progress(cells[0].workload.steps) as watch:
-            try:
-                runner.run_together(
-                    list(zip(cells, folders, strict=True)),
-                    tracker,
-                    watch,
-                    plots.draw,
-                    tags={"interleaved": name},
-                )
-            except Unavailable as error:
-                raise UserError(f"compare: {error}") from error
-    threshold = cells[0].measure.threshold
-    return _tell(hold(load(folders[0]), load(folders[1]), threshold), threshold)
+
+        def work() -> int:
+            jobs = list(zip(cells, folders, strict=True))
+            tags = {"interleaved": name}
+            with progress(first.workload.steps) as watch, used_by(first, tracker) as used:
+                results = runner.run_together(jobs, used, watch, plots.draw, tags=tags)
+            threshold = first.measure.threshold
+            status = _tell(hold(load(folders[0]), load(folders[1]), threshold), threshold)
+            for result in results:
+                if result.sent and result.sent.error:
+                    return not_in_mlflow(result.sent.error, place)
+            return status
+
+        return reported(work, place)
 
 
 def _tell(found: Comparison, threshold: float) -> int:
-    print(table(found, threshold))
-    sys.stdout.flush()
+    show(table(found, threshold))
     if found.verdict is None:
         refused = any(run.outcome != "ok" for run in (found.a, found.b))
         return FAILED if refused else MAY_NOT_COMPARE
-    words = {verdict.SLOWER: FAILED, verdict.CANT_TELL: CANT_TELL}
-    return words.get(found.verdict.word, OK)
+    statuses = {verdict.SLOWER: FAILED, verdict.CANT_TELL: CANT_TELL}
+    return statuses.get(found.verdict.word, OK)

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from expkit.cli.status import FAILED, INTERRUPTED, MISUSED, OK, TERMINATED, complain
-from expkit.errors import ConfigError, Unavailable, UserError
+from expkit.errors import ConfigError, UserError
 from expkit.tracking.tracker import Tracker, one_line
 
 if TYPE_CHECKING:
@@ -130,7 +130,6 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
     """One cell, in the folder that Hydra chose for it; its exit status."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf.errors import OmegaConfBaseException
 
     from expkit import config, runner
     from expkit.cli.progress import progress
@@ -140,35 +139,57 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir).absolute()
     sweep = Path(hydra_config.sweep.dir).name if hydra_config.mode == RunMode.MULTIRUN else None
-    try:
+
+    def work() -> int:
         cell = config.build_cell(composed, dict(hydra_config.runtime.choices))
-        with progress(cell.workload.steps) as watch, _used(cell, tracker) as used:
+        with progress(cell.workload.steps) as watch, used_by(cell, tracker) as used:
             result = runner.run(cell, folder, used, watch, plots.draw, sweep=sweep)
+        show(table(cell, result, folder))
+        if result.sent and result.sent.error:
+            return not_in_mlflow(result.sent.error, folder)
+        return OK if result.outcome == "ok" else FAILED
+
+    return reported(work, folder)
+
+
+def reported(work: Callable[[], int], folder: Path) -> int:
+    """The exit status of work that is kept in this folder; one line for what goes wrong in it."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from expkit.config import plain_reason
+
+    try:
+        return work()
     except (UserError, OmegaConfBaseException) as error:
-        if isinstance(error, Unavailable):
-            error = UserError(f"backend={cell.names['backend']}: {error}")
         if isinstance(error, OmegaConfBaseException):
-            error = UserError(config.plain_reason(error))
+            error = UserError(plain_reason(error))
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()  # nothing half-made stays behind
         return complain(error, FAILED if folder.is_dir() else MISUSED)
     except KeyboardInterrupt:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        if not folder.is_dir() or not any(folder.iterdir()):
+            with suppress(OSError):
+                folder.rmdir()
             complain("interrupted before the run began")
         else:
             complain(f"interrupted; what was measured is in {folder}")
         raise
     except Exception as error:
         return complain(f"the run failed: {one_line(error)}{_report(folder)}", FAILED)
+
+
+def show(text: str) -> None:
+    """Print, unless whoever reads our output has seen enough."""
     try:
-        print(table(cell, result, folder), flush=True)
-    except BrokenPipeError:  # whoever read our output has seen enough
+        print(text, flush=True)
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if result.sent and result.sent.error:
-        later = f"send it later: expkit sync {shlex.quote(str(folder))}"
-        return complain(f"not in MLflow ({result.sent.error}); {later}", FAILED)
-    return OK if result.outcome == "ok" else FAILED
+
+
+def not_in_mlflow(error: str, folder: Path) -> int:
+    """Say how to send it later."""
+    later = f"send it later: expkit sync {shlex.quote(str(folder))}"
+    return complain(f"not in MLflow ({error}); {later}", FAILED)
 
 
 def _report(folder: Path) -> str:
@@ -183,7 +204,7 @@ def _report(folder: Path) -> str:
 
 
 @contextmanager
-def _used(cell: Cell, tracker: Tracker | None) -> Iterator[Tracker | None]:
+def used_by(cell: Cell, tracker: Tracker | None) -> Iterator[Tracker | None]:
     """The tracker, if this cell wants one: made now if the words did not show it before."""
     if cell.tracking.kind == "none":
         yield None
