@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import os
 import pkgutil
 import re
@@ -96,6 +97,21 @@ class Cell:
     tracking: Tracking
     outputs: Path
     resolved: Mapping[str, Any]
+
+    @property
+    def words(self) -> list[str]:
+        """What composes this cell again, without MLflow, in one process; values as JSON."""
+        words = ["tracking=none", f"outputs={json.dumps(str(self.outputs))}"]
+        for key, value in self.resolved.items():
+            if key == "tracking":
+                continue
+            if isinstance(value, Mapping):
+                if "name" in value:
+                    words.append(f"{key}={value['name']}")
+                words += [f"{key}.{k}={json.dumps(v)}" for k, v in value.items() if k != "name"]
+            else:
+                words.append(f"{key}={json.dumps(value)}")
+        return [*words, "measure.processes=1"]
 
     @property
     def title(self) -> str:

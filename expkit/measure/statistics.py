@@ -23,6 +23,8 @@ Rounds = Sequence[Sequence[float]]
 class Summary:
     """Rounds in short.
 
+    A round is a placement; where several processes measured, it is a process, see `nested`.
+
     Attributes:
         median: of the rounds' medians, in seconds.
         interval: 95 % confidence interval of the median; None for fewer than 6 rounds.
@@ -67,6 +69,19 @@ def summarize(rounds: Rounds) -> Summary:
         outliers=outliers(every),
         worst=max(every) / median(middles),
     )
+
+
+def nested(processes: Sequence[Rounds]) -> Rounds:
+    """The samples of the highest level that varied, each with those of the level below it.
+
+    >>> nested([[[1.0, 1.0], [2.0, 2.0]]])
+    [[1.0, 1.0], [2.0, 2.0]]
+    >>> nested([[[1.0, 1.0], [2.0, 2.0]], [[3.0, 5.0]]])
+    [[1.0, 2.0], [4.0]]
+    """
+    if len(processes) == 1:
+        return processes[0]
+    return [[median(repeats) for repeats in rounds] for rounds in processes]
 
 
 def median_interval(

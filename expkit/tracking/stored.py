@@ -19,7 +19,7 @@ class Stored:
         outcome: as in the run's tag; `running` for one without an end.
         reason: what is wrong with one that is not ok.
         facts: see `expkit.measure.parity`.
-        rounds: seconds of each repeat, by placement.
+        processes: seconds of each repeat, by placement, by process.
         interleaved: the name that runs share whose rounds were measured in turn; else None.
     """
 
@@ -28,7 +28,7 @@ class Stored:
     outcome: str
     reason: str
     facts: Mapping[str, str]
-    rounds: list[list[float]]
+    processes: list[list[list[float]]]
     interleaved: str | None
 
 
@@ -40,7 +40,7 @@ def load(folder: Path) -> Stored:
     """
     tags: dict[str, str] = {}
     facts: dict[str, str] = {}
-    rounds: dict[int, list[float]] = {}
+    processes: dict[int, dict[int, list[float]]] = {}
     title = None
     for record, _ in journal.read(folder):
         if record["kind"] == "run":
@@ -50,6 +50,7 @@ def load(folder: Path) -> Stored:
         elif record["kind"] == "facts":
             facts = record["facts"]
         elif record["kind"] == "sample":
+            rounds = processes.setdefault(record["process"], {})
             rounds.setdefault(record["placement"], []).append(sum(record["seconds"]))
     if title is None:
         raise UserError(f"{folder}: its journal has no beginning")
@@ -59,7 +60,7 @@ def load(folder: Path) -> Stored:
         outcome=tags["outcome"],
         reason=tags.get("reason", ""),
         facts=facts,
-        rounds=list(rounds.values()),
+        processes=[list(rounds.values()) for rounds in processes.values()],
         interleaved=tags.get("interleaved"),
     )
 

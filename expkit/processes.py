@@ -1,0 +1,57 @@
+"""The level above placements: the same cells measured again in fresh interpreters.
+
+What a process fixes when it starts (where its code and stack lie, the seed of its hashes, a GPU's
+context) moves times as placement does, for as long as the process lives. With `measure.processes`
+above 1 the process is the unit of the interval, and placements are nested in it.
+
+    python -m expkit.processes FOLDER        is the child: cells as JSON on stdin, runs in FOLDER
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from expkit.config import Cell, compose_cell
+from expkit.tracking.stored import Stored, load
+
+PR_SET_PDEATHSIG = 1
+
+
+def measured_elsewhere(cells: Sequence[Cell]) -> Iterator[list[Stored]]:
+    """Measure the cells together, in one fresh process after another, `measure.processes` less one.
+
+    Raises:
+        RuntimeError: a process failed, with the last line that it wrote.
+    """
+    request = json.dumps([cell.words for cell in cells])
+    for _ in range(1, cells[0].measure.processes):
+        with tempfile.TemporaryDirectory() as place:
+            command = [sys.executable, "-m", "expkit.processes", place]
+            done = subprocess.run(
+                command, input=request, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+            if done.returncode:
+                said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+                raise RuntimeError(f"a measuring process failed: {said[-1]}")
+            yield [load(Path(place, str(index))) for index in range(len(cells))]
+
+
+def _child(place: Path) -> None:
+    from expkit.runner import run_together
+
+    # Should the parent die, nobody is there to read what this measures (Linux).
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    cells = [compose_cell(*words) for words in json.load(sys.stdin)]
+    jobs = [(cell, place / str(index)) for index, cell in enumerate(cells)]
+    run_together(jobs, None, lambda *_: None, lambda *_: [], tags={})
+
+
+if __name__ == "__main__":
+    _child(Path(sys.argv[1]))
