@@ -175,6 +175,7 @@ def run_together(
                 part.conclude(stopped_by, activity)
             _judge(parts)
         for part in parts:
+            part.configure()
             _finish(part.cell, part.journal, tracker, draw, part.result)
     return [part.result for part in parts]
 
@@ -343,9 +344,15 @@ class _Measurement:
             return nullcontext()
         return self._tracker.quiet(self.journal.folder, expected_s)
 
+    def configure(self) -> None:
+        """Threads are the process's, and another cell may have set its own meanwhile."""
+        if not self._alone:
+            self.cell.backend.configure()
+
     def prepare(self) -> bool:
         """Build, warm up, note what the program works with; False if it cannot be timed."""
         cell, result, backend = self.cell, self.result, self.cell.backend
+        self.configure()
         with self.quiet():
             started = perf_counter()
             self._program = backend.build(cell.workload)
@@ -387,16 +394,14 @@ class _Measurement:
 
     def place(self) -> None:
         """The same program in fresh, shifted memory."""
-        if not self._alone:
-            self.cell.backend.configure()
+        self.configure()
         self._program.reallocate()
         self.result.rounds.append([])
 
     def repeat(self) -> bool:
         """All steps from the start, in chunks; between them, off the clock, look at the losses."""
         cell, result, program = self.cell, self.result, self._program
-        if not self._alone:
-            cell.backend.configure()  # threads are the process's; the other cell has set its own
+        self.configure()
         program.reset()
         if self._warmup_steps:
             program.advance(self._warmup_steps)
@@ -505,6 +510,7 @@ class _Measurement:
         result, workload = self.result, self.cell.workload
         if result.reason is not None:
             return
+        self.configure()
         result.outcome, result.stopped_by = "ok", stopped_by
         if isinstance(workload.problem, Plotted):
             result.params = self._program.params()

@@ -14,6 +14,7 @@ from expkit.errors import Unavailable, UserError
 from expkit.measure import verdict
 from expkit.report.comparison import Comparison, hold, table
 from expkit.tracking.stored import find, load
+from expkit.tracking.tracker import one_line
 
 
 def compare(a: str, b: str, both: Sequence[str], outputs: Path, threshold: float | None) -> int:
@@ -22,7 +23,7 @@ def compare(a: str, b: str, both: Sequence[str], outputs: Path, threshold: float
         words = ["measure=standard", *both]
         if threshold is not None:
             words.append(f"measure.threshold={threshold}")
-        return interruptible(lambda: _now([[*words, *shlex.split(side)] for side in (a, b)]))
+        return interruptible(lambda: _now([[*words, *_split(side)] for side in (a, b)]))
     if both:
         return complain(f"compare: {both[0]}: stored runs take no words")
     try:
@@ -30,6 +31,13 @@ def compare(a: str, b: str, both: Sequence[str], outputs: Path, threshold: float
     except UserError as error:
         return complain(error)
     return _tell(found, threshold or 0.02)
+
+
+def _split(side: str) -> list[str]:
+    try:
+        return shlex.split(side)
+    except ValueError as error:  # a quotation that does not end
+        raise UserError(f"compare: {side}: {error}") from error
 
 
 def _now(sides: Sequence[Sequence[str]]) -> int:
@@ -64,6 +72,14 @@ def _now(sides: Sequence[Sequence[str]]) -> int:
                 )
             except Unavailable as error:
                 raise UserError(f"compare: {error}") from error
+            except UserError as error:
+                return complain(error, FAILED)
+            except KeyboardInterrupt:
+                complain(f"interrupted; what was measured is in {place}")
+                raise
+            except Exception as error:
+                where = f"see {folders[0] / 'error.txt'}"
+                return complain(f"the comparison failed: {one_line(error)}; {where}", FAILED)
     threshold = cells[0].measure.threshold
     return _tell(hold(load(folders[0]), load(folders[1]), threshold), threshold)
 
