@@ -178,6 +178,7 @@ def run_together(
                 part.conclude(stopped_by, activity)
             _judge(parts)
         for part in parts:
+            part.configure()
             _finish(part.cell, part.journal, tracker, draw, part.result)
     return [part.result for part in parts]
 
@@ -346,17 +347,22 @@ class _Measurement:
             return nullcontext()
         return self._tracker.quiet(self.journal.folder, expected_s)
 
+    def configure(self) -> None:
+        """Threads are the process's, and another cell may have set its own meanwhile."""
+        if not self._alone:
+            self.cell.backend.configure()
+
     def prepare(self) -> bool:
         """Build, warm up, note what the program works with; False if it cannot be timed."""
         cell, result, backend = self.cell, self.result, self.cell.backend
+        self.configure()
         with self.quiet():
             started = perf_counter()
             self._program = backend.build(cell.workload)
             self._synchronize()
             result.setup_seconds = perf_counter() - started
             result.warm_up = warm_up(self._program, self._synchronize, cell.workload.steps)
-            step_seconds = result.warm_up.step_seconds
-            self._fit_readings(step_seconds)
+            step_seconds = self._fit_readings(result.warm_up.step_seconds)
             result.canary = listen(self._program, self._synchronize, step_seconds, self._room)
         self.journal.tags({"path": self._program.path})
         result.facts = parity.facts(backend, cell.workload, self._program)
@@ -371,30 +377,34 @@ class _Measurement:
     def _room(self) -> int:
         return self.cell.workload.steps * self._passes
 
-    def _fit_readings(self, step_seconds: float) -> None:
-        """Make every reading long enough for the clock."""
-        workload, needed = self.cell.workload, steps_of_a_reading(step_seconds)
-        self._every = self.cell.log_every * -(-needed // self.cell.log_every)
-        if needed > workload.steps:
-            self._passes = -(-needed // workload.steps)
-            self._every = self._room
+    def _fit_readings(self, step_seconds: float) -> float:
+        """Make every reading long enough for the clock; returns what a step then takes."""
+        cell, workload = self.cell, self.cell.workload
+        needed = steps_of_a_reading(step_seconds)
+        while needed > self._room:  # again: a step takes less among many than alone
+            self._passes = -(-needed * 5 // (workload.steps * 4))
             roomy = dataclasses.replace(workload, steps=self._room)
-            self._program = self.cell.backend.build(roomy)
+            self._program = cell.backend.build(roomy)
+            step_seconds = warm_up(self._program, self._synchronize, self._room).step_seconds
+            needed = steps_of_a_reading(step_seconds)
+        if self._passes > 1:
+            self._every = self._room
+        else:
+            self._every = cell.log_every * -(-needed // cell.log_every)
         ends = range(self._every, self._room + self._every, self._every)
         self.result.chunk_ends = [min(end, workload.steps) - 1 for end in ends]
+        return step_seconds
 
     def place(self) -> None:
         """The same program in fresh, shifted memory."""
-        if not self._alone:
-            self.cell.backend.configure()
+        self.configure()
         self._program.reallocate()
         self.result.rounds.append([])
 
     def repeat(self) -> bool:
         """All steps from the start, in chunks; between them, off the clock, look at the losses."""
         cell, result, program = self.cell, self.result, self._program
-        if not self._alone:
-            cell.backend.configure()  # threads are the process's; the other cell has set its own
+        self.configure()
         program.reset()
         if self._warmup_steps:
             program.advance(self._warmup_steps)
@@ -478,7 +488,8 @@ class _Measurement:
         elements = sum(int(np.prod(x.shape)) for x in program.arrays().values())
         if not self._learns:
             elements += sum(x.size for x in program.params().values())
-        found = answer.reference(cell.backend, cell.workload, self.result.facts["dtype"], elements)
+        claimed = str(cell.backend.describe()["dtype"])  # arrays of another have to be as right
+        found = answer.reference(cell.backend, cell.workload, claimed, elements)
         if isinstance(found, str):
             self.result.checked = f"not checked: {found}"
             self.journal.tags({"answer": self.result.checked})
@@ -503,6 +514,7 @@ class _Measurement:
         result, workload = self.result, self.cell.workload
         if result.reason is not None:
             return
+        self.configure()
         result.outcome, result.stopped_by = "ok", stopped_by
         if isinstance(workload.problem, Plotted):
             result.params = self._program.params()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
-from expkit.cli.status import FAILED, OK, complain
+from expkit.cli.status import FAILED, MISUSED, OK, complain
 from expkit.config import default_outputs
 from expkit.tracking.tracker import one_line
 
@@ -23,9 +25,16 @@ be TOLD, 4 if their times may not be compared.
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Bad input is one line here too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(complain(f"{message}; see {self.prog} --help", MISUSED))
+
+
 def command(argv: Sequence[str]) -> int:
     """Run one command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="expkit")
+    parser = Parser(prog="expkit")
     commands = parser.add_subparsers(dest="command", required=True)
     add_compare(commands)
     commands.add_parser("doctor", help="say what makes timing noisy here, and what to do")
@@ -53,7 +62,7 @@ def command(argv: Sequence[str]) -> int:
     return _sync((given.folder or given.outputs).absolute(), given.uri)
 
 
-def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     """`expkit compare` and its help."""
     parser = commands.add_parser(
         "compare",
@@ -101,7 +110,7 @@ def _port(word: str) -> int:
 
 
 def _share(word: str) -> float:
-    share = float(word)
-    if not 0 < share < 1:
-        raise ValueError
-    return share
+    with suppress(ValueError):
+        if 0 < (share := float(word)) < 1:
+            return share
+    raise argparse.ArgumentTypeError(f"got {word!r}, takes a number between 0 and 1")

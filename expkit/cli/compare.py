@@ -22,7 +22,7 @@ def compare(a: str, b: str, both: Sequence[str], outputs: Path, threshold: float
         words = ["measure=standard", *both]
         if threshold is not None:
             words.append(f"measure.threshold={threshold}")
-        return interruptible(lambda: _now([[*words, *shlex.split(side)] for side in (a, b)]))
+        return interruptible(lambda: _now([[*words, *_split(side)] for side in (a, b)]))
     if both:
         return complain(f"compare: got {both[0]!r} after two runs, takes nothing there")
     threshold = threshold or Measure().threshold
@@ -31,6 +31,13 @@ def compare(a: str, b: str, both: Sequence[str], outputs: Path, threshold: float
     except UserError as error:
         return complain(error)
     return _tell(found, threshold)
+
+
+def _split(side: str) -> list[str]:
+    try:
+        return shlex.split(side)
+    except ValueError as error:  # a quotation that does not end
+        raise UserError(f"compare: {side}: {error}") from error
 
 
 def _now(sides: Sequence[Sequence[str]]) -> int:

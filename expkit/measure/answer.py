@@ -94,7 +94,7 @@ def reference(backend: Backend, workload: Workload, dtype: str, elements: int) -
     """The right answer to a workload on a backend, or why it cannot be had.
 
     Args:
-        dtype: what the program computes in.
+        dtype: what the backend says that it computes in.
         elements: of the program's arrays together.
     """
     problem = workload.problem

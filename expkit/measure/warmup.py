@@ -36,7 +36,8 @@ class WarmUp:
 def warm_up(program: Program, synchronize: Callable[[], None], room: int) -> WarmUp:
     """Run steps until their time settles, then reset.
 
-    Readings double from one step until they last a millisecond.
+    Readings double from one step until they last a millisecond; where there is no room for that,
+    all of them together do.
 
     Args:
         room: the most steps between two resets.
@@ -44,13 +45,14 @@ def warm_up(program: Program, synchronize: Callable[[], None], room: int) -> War
     started = perf_counter()
     first = timed(program, synchronize, 1)
     n, total, done, before, settled = 1, 1, 1, float("inf"), False
+    spent = 0.0
     while not settled and (total < 3 or perf_counter() - started < LIMIT_S):
         if done + n > room:
             program.reset()
             done = 0
         seconds = timed(program, synchronize, n)
-        done, total = done + n, total + n
-        long_enough = seconds >= READING_S or n == room
+        done, total, spent = done + n, total + n, spent + seconds
+        long_enough = seconds >= READING_S or (n == room and spent >= READING_S)
         settled = long_enough and abs(seconds / n - before) <= SETTLED * before
         before = seconds / n
         if not long_enough:
