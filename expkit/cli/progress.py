@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-from expkit.runner import Watch
+from expkit.measurement import Watch
 
 REDRAW_S = 0.1
 

@@ -54,7 +54,8 @@ def table(found: Comparison, threshold: float) -> str:
     """Each side, the ratio, the verdict and what stands against it."""
     rows = [("A", _side(found.a)), ("B", _side(found.b))]
     if found.verdict:
-        rows.append(("ratio", _ratio(found.verdict)))
+        unit = "processes" if len(found.a.processes) > 1 else "placements"
+        rows.append(("ratio", _ratio(found.verdict, unit)))
         rows.append(("verdict", _in_words(found.verdict, threshold)))
         rows += [("unlike", f"not like for like: {line}") for line in found.unlike]
     else:
@@ -65,18 +66,18 @@ def table(found: Comparison, threshold: float) -> str:
 
 def _side(run: Stored) -> str:
     text = f"{run.title}: "
-    if run.outcome != "ok" or not run.rounds:
+    if run.outcome != "ok":
         return text + f"{run.outcome}, no time is given"
     summary = summarize(run.rounds)
     half = (summary.high - summary.low) / 2 / summary.median
     return text + f"{seconds(summary.median)} ± {half:.1%} ({run.folder})"
 
 
-def _ratio(verdict: Verdict) -> str:
+def _ratio(verdict: Verdict, unit: str) -> str:
     interval = "no interval"
     if verdict.interval:
         interval = "95 % interval {:.3f} to {:.3f}".format(*verdict.interval)
-    counted = f"{verdict.rounds} placements, interleaved"
+    counted = f"{verdict.rounds} {unit}, interleaved"
     return f"B takes {verdict.ratio:.3f} times as long as A ({interval}; {counted})"
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from expkit.config import Cell
-    from expkit.runner import Result
+    from expkit.measurement import Result
 
 
 def draw(cell: Cell, result: Result, folder: Path) -> list[str]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from expkit.config import Cell
 from expkit.measure.statistics import Summary
+from expkit.measurement import Result
 from expkit.report import breakdown
 from expkit.report.units import seconds
-from expkit.runner import Result
 
 
 def table(cell: Cell, result: Result, folder: Path) -> str:
@@ -41,7 +41,7 @@ def _times(summary: Summary, result: Result, steps: int) -> list[tuple[str, str]
     rate = steps / summary.median
     shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
     rows = [
-        ("wall time", f"{seconds(summary.median)}, {_spread(summary)}"),
+        ("wall time", f"{seconds(summary.median)}, {_spread(summary, len(result.processes))}"),
         ("steps/s", f"{shown} ({seconds(summary.median / steps)} a step, {steps} steps)"),
     ]
     if result.limit is not None and result.limit_share is not None:
@@ -49,19 +49,22 @@ def _times(summary: Summary, result: Result, steps: int) -> list[tuple[str, str]
         rows.append(("limit", f"{share:.0%} of what this machine's {binds} allows"))
     parts = []
     if summary.placement_share is not None:
-        parts.append(f"{summary.placement_share:.0%} of the variance is placement")
+        unit = "process" if len(result.processes) > 1 else "placement"
+        parts.append(f"{summary.placement_share:.0%} of the variance is {unit}")
     if summary.outliers:
-        count = f"{summary.outliers} of {summary.repeats} repeats"
+        of = "placements" if len(result.processes) > 1 else "repeats"
+        count = f"{summary.outliers} of {summary.repeats} {of}"
         parts.append(f"{count} outlying, the slowest {summary.worst:.2f} times the median")
     return rows + [("spread", "; ".join(parts))] * bool(parts)
 
 
-def _spread(summary: Summary) -> str:
+def _spread(summary: Summary, processes: int) -> str:
     if summary.repeats == 1:
         return "one repeat: its spread is not known"
+    of, units = ("placements", "processes") if processes > 1 else ("repeats", "placements")
     what = "95 % interval of the median" if summary.interval else "least to greatest"
     half = (summary.high - summary.low) / 2 / summary.median
     ends = f"{seconds(summary.low)} to {seconds(summary.high)}"
     spread = f"± {half:.1%}" if half < 0.2 and summary.interval else ends
-    count = f"{summary.repeats} repeats in {summary.rounds} placements"
+    count = f"{summary.repeats} {of} in {summary.rounds} {units}"
     return f"{spread} ({what}, {count})"

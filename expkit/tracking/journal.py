@@ -6,7 +6,7 @@ A file of JSON lines in the run's folder, written as the run goes. Its kinds of 
     metric    key, values, steps, time
     tags      tags to add
     facts     what the program works with, see `expkit.measure.parity`
-    sample    a repeat: its number, its placement, the seconds of each of its readings
+    sample    a repeat: its process, its placement, the seconds of each of its readings
     artifact  a file in the run's folder
     end       status (FINISHED, FAILED, KILLED) and time
 

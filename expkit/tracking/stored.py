@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expkit.errors import UserError
+from expkit.measure.statistics import Rounds, nested
 from expkit.tracking import journal
 
 
@@ -30,6 +31,11 @@ class Stored:
     facts: Mapping[str, str]
     processes: list[list[list[float]]]
     interleaved: str | None
+
+    @property
+    def rounds(self) -> Rounds:
+        """Repeats by placement; by process, where several measured."""
+        return nested(self.processes)
 
 
 def load(folder: Path) -> Stored:

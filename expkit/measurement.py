@@ -1,0 +1,353 @@
+"""One cell's measurement: the program as a source of repeats, and what is learnt around them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+from expkit.config import Cell
+from expkit.contracts import Counted, HostArray, Operation, Plotted, Program
+from expkit.measure import answer, parity
+from expkit.measure.breakdown import Breakdown, breakdown
+from expkit.measure.canary import Canary, listen
+from expkit.measure.clock import steps_of_a_reading, timed
+from expkit.measure.environment import Activity
+from expkit.measure.limits import StepLimit, machine_limits, optimizer_elements, step_limit
+from expkit.measure.stability import unstable_because
+from expkit.measure.statistics import Rounds, Summary, nested, summarize
+from expkit.measure.warmup import WarmUp, warm_up
+from expkit.tracking.journal import Journal
+from expkit.tracking.stored import Stored
+from expkit.tracking.tracker import Sent, Tracker
+
+FLUSH_S = 1.0
+"""How much measured time a kill may cost the journal."""
+
+Watch = Callable[[int, int, float | None, float], None]
+"""Called off the clock: repeat, steps done, loss, steps per second."""
+
+
+@dataclass
+class Result:
+    """What one cell's measurement found; filled as it goes.
+
+    Attributes:
+        outcome: ok, diverged, wrong_answer, not_synchronized, failed or interrupted.
+        reason: what is wrong, for a diverged, wrong or unsynchronized one.
+        first_bad_step: the first step with a non-finite loss, from 0.
+        processes: seconds of each whole repeat, by placement, by process; this process first.
+        chunk_seconds: of each repeat, its readings' seconds.
+        chunk_ends: the last step of each reading.
+        losses: of the first repeat's steps; of a diverged run those to the end of the bad chunk.
+        stopped_by: the limit that ended the repeats.
+        facts: what the program worked with.
+        unlike: where that is not what the configuration says, or not what the other cells have.
+        checked: how the answer was checked, or why it was not.
+        unstable: every reason to distrust the times.
+        limit: the least that the machine leaves a step; None where that is not known.
+    """
+
+    outcome: str = "failed"
+    reason: str | None = None
+    first_bad_step: int | None = None
+    setup_seconds: float | None = None
+    warm_up: WarmUp | None = None
+    canary: Canary | None = None
+    processes: list[list[list[float]]] = field(default_factory=lambda: [[]])
+    chunk_seconds: list[list[float]] = field(default_factory=list)
+    chunk_ends: list[int] = field(default_factory=list)
+    losses: HostArray = field(default_factory=lambda: np.empty(0))
+    params: dict[str, HostArray] = field(default_factory=dict)
+    stopped_by: str | None = None
+    facts: parity.Facts = field(default_factory=dict)
+    unlike: list[str] = field(default_factory=list)
+    checked: str = ""
+    unstable: list[str] = field(default_factory=list)
+    breakdown: Breakdown | None = None
+    limit: StepLimit | None = None
+    sent: Sent | None = None
+
+    @property
+    def summary(self) -> Summary | None:
+        """Of whole repeats; None unless the outcome is ok: no other has a time to show."""
+        return summarize(self.rounds) if self.outcome == "ok" else None
+
+    @property
+    def step_seconds(self) -> float:
+        """The median over readings of a step's seconds."""
+        lengths = np.diff([-1, *self.chunk_ends])
+        return float(np.median(np.asarray(self.chunk_seconds) / lengths))
+
+    @property
+    def limit_share(self) -> float | None:
+        """How much of the machine's limit the whole wall time reaches: 1 at the limit."""
+        if self.limit is None or self.summary is None:
+            return None
+        return self.limit.share(self.summary.median / (self.chunk_ends[-1] + 1))
+
+    @property
+    def rounds(self) -> Rounds:
+        """Repeats by placement; by process, where several measured."""
+        return nested(self.processes)
+
+    @property
+    def middles(self) -> list[float]:
+        """Each round's median."""
+        return [median(repeats) for repeats in self.rounds if repeats]
+
+
+class Measurement:
+    """One cell's program as a source of repeats: what is clocked, and what is done around it."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        journal: Journal,
+        tracker: Tracker | None,
+        watch: Watch,
+        result: Result,
+        *,
+        alone: bool,
+    ) -> None:
+        self.cell, self.journal, self.result = cell, journal, result
+        self._tracker, self._watch, self._alone = tracker, watch, alone
+        self._synchronize = cell.backend.synchronize
+        self._program: Program
+        self._answer: answer.Answer | None = None
+        self._passes = 1
+        """Times the steps are run in one reading, where once is too short for the clock."""
+        self._every = cell.log_every
+        """Steps between two readings."""
+
+    @property
+    def _learns(self) -> bool:
+        return not isinstance(self.cell.workload.problem, Operation)
+
+    @property
+    def _warmup_steps(self) -> int:
+        return min(self.cell.measure.warmup, -(-self.cell.workload.steps // 10))
+
+    @property
+    def expected_s(self) -> float:
+        """About how long the least number of repeats takes."""
+        assert self.result.warm_up is not None
+        repeats = self.cell.measure.repeats_min
+        return self.result.warm_up.step_seconds * self.cell.workload.steps * repeats
+
+    def quiet(self, expected_s: float = 0) -> AbstractContextManager[None]:
+        """Nothing of ours beside the clock."""
+        if self._tracker is None:
+            return nullcontext()
+        return self._tracker.quiet(self.journal.folder, expected_s)
+
+    def configure(self) -> None:
+        """Threads are the process's, and another cell may have set its own meanwhile."""
+        if not self._alone:
+            self.cell.backend.configure()
+
+    def prepare(self) -> bool:
+        """Build, warm up, note what the program works with; False if it cannot be timed."""
+        cell, result, backend = self.cell, self.result, self.cell.backend
+        self.configure()
+        with self.quiet():
+            started = perf_counter()
+            self._program = backend.build(cell.workload)
+            self._synchronize()
+            result.setup_seconds = perf_counter() - started
+            result.warm_up = warm_up(self._program, self._synchronize, cell.workload.steps)
+            step_seconds = self._fit_readings(result.warm_up.step_seconds)
+            result.canary = listen(self._program, self._synchronize, step_seconds, self._room)
+        self.journal.tags({"path": self._program.path})
+        result.facts = parity.facts(backend, cell.workload, self._program)
+        self.journal.write("facts", facts=result.facts)
+        threads = cell.resolved["backend"].get("threads")
+        result.unlike += parity.broken_claims(backend, threads, result.facts)
+        if not result.canary.sings:
+            self._refuse("not_synchronized", _still_queued(result.canary))
+        return result.canary.sings
+
+    @property
+    def _room(self) -> int:
+        return self.cell.workload.steps * self._passes
+
+    def _fit_readings(self, step_seconds: float) -> float:
+        """Make every reading long enough for the clock; returns what a step then takes."""
+        cell, workload = self.cell, self.cell.workload
+        needed = steps_of_a_reading(step_seconds)
+        while needed > self._room:  # again: a step takes less among many than alone
+            self._passes = -(-needed * 5 // (workload.steps * 4))
+            roomy = dataclasses.replace(workload, steps=self._room)
+            self._program = cell.backend.build(roomy)
+            step_seconds = warm_up(self._program, self._synchronize, self._room).step_seconds
+            needed = steps_of_a_reading(step_seconds)
+        if self._passes > 1:
+            self._every = self._room
+        else:
+            self._every = cell.log_every * -(-needed // cell.log_every)
+        ends = range(self._every, self._room + self._every, self._every)
+        self.result.chunk_ends = [min(end, workload.steps) - 1 for end in ends]
+        return step_seconds
+
+    def place(self) -> None:
+        """The same program in fresh, shifted memory."""
+        self.configure()
+        self._program.reallocate()
+        self.result.processes[0].append([])
+
+    def repeat(self) -> bool:
+        """All steps from the start, in chunks; between them, off the clock, look at the losses."""
+        cell, result, program = self.cell, self.result, self._program
+        self.configure()
+        program.reset()
+        if self._warmup_steps:
+            program.advance(self._warmup_steps)
+            program.reset()
+        repeat = len(result.chunk_seconds)
+        seconds: list[float] = []
+        losses: list[HostArray] = []
+        written, last_flush = 0, perf_counter()
+        try:
+            for done in range(0, self._room, self._every):
+                n = min(self._every, self._room - done)
+                seconds.append(timed(program, self._synchronize, n))
+                losses.append(program.losses(done)[: max(0, cell.workload.steps - done)])
+                bad = np.flatnonzero(~np.isfinite(losses[-1]))
+                if bad.size:
+                    result.first_bad_step = done + int(bad[0])
+                    self._refuse(
+                        "diverged", f"the loss is not finite from step {result.first_bad_step}"
+                    )
+                    break
+                loss = float(losses[-1][-1]) if losses[-1].size else None
+                self._watch(repeat, done + n, loss, n / seconds[-1])
+                if repeat == 0 and self._learns and perf_counter() - last_flush > FLUSH_S:
+                    fresh = np.concatenate(losses)[written:]
+                    self.journal.metric("train/loss", fresh, written)
+                    written, last_flush = written + fresh.size, perf_counter()
+                if self._tracker:
+                    self._tracker.refresh(self.journal.folder)
+        except BaseException:
+            with suppress(Exception):  # what went wrong first is what is told
+                self._keep(np.concatenate(losses), written)
+            raise
+        curve = np.concatenate(losses)
+        self._keep(curve, written)
+        if result.outcome == "diverged":
+            return False
+        seconds = [s / self._passes for s in seconds]
+        if wrong := self._wrong(curve):
+            self._refuse("wrong_answer", f"in repeat {repeat + 1} {wrong}")
+            return False
+        rounds = result.processes[0]
+        rounds[-1].append(sum(seconds))
+        result.chunk_seconds.append(seconds)
+        self._keep_sample(0, len(rounds) - 1, seconds)
+        self.journal.metric("time/wall_seconds", [sum(seconds)], repeat)
+        return True
+
+    def take_in(self, run: Stored) -> None:
+        """What another process measured of this cell."""
+        number = len(self.result.processes)
+        if run.outcome != "ok":
+            self._refuse(run.outcome, f"in process {number + 1} {run.reason}")
+            return
+        (rounds,) = run.processes
+        self.result.processes.append(rounds)
+        for placement, repeats in enumerate(rounds):
+            for seconds in repeats:
+                self._keep_sample(number, placement, [seconds])
+
+    def _keep_sample(self, process: int, placement: int, seconds: list[float]) -> None:
+        self.journal.write("sample", process=process, placement=placement, seconds=seconds)
+
+    def _keep(self, curve: HostArray, written: int) -> None:
+        """The first repeat's losses, or those of the repeat that diverged."""
+        first = not self.result.chunk_seconds
+        if self._learns and (first or self.result.outcome == "diverged"):
+            self.result.losses = curve
+        if self._learns and first:
+            self.journal.metric("train/loss", curve[written:], written)
+
+    def _refuse(self, outcome: str, reason: str) -> None:
+        """No time of this cell may be shown."""
+        self.result.outcome, self.result.reason = outcome, reason
+        self.journal.tags({"reason": reason})
+
+    def _wrong(self, losses: HostArray) -> str | None:
+        """What is wrong with the repeat whose clock has just stopped; None if nothing is."""
+        if self._learns and losses.size != self.cell.workload.steps:
+            return f"{losses.size} losses came back for {self.cell.workload.steps} steps"
+        if not self.result.chunk_seconds:
+            return self._first_answer(losses)
+        if self._answer is None:
+            return None
+        return self._answer.wrong_losses(losses) or self._wrong_params()
+
+    def _wrong_params(self) -> str | None:
+        """Of the state that the clock left, where the reference goes as far as that."""
+        assert self._answer is not None
+        if self._answer.steps < self._room:
+            return None
+        return self._answer.wrong_params(self._program.params())
+
+    def _first_answer(self, losses: HostArray) -> str | None:
+        """Hold the first repeat against the reference, which is kept for the others."""
+        cell, program = self.cell, self._program
+        elements = sum(int(np.prod(x.shape)) for x in program.arrays().values())
+        if not self._learns:
+            elements += sum(x.size for x in program.params().values())
+        claimed = str(cell.backend.describe()["dtype"])  # arrays of another have to be as right
+        found = answer.reference(cell.backend, cell.workload, claimed, elements)
+        if isinstance(found, str):
+            self.result.checked = f"not checked: {found}"
+            self.journal.tags({"answer": self.result.checked})
+            return None
+        self._answer = found
+        self.result.checked = (
+            f"{found.steps} of {cell.workload.steps} steps as the float64 reference"
+        )
+        self.journal.tags({"answer": self.result.checked})
+        wrong = found.wrong_losses(losses) if self._learns else None
+        if wrong is None and found.steps == self._room:
+            return self._wrong_params()
+        if wrong is None:
+            program.reset()
+            program.advance(found.steps)
+            self._synchronize()
+            wrong = found.wrong_params(program.params())
+        return wrong
+
+    def conclude(self, stopped_by: str | None, activity: Activity) -> None:
+        """After the clock: what remains to be learnt from the program that was timed."""
+        result, workload = self.result, self.cell.workload
+        if result.reason is not None:
+            return
+        self.configure()
+        result.outcome, result.stopped_by = "ok", stopped_by
+        if isinstance(workload.problem, Plotted):
+            result.params = self._program.params()
+        summary = summarize(result.rounds)
+        measure = self.cell.measure
+        result.unstable = unstable_because(measure, summary, result.rounds, activity)
+        with self.quiet():
+            if isinstance(workload.problem, Counted):
+                moved = optimizer_elements(self._program.arrays())
+                limits = machine_limits(self.cell.backend)
+                if limits.settled:
+                    result.limit = step_limit(limits, workload.problem.work(), moved)
+            result.breakdown = breakdown(
+                self._program, self._synchronize, self._room, result.step_seconds
+            )
+
+
+def _still_queued(canary: Canary) -> str:
+    return (
+        f"synchronize returned after {canary.waited:.2g} s with {canary.left:.2g} s of work still "
+        "queued: a time would be of queueing it"
+    )
