@@ -149,9 +149,9 @@ def rows(pairs: int, tell: Callable[[str], None]) -> list[str]:
 
 
 def report(lines: list[str], pairs: int) -> str:
-    """The page's section."""
+    """The page."""
     head = [
-        "## Verdicts",
+        "# Verdicts",
         "",
         f"`python -m benchmarks.verdicts`: {pairs} pairs a row, each side built anew, at most",
         f"{BUDGET_S} s of measuring a pair, threshold 2 %, on NumPy in float64, while another",

@@ -1,7 +1,8 @@
 """`make docs`: everything in README and docs/ that a run printed or drew, made again by a run.
 
-Writes README's example, docs/sine.png and docs/benchmarks.md. The benchmarks take minutes and want
-a quiet machine; `--quick` leaves them as they are.
+Writes README's example, docs/sine.png, docs/benchmarks.md, docs/verdicts.md, docs/faults.md and
+docs/tutorials.md. That takes most of an hour and wants a quiet machine; `--quick` makes the example
+alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from matplotlib.image import imread, imsave
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+PAGES = {
+    "benchmarks": "benchmarks.md",
+    "benchmarks.verdicts": "verdicts.md",
+    "benchmarks.faults": "faults.md",
+}
+"""Each page with the module that writes it; one that keeps no promise says so and exits with 1."""
 
 
 def example() -> None:
@@ -43,11 +50,13 @@ def run(*words: str) -> str:
 def main() -> None:
     """Make all, or all that is quick."""
     parser = argparse.ArgumentParser(prog="python docs/make.py")
-    parser.add_argument("--quick", action="store_true", help="without the benchmarks")
+    parser.add_argument("--quick", action="store_true", help="the example alone")
     given = parser.parse_args()
-    if not given.quick:  # first, so that the tree it names is as committed
-        report = ["--output", str(HERE / "benchmarks.md")]
-        subprocess.run([sys.executable, "-m", "benchmarks", *report], cwd=HERE.parent, check=False)
+    if not given.quick:  # first, so that the tree they name is as committed
+        for module, page in PAGES.items():
+            report = ["--output", str(HERE / page)]
+            subprocess.run([sys.executable, "-m", module, *report], cwd=HERE.parent, check=False)
+        subprocess.run([sys.executable, str(HERE / "tutorials.py")], check=True)
     example()
 
 

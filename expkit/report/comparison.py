@@ -70,7 +70,8 @@ def _side(run: Stored) -> str:
         return text + f"{run.outcome}, no time is given"
     summary = summarize(run.rounds)
     half = (summary.high - summary.low) / 2 / summary.median
-    return text + f"{seconds(summary.median)} ± {half:.1%} ({run.folder})"
+    limit = "" if run.share_of_limit is None else f", {run.share_of_limit:.0%} of the limit"
+    return text + f"{seconds(summary.median)} ± {half:.1%}{limit} ({run.folder})"
 
 
 def _ratio(verdict: Verdict, unit: str) -> str:

@@ -21,6 +21,7 @@ class Stored:
         reason: what is wrong with one that is not ok.
         facts: see `expkit.measure.parity`.
         processes: seconds of each repeat, by placement, by process.
+        share_of_limit: how much of the machine's limit the time reaches; None where not known.
         interleaved: the name that runs share whose rounds were measured in turn; else None.
     """
 
@@ -30,6 +31,7 @@ class Stored:
     reason: str
     facts: Mapping[str, str]
     processes: list[list[list[float]]]
+    share_of_limit: float | None
     interleaved: str | None
 
     @property
@@ -47,7 +49,7 @@ def load(folder: Path) -> Stored:
     tags: dict[str, str] = {}
     facts: dict[str, str] = {}
     processes: dict[int, dict[int, list[float]]] = {}
-    title = None
+    title = share = None
     for record, _ in journal.read(folder):
         if record["kind"] == "run":
             title = record["name"]
@@ -55,6 +57,8 @@ def load(folder: Path) -> Stored:
             tags |= record["tags"]
         elif record["kind"] == "facts":
             facts = record["facts"]
+        elif record["kind"] == "metric" and record["key"] == "time/share_of_limit":
+            (share,) = map(float, record["values"])
         elif record["kind"] == "sample":
             rounds = processes.setdefault(record["process"], {})
             rounds.setdefault(record["placement"], []).append(sum(record["seconds"]))
@@ -67,6 +71,7 @@ def load(folder: Path) -> Stored:
         reason=tags.get("reason", ""),
         facts=facts,
         processes=[list(rounds.values()) for rounds in processes.values()],
+        share_of_limit=share,
         interleaved=tags.get("interleaved"),
     )
 
