@@ -248,7 +248,9 @@ class Backend(Protocol):
         ...
 
     def random(self, seed: int) -> Random:
-        """The backend's own generator, for `stream=device`."""
+        """The backend's own generator, for `stream=device`: at its start, with the very values that
+        a program draws. The answer is checked on them.
+        """
         ...
 
     def synchronize(self) -> None:

@@ -170,7 +170,10 @@ class Measurement:
         result.unlike += parity.broken_claims(backend, threads, result.facts)
         if not result.canary.sings:
             self._refuse("not_synchronized", _still_queued(result.canary))
-        return result.canary.sings
+            return False
+        result.checked = self._compute_answer()
+        self.journal.tags({"answer": result.checked})
+        return True
 
     @property
     def _room(self) -> int:
@@ -283,21 +286,25 @@ class Measurement:
         """What is wrong with the repeat whose clock has just stopped; None if nothing is."""
         if self._learns and losses.size != self.cell.workload.steps:
             return f"{losses.size} losses came back for {self.cell.workload.steps} steps"
-        if not self.result.chunk_seconds:
-            return self._first_answer(losses)
         if self._answer is None:
             return None
-        return self._answer.wrong_losses(losses) or self._wrong_params()
+        wrong = self._answer.wrong_losses(losses) if self._learns else None
+        return wrong or self._wrong_params()
 
     def _wrong_params(self) -> str | None:
-        """Of the state that the clock left, where the reference goes as far as that."""
-        assert self._answer is not None
-        if self._answer.steps < self._room:
-            return None
-        return self._answer.wrong_params(self._program.params())
+        """Of the state that the clock left; where the reference ends before, of a run to there."""
+        found, program = self._answer, self._program
+        assert found is not None
+        if found.steps < self._room:
+            if self.result.chunk_seconds:
+                return None  # once is enough: the losses tell of the others
+            program.reset()
+            program.advance(found.steps)
+            self._synchronize()
+        return found.wrong_params(program.params())
 
-    def _first_answer(self, losses: HostArray) -> str | None:
-        """Hold the first repeat against the reference, which is kept for the others."""
+    def _compute_answer(self) -> str:
+        """What every repeat will be held against; returns how far that goes."""
         cell, program = self.cell, self._program
         elements = sum(int(np.prod(x.shape)) for x in program.arrays().values())
         if not self._learns:
@@ -305,23 +312,9 @@ class Measurement:
         claimed = str(cell.backend.describe()["dtype"])  # arrays of another have to be as right
         found = answer.reference(cell.backend, cell.workload, claimed, elements)
         if isinstance(found, str):
-            self.result.checked = f"not checked: {found}"
-            self.journal.tags({"answer": self.result.checked})
-            return None
+            return f"not checked: {found}"
         self._answer = found
-        self.result.checked = (
-            f"{found.steps} of {cell.workload.steps} steps as the float64 reference"
-        )
-        self.journal.tags({"answer": self.result.checked})
-        wrong = found.wrong_losses(losses) if self._learns else None
-        if wrong is None and found.steps == self._room:
-            return self._wrong_params()
-        if wrong is None:
-            program.reset()
-            program.advance(found.steps)
-            self._synchronize()
-            wrong = found.wrong_params(program.params())
-        return wrong
+        return f"{found.steps} of {cell.workload.steps} steps as the float64 reference"
 
     def conclude(self, stopped_by: str | None, activity: Activity) -> None:
         """After the clock: what remains to be learnt from the program that was timed."""
