@@ -28,6 +28,8 @@ COLUMNS = [
     "metrics.`final/loss`",
     "tags.`device`",
     "tags.`dtype`",
+    "tags.`stable`",
+    "tags.`verdict`",
 ]
 """What the table shows beside a run's name; by default MLflow shows neither metrics nor tags."""
 
