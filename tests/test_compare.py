@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -190,6 +193,23 @@ def test_a_side_that_raises_is_one_line(expkit: Expkit) -> None:
     assert "RuntimeError: the device is gone" in Path(report).read_text()
     for folder in sides(expkit):
         assert load(folder).outcome == "failed"
+
+
+def test_an_interrupted_comparison_keeps_both_sides(expkit: Expkit) -> None:
+    endless = ("measure.repeats_min=100000", "measure.repeats_max=100000")
+    process = expkit.start("compare", SMALL, LARGE, *SINE, *endless)
+    deadline = time.monotonic() + 60
+    while not any(b'"sample"' in file.read_bytes() for file in expkit.outputs.rglob(journal.FILE)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    done = expkit.end(process)
+    assert done.status == 130
+    assert len(done.err.splitlines()) == 1, done.err
+    assert str(sides(expkit)[0].parent) in done.err
+    runs = [load(folder) for folder in sides(expkit)]
+    assert [run.outcome for run in runs] == ["interrupted"] * 2
+    assert any(run.rounds for run in runs)
 
 
 # Bad input

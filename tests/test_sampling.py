@@ -9,6 +9,7 @@ import pytest
 
 from expkit import runner
 from expkit.config import compose_cell
+from expkit.measure import clock
 from expkit.measure.clock import READING_RESOLUTIONS, resolution_seconds
 from expkit.tracking import journal
 
@@ -131,7 +132,7 @@ def test_a_short_program_repeats_within_a_reading_until_the_clock_can_tell(
         readings.append(real(*given))
         return readings[-1]
 
-    real = runner.timed
+    real = clock.timed
     monkeypatch.setattr(runner, "timed", timed)
     cell = compose_cell(*words.split(), "steps=1", NONE, *TWELVE)
     found = runner.run(cell, tmp_path / "run", None, lambda *_: None, lambda *_: [])
