@@ -96,6 +96,12 @@ class Expkit:
         )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One for all tests: the machine's limits are measured once and kept in it."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def expkit(tmp_path: Path) -> Iterator[Expkit]:
     """The command line, with an outputs folder of its own."""

@@ -57,6 +57,11 @@ CASES = [
     ("measure.target_ci=-1", "measure.target_ci", "-1", "at least 0"),
     ("measure.target_ci=inf", "measure.target_ci", "inf", "at least 0"),
     ("measure.warmup=-1", "measure.warmup", "-1", "at least 0"),
+    ("measure.repeats_per_placement=0", "measure.repeats_per_placement", "0", POSITIVE),
+    ("measure.threshold=0", "measure.threshold", "0.0", "between 0 and 1"),
+    ("measure.threshold=1", "measure.threshold", "1.0", "between 0 and 1"),
+    ("measure.threshold=nan", "measure.threshold", "nan", "between 0 and 1"),
+    ("measure.parity=maybe", "measure.parity", "maybe", "report or require"),
     # a word out of a list
     ("stream=foo", "stream", "foo", "shared or device"),
     ("backend.dtype=int8", "backend.dtype", "int8", "float64"),

@@ -40,6 +40,7 @@ TIMES = {
     "time/low_seconds",
     "time/high_seconds",
     "time/setup_seconds",
+    "time/first_step_seconds",
     "time/warmup_seconds",
     "time/steps_per_second",
     "time/wall_seconds",
@@ -89,7 +90,8 @@ def test_a_good_run_is_whole_in_mlflow(expkit: Expkit) -> None:
     walls = values(metrics["time/wall_seconds"])
     [middle] = values(metrics["time/median_seconds"])
     [low], [high] = values(metrics["time/low_seconds"]), values(metrics["time/high_seconds"])
-    assert middle == pytest.approx(median(walls))
+    rounds = [walls[at : at + 2] for at in range(0, 7, 2)]
+    assert middle == pytest.approx(median(median(repeats) for repeats in rounds))
     assert min(walls) <= low <= middle <= high <= max(walls)
     assert values(metrics["time/steps_per_second"]) == pytest.approx([250 / middle])
     assert all(value > 0 for key in TIMES for value in values(metrics[key]))
@@ -131,14 +133,23 @@ RAISES = """
     from expkit_plugins.numpy.backend import NumpyBackend
 
     class Raising(StepProgram):
+        placed = 0
+
+        def reallocate(self) -> None:
+            self.placed += 1  # a second time for the first repeat
+            super().reallocate()
+
         def advance(self, n: int) -> None:
             super().advance(n)
-            if len(super().losses()) > 20:
+            if self.is_lost():
                 raise RuntimeError("the device is gone\\nand does not come back")
+
+        def is_lost(self) -> bool:
+            return self.placed > 1 and len(super().losses()) > 20
 
     class Broken(Raising):
         def losses(self, start: int = 0) -> Any:
-            if len(super().losses()) > 20:
+            if self.is_lost():
                 raise ValueError("nothing can be read from it")
             return super().losses(start)
 

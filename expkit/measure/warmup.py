@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -44,7 +45,7 @@ def warm_up(program: Program, synchronize: Callable[[], None], room: int) -> War
     """
     started = perf_counter()
     first = timed(program, synchronize, 1)
-    n, total, done, before, settled = 1, 1, 1, float("inf"), False
+    n, total, done, before, settled = 1, 1, 1, math.nan, False
     spent = 0.0
     while not settled and (total < 3 or perf_counter() - started < LIMIT_S):
         if done + n > room:

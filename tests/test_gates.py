@@ -1,0 +1,319 @@
+"""The gates before a speed: does it do the work that it says, all of it, and right?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from expkit import runner
+from expkit.config import compose_cell, options
+from expkit.contracts import Operation
+from expkit.measure import parity
+from expkit.measure.canary import listen
+from expkit.tracking import journal
+
+if TYPE_CHECKING:
+    from conftest import Done, Expkit
+
+PLANTED = (Path(__file__).parents[1] / "benchmarks" / "planted.py").read_text()
+QUICK = ("measure.repeats_min=2", "measure.repeats_max=2", "tracking.pictures=false")
+SPEEDS = {
+    "time/median_seconds",
+    "time/low_seconds",
+    "time/high_seconds",
+    "time/steps_per_second",
+    "time/step_seconds",
+    "time/share_of_limit",
+}
+
+
+@pytest.fixture
+def planted(expkit: Expkit) -> Expkit:
+    """The command line with the backend `planted`."""
+    option = "_target_: broken_plugin.Planted\nfault: honest\ndtype: float64\n"
+    option += "threads: null\nfast: false\n"
+    expkit.plugin({"__init__.py": PLANTED, "conf/backend/planted.yaml": option})
+    return expkit
+
+
+def records(folder: Path) -> Iterator[dict[str, Any]]:
+    for record, _ in journal.read(folder):
+        yield record
+
+
+def tags(folder: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for record in records(folder):
+        found |= record.get("tags", {})
+    return found
+
+
+def metrics(folder: Path) -> set[str]:
+    return {record["key"] for record in records(folder) if record["kind"] == "metric"}
+
+
+def is_refused(expkit: Expkit, done: Done, *outcomes: str) -> str:
+    """The law of a gate; returns the reason."""
+    assert (done.status, done.err) == (1, ""), done
+    [folder] = expkit.folders()
+    found = tags(folder)
+    assert found["outcome"] in outcomes, found
+    assert f"{found['outcome']}: {found['reason']}" in done.out
+    assert metrics(folder) & SPEEDS == set()
+    for word in ("steps/s", "wall time", " a step,", "  limit"):
+        assert word not in done.out, done.out
+    assert "no time is given" in done.out
+    end = list(records(folder))[-1]
+    assert (end["kind"], end["status"]) == ("end", "FAILED")
+    return found["reason"]
+
+
+# Planted faults
+
+WRONG, QUEUED = "wrong_answer", "not_synchronized"
+FAULTS = {
+    "skips_updates": (WRONG,),
+    "float32_inside": (WRONG,),
+    "float32_arrays": (WRONG,),
+    "returns_early": (WRONG,),
+    "returns_early_padded": (WRONG,),
+    "stale_losses": (WRONG,),
+    "unsynchronized": (QUEUED,),
+    "left_queued": (WRONG, QUEUED),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_refused(planted: Expkit, fault: str) -> None:
+    done = planted("backend=planted", f"backend.fault={fault}", "tracking=none", *QUICK)
+    assert is_refused(planted, done, *FAULTS[fault])
+
+
+@pytest.mark.xfail(strict=True, reason="no repeat has a start or data that a program cannot know")
+def test_an_answer_that_was_kept_from_the_first_repeat_is_refused(planted: Expkit) -> None:
+    words = ("backend=planted", "backend.fault=replays_first", "tracking=none")
+    is_refused(planted, planted(*words, "measure.repeats_max=12"), WRONG)
+
+
+@pytest.mark.parametrize("twin", ["honest", "honest_queue"])
+def test_its_honest_twin_is_accepted(planted: Expkit, twin: str) -> None:
+    done = planted("backend=planted", f"backend.fault={twin}", "tracking=none", *QUICK)
+    assert (done.status, done.err) == (0, "")
+    [folder] = planted.folders()
+    assert tags(folder)["outcome"] == "ok"
+    assert metrics(folder) >= SPEEDS - {"time/share_of_limit"}
+    assert "steps/s" in done.out
+
+
+def test_what_is_refused_has_no_speed_in_mlflow(planted: Expkit) -> None:
+    done = planted("backend=planted", "backend.fault=skips_updates", *QUICK)
+    assert "skips" not in is_refused(planted, done, WRONG)
+    [folder] = planted.folders()
+    code = f"""
+        import warnings
+        warnings.simplefilter("ignore")
+        from mlflow import MlflowClient
+        client = MlflowClient("sqlite:///{planted.outputs / "mlflow.db"}")
+        [run] = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        import json
+        print(json.dumps([run.info.status, run.data.tags, sorted(run.data.metrics)]))
+    """
+    status, kept, keys = json.loads(planted.python(code).out.splitlines()[-1])
+    assert (status, kept["outcome"], kept["reason"]) == ("FAILED", WRONG, tags(folder)["reason"])
+    assert "train/loss" in keys
+    assert SPEEDS & set(keys) == set()
+
+
+# The answer
+
+
+def accepted() -> list[tuple[str, ...]]:
+    """Everything installed, at the size and for the steps that its problem recommends."""
+    backends = ["numpy", *(["torch"] if find_spec("torch") else [])]
+    cases: list[tuple[str, ...]] = []
+    for problem in options("problem"):
+        learns = not isinstance(compose_cell(f"problem={problem}").workload.problem, Operation)
+        for optimizer in options("optimizer") if learns else ["sgd"]:
+            words = (f"problem={problem}", f"optimizer={optimizer}")
+            cases += [
+                (*words, f"backend={backend}", f"backend.dtype={dtype}")
+                for backend in backends
+                for dtype in ("float64", "float32")
+            ]
+    return cases
+
+
+SMALLER = {"large_dot": ("problem.n=2000",), "matmul": ("problem.n=60",), "add": ("problem.n=60",)}
+
+
+@pytest.mark.parametrize("words", accepted(), ids=" ".join)
+def test_no_right_answer_is_refused(tmp_path: Path, words: tuple[str, ...]) -> None:
+    words += SMALLER.get(words[0].partition("=")[2], ())
+    cell = compose_cell(*words, "tracking=none", "measure.repeats_min=1", "measure.repeats_max=1")
+    found = runner.run(cell, tmp_path / "run", None, lambda *_: None, lambda *_: [])
+    assert (found.outcome, found.reason) == ("ok", None)
+    assert "as the float64 reference" in found.checked, found.checked
+    assert found.unlike == []
+
+
+def test_what_has_no_reference_says_so(expkit: Expkit) -> None:
+    """A problem without a gradient by hand, on a backend that differentiates."""
+    if not find_spec("torch"):
+        pytest.skip("needs a backend that differentiates")
+    code = """
+        from dataclasses import dataclass
+        import numpy as np
+        from expkit.contracts import Recommended
+
+        @dataclass(frozen=True)
+        class Square:
+            def recommended(self):
+                return Recommended(steps=50, log_every=10, lr={"sgd": 0.1})
+            def init(self, rng):
+                return {"w": np.ones(3)}
+            def data(self, rng):
+                return {"t": np.zeros(3)}
+            def batch(self, xp, data, random):
+                return data
+            def loss(self, xp, params, batch):
+                return ((params["w"] - batch["t"]) ** 2).sum()
+    """
+    option = "_target_: broken_plugin.Square\n"
+    expkit.plugin({"__init__.py": code, "conf/problem/square.yaml": option})
+    done = expkit("problem=square", "backend=torch", "tracking=none", *QUICK)
+    assert done.status == 0, done
+    assert "not checked: the problem gives no gradient by hand" in done.out
+
+
+# The same work
+
+
+@pytest.mark.parametrize("program", ["float32_arrays", "honest"])
+def test_arrays_of_another_dtype_than_the_backend_says_are_named(
+    planted: Expkit, program: str
+) -> None:
+    done = planted("backend=planted", f"backend.fault={program}", "tracking=none", *QUICK)
+    said = "dtype: says float64, its arrays are float32"
+    assert (said in done.out) == (program == "float32_arrays"), done.out
+    [folder] = planted.folders()
+    assert (said in tags(folder).get("parity", "")) == (program == "float32_arrays")
+
+
+def test_parity_can_be_required(planted: Expkit) -> None:
+    words = ("backend=planted", "measure.parity=require", "tracking=none", *QUICK)
+    assert planted(*words).status == 0
+    done = planted(*words, "backend.fault=float32_arrays")
+    assert done.status == 1
+    assert len(done.err.splitlines()) == 1, done.err
+    assert "dtype: says float64, its arrays are float32" in done.err
+    assert "steps/s" not in done.out
+
+
+def facts(*words: str) -> parity.Facts:
+    cell = compose_cell(*words)
+    cell.backend.configure()
+    return parity.facts(cell.backend, cell.workload, cell.backend.build(cell.workload))
+
+
+UNLIKE = [
+    # words, what differs
+    (("backend.dtype=float32",), {"dtype", "start", "stream"}),  # it has no data
+    (("backend.threads=1",), {"threads"}),
+    (("seed=1",), {"start", "stream"}),
+    (("problem=sine", "steps=1000", "stream=shared"), {"problem", "optimizer", "start", "data"}),
+    (("stream=device",), {"stream"}),
+    (("steps=7",), {"steps"}),
+    (("optimizer=adam",), {"optimizer"}),
+    (("optimizer.lr=0.123",), {"optimizer"}),
+    (("problem.batch_size=21",), {"problem"}),
+    (("backend.fast=false",), set()),
+    ((), set()),
+]
+
+
+@pytest.mark.parametrize(("words", "keys"), UNLIKE, ids=[" ".join(case[0]) for case in UNLIKE])
+def test_whatever_is_unlike_is_listed(words: tuple[str, ...], keys: set[str]) -> None:
+    base = ("problem=linear", "backend.threads=2", "seed=0")
+    a, b = facts(*base), facts(*base, *words)
+    found = {line.partition(":")[0] for line in parity.differences(a, b)}
+    assert found == {parity.WORK[key] for key in keys}
+    assert parity.differences(a, b, parity.PLACE) == []
+
+
+@pytest.mark.skipif(not find_spec("torch"), reason="needs two backends")
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_two_backends_start_alike(dtype: str) -> None:
+    for problem in options("problem"):
+        words = (f"problem={problem}", f"backend.dtype={dtype}", "stream=shared")
+        small = SMALLER.get(problem, ())
+        a, b = (facts(f"backend={name}", *words, *small) for name in ("numpy", "torch"))
+        assert parity.differences(a, b) == []
+
+
+# Does synchronize wait?
+
+
+class Queue:
+    """A program whose steps are done when somebody waits for them: in `finish` or in `params`."""
+
+    def __init__(self, step_seconds: float) -> None:
+        self.step_seconds, self.left = step_seconds, 0
+
+    def reset(self) -> None:
+        self.left = 0
+
+    def advance(self, n: int) -> None:
+        self.left += n
+
+    def finish(self) -> None:
+        spin(self.left * self.step_seconds)
+        self.left = 0
+
+    def params(self) -> dict[str, Any]:
+        self.finish()
+        return {}
+
+
+def spin(seconds: float) -> None:
+    from time import perf_counter
+
+    end = perf_counter() + seconds
+    while perf_counter() < end:
+        pass
+
+
+@pytest.mark.parametrize("step_seconds", [1e-6, 1e-4, 1e-2])
+def test_the_canary_sings_if_and_only_if_synchronize_waits(step_seconds: float) -> None:
+    program = Queue(step_seconds)
+    room = 100
+    waits = listen(program, program.finish, step_seconds, room)  # type: ignore[arg-type]
+    assert waits.sings
+    assert waits.queued < waits.waited
+    stays = listen(program, lambda: None, step_seconds, room)  # type: ignore[arg-type]
+    assert not stays.sings
+    assert program.left == 0
+
+
+TINY = [
+    "problem=matmul problem.n=3 steps=1",
+    "problem=add problem.n=3 steps=1",
+    "problem=sine steps=1",
+    "problem=linear problem.batch_size=1 steps=2",
+]
+
+
+@pytest.mark.parametrize("words", TINY)
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_no_program_is_too_short_for_the_canary(tmp_path: Path, backend: str, words: str) -> None:
+    if not find_spec(backend):
+        pytest.skip(f"{backend} is not installed")
+    for trial in range(8):
+        cell = compose_cell(f"backend={backend}", *words.split(), "tracking=none", *QUICK)
+        folder = tmp_path / str(trial)
+        found = runner.run(cell, folder, None, lambda *_: None, lambda *_: [])
+        assert (found.outcome, found.reason) == ("ok", None)
