@@ -1,13 +1,14 @@
 """`make docs`: everything in README and docs/ that a run printed or drew, made again by a run.
 
-Writes README's example, docs/sine.png and docs/benchmarks.md. The benchmarks take minutes and want
-a quiet machine; `--quick` leaves them as they are.
+Writes README's example, docs/sine.png, docs/benchmarks.md, and docs/tutorials.md with its figures.
+The last two take minutes each and want a quiet machine; `--quick` leaves them as they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,17 @@ def example() -> None:
     README.write_text(text)
 
 
+def measured() -> None:
+    """Make the pages of measurements; both name the tree as it is before either is put in it."""
+    with tempfile.TemporaryDirectory() as made:
+        made_by = {"benchmarks.md": ["-m", "benchmarks"], "tutorials.md": ["docs/tutorials.py"]}
+        for page, words in made_by.items():
+            command = [sys.executable, *words, "--output", str(Path(made, page))]
+            subprocess.run(command, cwd=HERE.parent, check=False)
+        for file in Path(made).iterdir():
+            shutil.copy(file, HERE)
+
+
 def run(*words: str) -> str:
     """What `python -m expkit` prints."""
     command = [sys.executable, "-m", "expkit", *words]
@@ -43,11 +55,10 @@ def run(*words: str) -> str:
 def main() -> None:
     """Make all, or all that is quick."""
     parser = argparse.ArgumentParser(prog="python docs/make.py")
-    parser.add_argument("--quick", action="store_true", help="without the benchmarks")
+    parser.add_argument("--quick", action="store_true", help="without what takes minutes")
     given = parser.parse_args()
-    if not given.quick:  # first, so that the tree it names is as committed
-        report = ["--output", str(HERE / "benchmarks.md")]
-        subprocess.run([sys.executable, "-m", "benchmarks", *report], cwd=HERE.parent, check=False)
+    if not given.quick:
+        measured()
     example()
 
 
