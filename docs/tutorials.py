@@ -83,14 +83,14 @@ class Scale:
     sums: int = 3000
     vector: int = 10_000_000
     vector_steps: int = 200
-    measured_steps: int = 10
+    measured_steps: int = 5
     rounds: int = 11
     short: tuple[str, ...] = ("measure=standard",)
     long: tuple[str, ...] = (
         "measure=standard",
         "measure.repeats_per_placement=1",
-        "measure.repeats_min=8",
-        "measure.repeats_max=16",
+        "measure.repeats_min=6",
+        "measure.repeats_max=12",
     )
 
 
@@ -623,14 +623,16 @@ def vector(notebook: Notebook, scale: Scale, curves: dict[str, HostArray]) -> Se
                 loops.large_dot_tutorial_torch, *rest, device=side.device
             )
     size = f"problem.n={n}"
-    wild = measure("large_dot", size, f"steps={steps}", f"optimizer.lr={lr}", *scale.long)
+    rate = (f"steps={steps}", f"optimizer.lr={lr}", "measure.warmup=0")
+    wild = measure("large_dot", size, *scale.long, *rate)
     tame = measure("large_dot", size, f"steps={few}", f"optimizer.lr={0.5 / n}", *scale.long)
     draws = drawn(notebook, "vector", tutorial, (n,), 1, few, steps)
     parts = [*draws, *parted(tame, "vector", few)]
     rows, nans = [], []
     for (side, dtype), result in wild.items():
         bad = result.first_bad_step
-        curves[f"rate {lr:g}, {side.label}, {dtype}"] = result.losses
+        if side is NUMPY:
+            curves[f"rate {lr:g}, {dtype}"] = result.losses
         lost = "0" if bad is None else f"{steps - bad} ({(steps - bad) / steps:.0%})"
         first = "none" if bad is None else str(bad)
         rows.append([f"{side.label}, {dtype}", result.outcome, first, lost])
@@ -641,7 +643,7 @@ def vector(notebook: Notebook, scale: Scale, curves: dict[str, HostArray]) -> Se
     program = own.backend.build(own.workload)
     program.advance(steps)
     tame_losses = program.losses()
-    curves[f"rate 0.5 / n = {0.5 / n:g}, NumPy, float64"] = tame_losses
+    curves[f"rate 0.5 / n = {0.5 / n:g}, float64"] = tame_losses
     left = compose_cell("+experiment=large_dot_small", "tracking=none")
     small = left.backend.build(left.workload)
     small.advance(left.workload.steps)
@@ -659,7 +661,7 @@ def vector(notebook: Notebook, scale: Scale, curves: dict[str, HostArray]) -> Se
         table(["", "outcome", "first loss not finite", f"steps on NaN, of {steps}"], rows),
         f"The tutorial's own loops ended with the loss {last}. A step multiplies the error along "
         f"its vector by about 1 − 2 · {lr:g} · {n:,} = {1 - 2 * lr * n:,.0f}.",
-        "![The loss by step](tutorials-diverge.png)",
+        "![The loss by step on NumPy, at both rates](tutorials-diverge.png)",
         "Draw against all of a step:",
         shares(parts, "vector"),
         "At rate 0.5 / n a step removes the whole error along its vector, and the expected squared "
@@ -754,15 +756,17 @@ def draw_ratios(found: Sequence[Ratio], file: Path) -> None:
 
 def draw_shares(found: Sequence[Share], file: Path) -> None:
     """How much of a step is the draw."""
-    figure = Figure(figsize=(7.2, 0.9 + 0.24 * len(found)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(7.2, 0.9 + 0.27 * len(found)), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     for index, part in enumerate(reversed(found)):
         axes.barh(index, 1, color="0.88", height=0.7)
         axes.barh(index, min(1, part.share), color="C1", height=0.7)
         text = f"{part.share:.0%} of {seconds(part.step_seconds)}"
-        axes.text(1.01, index, text, va="center", fontsize="small")
-    axes.set_yticks(range(len(found)), [part.what for part in reversed(found)], fontsize="small")
-    axes.set(xlabel="share of a step that is the draw", xlim=(0, 1.25))
+        axes.text(1.01, index, text, va="center")
+    axes.set_yticks(
+        range(len(found)), [part.what.removesuffix(", tutorial") for part in reversed(found)]
+    )
+    axes.set(xlabel="drawing alone, as a share of the loop's time", xlim=(0, 1.25))
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(left=False)
@@ -777,8 +781,15 @@ def draw_divergence(curves: Mapping[str, HostArray], file: Path) -> None:
         with np.errstate(all="ignore"):
             powers = np.log10(losses)
         steps = np.flatnonzero(np.isfinite(powers))
-        axes.plot(steps, powers[steps], label=name)
-    axes.set(xlabel="step", ylabel="loss, power of ten")
+        [line] = axes.plot(steps, powers[steps], label=name)
+        if not np.isfinite(losses).all():
+            last, top = steps[-1], powers[steps[-1]]
+            axes.plot(last, top, "x", color=line.get_color(), markersize=8, markeredgewidth=2)
+            bad = int(np.flatnonzero(~np.isfinite(losses))[0])
+            said = f"  not finite from step {bad}"
+            axes.annotate(said, (last, top), va="center", fontsize="small", color=line.get_color())
+    axes.margins(x=0.03)
+    axes.set(xlabel="step", ylabel="loss, as a power of ten")
     finish(figure, axes, file)
 
 
@@ -816,9 +827,10 @@ changes.
 
 ## The draw, in all of them
 
-The tutorials time the drawing of random numbers together with what they are about.
+The tutorials time the drawing of random numbers together with what they are about. Here are their
+loops, timed their way, beside the same draws with nothing else.
 
-![The share of a step that is the draw](tutorials-draw.png)
+![The share of the tutorials' loops that is the draw](tutorials-draw.png)
 """
 
 
@@ -869,7 +881,8 @@ def main() -> None:
     notebook.close()
     folder, ratios = given.output.parent, [section.ratio for section in sections]
     draw_ratios(ratios, folder / "tutorials-ratios.png")
-    draw_shares([part for s in sections for part in s.shares], folder / "tutorials-draw.png")
+    as_written = [p for s in sections for p in s.shares if p.what.endswith("tutorial")]
+    draw_shares(as_written, folder / "tutorials-draw.png")
     draw_divergence(curves, folder / "tutorials-diverge.png")
     texts = "\n\n".join(section.text for section in sections)
     given.output.write_text(PAGE.format(about=told, summary=summary(ratios), sections=texts))
