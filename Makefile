@@ -12,7 +12,7 @@ test: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy expkit plugins tests benchmarks docs/make.py
+	$(BIN)/mypy expkit plugins tests benchmarks docs/make.py docs/tutorials.py
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks

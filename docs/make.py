@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,11 +21,12 @@ from matplotlib.image import imread, imsave
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 PAGES = {
-    "benchmarks": "benchmarks.md",
-    "benchmarks.verdicts": "verdicts.md",
-    "benchmarks.faults": "faults.md",
+    "benchmarks.md": ["-m", "benchmarks"],
+    "verdicts.md": ["-m", "benchmarks.verdicts"],
+    "faults.md": ["-m", "benchmarks.faults"],
+    "tutorials.md": ["docs/tutorials.py"],
 }
-"""Each page with the module that writes it; one that keeps no promise says so and exits with 1."""
+"""Each page with what writes it; one that keeps no promise says so and exits with 1."""
 
 
 def example() -> None:
@@ -41,6 +43,16 @@ def example() -> None:
     README.write_text(text)
 
 
+def measured() -> None:
+    """Make the pages of measurements; all name the tree as it is before any is put in it."""
+    with tempfile.TemporaryDirectory() as made:
+        for page, words in PAGES.items():
+            command = [sys.executable, *words, "--output", str(Path(made, page))]
+            subprocess.run(command, cwd=HERE.parent, check=False)
+        for file in Path(made).iterdir():
+            shutil.copy(file, HERE)
+
+
 def run(*words: str) -> str:
     """What `python -m expkit` prints."""
     command = [sys.executable, "-m", "expkit", *words]
@@ -52,11 +64,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python docs/make.py")
     parser.add_argument("--quick", action="store_true", help="the example alone")
     given = parser.parse_args()
-    if not given.quick:  # first, so that the tree they name is as committed
-        for module, page in PAGES.items():
-            report = ["--output", str(HERE / page)]
-            subprocess.run([sys.executable, "-m", module, *report], cwd=HERE.parent, check=False)
-        subprocess.run([sys.executable, str(HERE / "tutorials.py")], check=True)
+    if not given.quick:
+        measured()
     example()
 
 

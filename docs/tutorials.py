@@ -1,0 +1,892 @@
+"""`make docs`: docs/tutorials.md, the tutorials' comparisons as they were timed and as expkit does.
+
+    python docs/tutorials.py [--scale tiny] [--sums N] [--output FILE.md]
+
+Every number in the page comes from the run that writes it, except those marked "as published".
+The tutorials' loops run in a process of their own, which expkit has not touched, once each, with
+a timer around them. A full run takes minutes and wants a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import operator
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are not installed
+from benchmarks import loops
+from benchmarks.pairs import paired
+from expkit.config import Cell, compose_cell
+from expkit.contracts import HostArray
+from expkit.measure.environment import cpu_model, git_state, versions
+from expkit.measure.parity import differences
+from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER, Verdict, judge
+from expkit.program import first_params
+from expkit.report.units import seconds
+from expkit.runner import Result, run_together
+
+DTYPES = ("float64", "float32")
+NOT_MEASURED = "not measured"
+NO_GPU = "not measured on a GPU (PyTorch finds none here)."
+WORDS = {
+    FASTER: "faster than",
+    SLOWER: "slower than",
+    SAME: "as fast as",
+    CANT_TELL: "not to be told from",
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """A row: the backend, and the dtype that the tutorials gave it by leaving it at its default."""
+
+    label: str
+    backend: str
+    dtype: str
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.backend == "torch_cuda" else "cpu"
+
+    @property
+    def is_here(self) -> bool:
+        return self.device == "cpu" or torch.cuda.is_available()
+
+
+NUMPY = Side("NumPy", "numpy", "float64")
+TORCH = Side("PyTorch CPU", "torch", "float32")
+CUDA = Side("PyTorch CUDA", "torch_cuda", "float32")
+SIDES = (NUMPY, TORCH, CUDA)
+Cells = Mapping[tuple[Side, str], Result]
+"""What expkit found, by side and dtype."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is run. Sizes are the tutorials' own, except that of the sums."""
+
+    sine_steps: int = 2000
+    sums: int = 3000
+    vector: int = 10_000_000
+    vector_steps: int = 200
+    measured_steps: int = 5
+    rounds: int = 11
+    short: tuple[str, ...] = ("measure=standard",)
+    long: tuple[str, ...] = (
+        "measure=standard",
+        "measure.repeats_per_placement=1",
+        "measure.repeats_min=6",
+        "measure.repeats_max=12",
+    )
+
+
+TINY_MEASURE = ("measure.repeats_min=6", "measure.repeats_per_placement=1", "measure.budget_s=0")
+TINY = Scale(200, 40, 500, 200, 5, 1, TINY_MEASURE, TINY_MEASURE)
+SCALES = {"full": Scale(), "tiny": TINY}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One call of a tutorial's loop.
+
+    Attributes:
+        returned: seconds until it returned, which is what a timer around it shows.
+        done: until the device had also done what the loop queued.
+        values: what the loop computed.
+    """
+
+    returned: float
+    done: float
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """PyTorch on the CPU against NumPy in one comparison, for the summary and its figure.
+
+    Attributes:
+        tutorial: the tutorial's way.
+        alike: like for like, by dtype.
+        holds: what else is in the tutorial's timing.
+    """
+
+    what: str
+    tutorial: float
+    alike: Mapping[str, Verdict | None]
+    holds: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of a step is the draw, for the figure and the tables."""
+
+    what: str
+    step_seconds: float
+    draw_seconds: float
+
+    @property
+    def share(self) -> float:
+        """Timed apart, so noise may take it beyond 1."""
+        return self.draw_seconds / self.step_seconds
+
+
+@dataclass(frozen=True)
+class Section:
+    """A comparison's part of the page, and what it gives to the figures."""
+
+    text: str
+    ratio: Ratio
+    shares: Sequence[Share] = ()
+
+
+# ---------------------------------------------------------------------- the tutorial's way
+
+
+class Notebook:
+    """A process in which the tutorials' loops run one after the other, as in a notebook."""
+
+    def __init__(self) -> None:
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"))
+        self._pool.submit(int).result()  # started now: what expkit sets later does not reach it
+
+    def time(self, loop: Callable[..., Any], *given: Any, device: str = "cpu") -> Timing:
+        """Run it once, the timer around it."""
+        return self._pool.submit(_time, loop, given, device).result()
+
+    def each(
+        self, numpy: Callable[..., Any], on_torch: Callable[..., Any], *given: Any
+    ) -> dict[Side, Timing]:
+        """Both libraries' loops with the same arguments, on every device there is."""
+        found = {NUMPY: self.time(numpy, *given)}
+        for side in SIDES[1:]:
+            if side.is_here:
+                found[side] = self.time(on_torch, *given, side.device, device=side.device)
+        return found
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def _time(loop: Callable[..., Any], given: Sequence[Any], device: str) -> Timing:
+    wait(device)  # also makes the device's context, which is not the loop's to pay
+    with np.errstate(all="ignore"):
+        start = perf_counter()
+        values = loop(*given)
+        returned = perf_counter() - start
+        wait(device)
+        done = perf_counter() - start
+    return Timing(returned, done, np.atleast_1d(_on_host(values)).tolist())
+
+
+def wait(device: str) -> None:
+    """Return when the device has done what was queued."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def _on_host(values: Any) -> Any:
+    """Numbers, from a tuple of them or one, wherever they lie."""
+    if isinstance(values, tuple):
+        return [_on_host(value) for value in values]
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+
+
+# ---------------------------------------------------------------------------- expkit's way
+
+
+def compose(experiment: str, side: Side, dtype: str, *words: str) -> Cell:
+    """The tutorial's preset on this side, in this dtype."""
+    chosen = (f"+experiment={experiment}_numpy", f"backend={side.backend}")
+    return compose_cell(*chosen, f"backend.dtype={dtype}", "tracking=none", *words)
+
+
+def measure(experiment: str, *words: str) -> Cells:
+    """Every side that is here in both dtypes, in turn, the arrays of all placed anew."""
+    keys = [(side, dtype) for side in SIDES if side.is_here for dtype in DTYPES]
+    cells = [compose(experiment, side, dtype, *words) for side, dtype in keys]
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = [(cell, Path(folder, str(index))) for index, cell in enumerate(cells)]
+        results = run_together(
+            jobs, None, lambda *seen: None, lambda cell, result, place: [], tags={}
+        )
+    return dict(zip(keys, results, strict=True))
+
+
+def compared(cells: Cells, side: Side, dtype: str) -> Verdict | None:
+    """This side against NumPy in the same dtype; None where one of them has no time."""
+    a, b = cells.get((NUMPY, dtype)), cells.get((side, dtype))
+    if a is None or b is None or not a.outcome == b.outcome == "ok":
+        return None
+    return judge(a.rounds, b.rounds, 0.02)
+
+
+def parted(cells: Cells, what: str, steps: int) -> list[Share]:
+    """How expkit's traced pass divides a step of each cell."""
+    found = []
+    for (side, dtype), result in cells.items():
+        if result.breakdown and result.summary:
+            step = result.summary.median / steps
+            draw = result.breakdown.parts.get("draw", 0.0)
+            found.append(Share(f"{what}, {side.label}, {dtype}, expkit", step, draw))
+    return found
+
+
+def learn(cell: Cell) -> dict[str, HostArray]:
+    """The parameters after all steps of a cell."""
+    cell.backend.configure()
+    program = cell.backend.build(cell.workload)
+    program.advance(cell.workload.steps)
+    return program.params()
+
+
+# ----------------------------------------------------------------------------------- words
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def comparison(
+    tutorial: Mapping[Side, Timing], cells: Cells, steps: int, measured_steps: int
+) -> str:
+    """The table that every comparison has; times are of one step."""
+    rows = []
+    for side in SIDES:
+        if side not in tutorial:
+            rows.append([side.label, *[NOT_MEASURED] * 6])
+            continue
+        ratio = tutorial[side].returned / tutorial[NUMPY].returned
+        once = f"{seconds(tutorial[side].returned / steps)} ({side.dtype})"
+        results = [cells[side, dtype] for dtype in DTYPES]
+        times = [measured(result, measured_steps) for result in results]
+        alike = [f"{dtype}: {verdict(compared(cells, side, dtype))}" for dtype in DTYPES]
+        against = "1" if side is NUMPY else f"{ratio:.3g}"
+        judged = "1" if side is NUMPY else "<br>".join(alike)
+        answers = dict.fromkeys(answer(result) for result in results)
+        rows.append([side.label, once, against, *times, judged, "<br>".join(answers)])
+    head = [
+        "",
+        "the tutorial's way, one timing",
+        "times NumPy's",
+        "expkit, float64",
+        "expkit, float32",
+        "times NumPy's, like for like",
+        "answer, both dtypes",
+    ]
+    return table(head, rows)
+
+
+def measured(result: Result, steps: int) -> str:
+    """Median and interval of a step, or why there is none."""
+    if result.summary is None:
+        return result.outcome
+    low, high = seconds(result.summary.low / steps), seconds(result.summary.high / steps)
+    return f"{seconds(result.summary.median / steps)}<br>({low} to {high})"
+
+
+def verdict(found: Verdict | None) -> str:
+    """The ratio, its interval and the word."""
+    if found is None:
+        return "no verdict"
+    interval = "" if found.interval is None else " ({:.3g} to {:.3g})".format(*found.interval)
+    return f"{found.ratio:.3g}{interval} {found.word}"
+
+
+def answer(result: Result) -> str:
+    """Whether it was right."""
+    if result.outcome != "ok":
+        return f"{result.outcome}: {result.reason}"
+    checked = result.checked
+    return checked if checked.startswith("not checked") else f"agrees: {checked}"
+
+
+def both_ways(tutorial: Mapping[Side, Timing], cells: Cells) -> str:
+    """What the tutorial's way says of PyTorch on the CPU, and what like for like says."""
+    ratio = tutorial[TORCH].returned / tutorial[NUMPY].returned
+    said = [
+        f"in {dtype} {judged}"
+        for dtype in DTYPES
+        if (judged := spoken(compared(cells, TORCH, dtype)))
+    ]
+    alike = "; ".join(said) or "there is nothing to compare, as a side was refused"
+    return (
+        f"**The tutorial's way** says that PyTorch on the CPU takes {ratio:.3g} times as long as "
+        f"NumPy. **Like for like**, {alike}."
+    )
+
+
+def spoken(found: Verdict | None) -> str:
+    """The verdict as a clause."""
+    return (
+        ""
+        if found is None
+        else f"it is {WORDS[found.word]} NumPy ({found.ratio:.3g} times its time)"
+    )
+
+
+def unlike(cells: Cells) -> str:
+    """What differs between expkit's cells of one dtype, as its own gate sees it."""
+    pairs = ((cells[NUMPY, dtype].facts, cells[TORCH, dtype].facts) for dtype in DTYPES)
+    found = {line.partition(":")[0] for a, b in pairs for line in differences(a, b)}
+    same = "dtype, threads, first parameters, data"
+    if not found:
+        return f"Between expkit's cells of one dtype nothing differs: {same} and random bits."
+    drawn = " (each library draws from its own generator, as in the tutorial)"
+    listed = ", ".join(name + drawn * ("stream" in name) for name in sorted(found))
+    return f"Between expkit's cells of one dtype these differ: {listed}; nothing else it checks."
+
+
+def dtypes(cells: Cells) -> str:
+    """What float32 instead of float64 does by itself."""
+    said = []
+    for side in SIDES:
+        wide, narrow = cells.get((side, "float64")), cells.get((side, "float32"))
+        if wide and narrow and wide.outcome == narrow.outcome == "ok":
+            ratio = judge(wide.rounds, narrow.rounds, 0.02)
+            said.append(f"{ratio.ratio:.2g} times the float64 time on {side.label} ({ratio.word})")
+    return f"The dtype alone: float32 takes {', '.join(said)}." if said else ""
+
+
+def second_time(first: Mapping[Side, Timing], again: Mapping[Side, Timing], steps: int) -> str:
+    """What one timing is worth."""
+    said = ", ".join(
+        f"{seconds(again[side].returned / steps)} a step on {side.label} (the first time "
+        f"{seconds(first[side].returned / steps)})"
+        for side in first
+    )
+    ratio = again[TORCH].returned / again[NUMPY].returned
+    return (
+        f"How much one timing is worth: the tutorial's loops a second time, in the same process, "
+        f"took {said}, and PyTorch on the CPU {ratio:.3g} times as long as NumPy."
+    )
+
+
+def enqueued(tutorial: Mapping[Side, Timing], steps: int) -> str:
+    """What a timer that does not wait leaves out."""
+    if CUDA not in tutorial:
+        return f"**Enqueue against done**: {NOT_MEASURED} on a GPU."
+    returned, done = tutorial[CUDA].returned, tutorial[CUDA].done
+    return (
+        f"**Enqueue against done**: on the GPU the loop returned after {seconds(returned)}; its "
+        f"{steps} steps were done after {seconds(done)}: the tutorial's timer saw "
+        f"{returned / done:.0%} of the time."
+    )
+
+
+def shares(found: Sequence[Share], rest: str) -> str:
+    """The table of the draw's share."""
+    rows = [
+        [part.what, seconds(part.step_seconds), seconds(part.draw_seconds), f"{part.share:.0%}"]
+        for part in found
+    ]
+    return table([rest, "a step", "of which drawing", "share"], rows)
+
+
+def ratio_of(what: str, tutorial: Mapping[Side, Timing], cells: Cells, holds: str) -> Ratio:
+    """For the summary."""
+    found = {dtype: compared(cells, TORCH, dtype) for dtype in DTYPES}
+    return Ratio(what, tutorial[TORCH].returned / tutorial[NUMPY].returned, found, holds)
+
+
+def paragraphs(*texts: str) -> str:
+    return "\n\n".join(text for text in texts if text)
+
+
+# ------------------------------------------------------------------------- the comparisons
+
+
+def sine(notebook: Notebook, scale: Scale) -> Section:
+    """Tutorial 1."""
+    n, steps, lr = 2000, scale.sine_steps, 1e-6
+    x = np.linspace(-np.pi, np.pi, n)
+    y, basis = np.sin(x), np.stack([x**k for k in range(4)])
+    start = first_params(compose("sine", NUMPY, "float64").workload)["w"]
+    given = (start.tolist(), n, steps, lr)
+    tutorial = {NUMPY: notebook.time(loops.sine_tutorial_numpy, x, y, start, steps, lr)}
+    autograd = {}
+    for side in SIDES[1:]:
+        if side.is_here:
+            rest = (*given, side.device)
+            tutorial[side] = notebook.time(loops.sine_tutorial_torch, *rest, device=side.device)
+            autograd[side] = notebook.time(loops.sine_tutorial_autograd, *rest, device=side.device)
+    cells = measure("sine", f"steps={steps}", *scale.short)
+
+    def loss(w: Sequence[float] | HostArray) -> float:
+        return float(((w @ basis - y) ** 2).sum())
+
+    losses = {"tutorial, NumPy by hand, float64": loss(tutorial[NUMPY].values)}
+    for side, timing in tutorial.items():
+        if side is not NUMPY:
+            losses[f"tutorial, {side.label} by hand, float32"] = loss(timing.values)
+            losses[f"tutorial, {side.label} autograd, float32"] = loss(autograd[side].values)
+    losses |= {
+        f"expkit, {side.label}, {dtype}": loss(result.params["w"])
+        for (side, dtype), result in cells.items()
+        if result.params
+    }
+    spread = max(losses.values()) / min(losses.values()) - 1
+
+    def run(loop: Callable[..., Any], dtype: str) -> Callable[[], object]:
+        args = (x.astype(dtype), y.astype(dtype), start.astype(dtype))
+        return partial(loop, *args, steps, lr)
+
+    as_written = run(loops.sine_tutorial_numpy, "float64")
+    narrow = paired(run(loops.sine_tutorial_numpy, "float32"), as_written, scale.rounds)
+    once = paired(run(loops.sine_powers_once_numpy, "float64"), as_written, scale.rounds)
+    careful = partial(loops.sine_careful_numpy, basis, y, start, steps, lr)
+    in_place = paired(careful, as_written, scale.rounds)
+    ladder = [
+        ["the tutorial's loop, float64", seconds(once.other / steps), "1"],
+        ["the same in float32", seconds(narrow.ours / steps), f"{1 / narrow.ratio:.2g}"],
+        ["in float64, powers before the loop", seconds(once.ours / steps), f"{1 / once.ratio:.2g}"],
+        [
+            "… as two products with the powers, in place",
+            seconds(in_place.ours / steps),
+            f"{1 / in_place.ratio:.2g}",
+        ],
+    ]
+    powers = 1 - 1 / once.ratio
+    by_autograd = (
+        f"With autograd the tutorial's PyTorch loop takes "
+        f"{seconds(autograd[TORCH].returned / steps)} a step on the CPU, by hand "
+        f"{seconds(tutorial[TORCH].returned / steps)}; expkit's torch cell uses autograd."
+    )
+    text = paragraphs(
+        "## 1. Fit y = sin(x) with a cubic\n\n"
+        f"{n} points, {steps} full-batch steps at rate {lr:g}: "
+        "NumPy by hand in float64, PyTorch by hand in float32. As published: loss 1492.5 at step "
+        "100 and 9.66 at step 2000, from a random start. Below all sides start from the same "
+        "numbers.",
+        comparison(tutorial, cells, steps, steps),
+        both_ways(tutorial, cells) + " " + unlike(cells),
+        by_autograd,
+        "What makes the tutorial's NumPy loop slow (run in turn in one process, "
+        f"{scale.rounds} pairs each):",
+        table(["NumPy", "a step", "times the tutorial's"], ladder),
+        f"Computing `x**2` and `x**3` anew in every step is {powers:.0%} of the tutorial's loop. "
+        f"{dtypes(cells)}",
+        "The loss at the last parameters, computed in float64 from the same start:",
+        table(["", "loss"], [[k, f"{v:.8g}"] for k, v in losses.items()]),
+        f"The greatest is {spread:.1g} of the least above it"
+        + (": the answers agree." if spread < 1e-3 else ": the answers differ."),
+    )
+    return Section(
+        text,
+        ratio_of("y = sin(x)", tutorial, cells, f"{powers:.0%} of NumPy's is powers of x anew"),
+    )
+
+
+def products(notebook: Notebook, scale: Scale) -> Section:
+    """Tutorial 2, the matrix products."""
+    n, steps = 100, 100
+    given = (operator.matmul, n, steps)
+    both = (loops.matrices_tutorial_numpy, loops.matrices_tutorial_torch)
+    tutorial, again = notebook.each(*both, *given), notebook.each(*both, *given)
+    cells = measure("matmul", *scale.short)
+    alone = measure("matmul", "problem.draw=false", *scale.short)
+    single = measure("matmul", "backend.threads=1", *scale.short)
+    draws = drawn(notebook, "products", tutorial, (n, n), 2, steps, steps)
+    parts = [*draws, *parted(cells, "products", steps)]
+    threads = []
+    for side in (NUMPY, TORCH):
+        for dtype in DTYPES:
+            one, many = single[side, dtype], cells[side, dtype]
+            threads.append([f"{side.label}, {dtype}", measured(one, steps), measured(many, steps)])
+    text = paragraphs(
+        f"## 2. {steps} products of {n} × {n} matrices\n\nBoth matrices are drawn inside the loop. "
+        "As published: 158 ms with NumPy, 36 ms with PyTorch.",
+        comparison(tutorial, cells, steps, steps),
+        both_ways(tutorial, cells) + " " + unlike(cells),
+        second_time(tutorial, again, steps),
+        "Draw against product:",
+        shares(parts, "products"),
+        f"{drawing_alone(draws)} The product alone, with the same two matrices in every step: "
+        + operation_alone(alone, steps),
+        dtypes(alone).replace("float32 takes", "for the product without the draw, float32 takes"),
+        "Threads, of BLAS and of the draw, draw and product together:",
+        table(["a step", "one thread", f"all {len(os.sched_getaffinity(0))} cores"], threads),
+        enqueued(tutorial, steps),
+    )
+    holds = draws_held(draws)
+    return Section(text, ratio_of(f"{steps} products", tutorial, cells, holds), parts)
+
+
+def sums(notebook: Notebook, scale: Scale) -> Section:
+    """Tutorial 2, the matrix sums."""
+    n, steps = scale.sums, 10
+    few = 5
+    given = (operator.add, n, steps)
+    tutorial = notebook.each(loops.matrices_tutorial_numpy, loops.matrices_tutorial_torch, *given)
+    words = (f"problem.n={n}", f"steps={few}", *scale.long)
+    cells = measure("add", *words)
+    alone = measure("add", "problem.draw=false", *words)
+    draws = drawn(notebook, "sums", tutorial, (n, n), 2, few, steps)
+    parts = [*draws, *parted(cells, "sums", few)]
+    size = (
+        "the tutorial's own size"
+        if n == 10_000
+        else f"the tutorial's 10000 × 10000 are {(10_000 / n) ** 2:,.0f} times as many elements "
+        "(`python docs/tutorials.py --sums 10000` runs them, and takes longer)"
+    )
+    text = paragraphs(
+        f"## 3. {steps} sums of {n} × {n} matrices\n\nBoth matrices are drawn inside the loop. As "
+        "published, at 10000 × 10000: 97 s with NumPy, 16 s with PyTorch, 6 ms on a K80. Here n is "
+        f"{n}: {size}.",
+        comparison(tutorial, cells, steps, few),
+        both_ways(tutorial, cells) + " " + unlike(cells),
+        "Draw against sum:",
+        shares(parts, "sums"),
+        f"{drawing_alone(draws)} The sum alone, of the same two matrices in every step: "
+        + operation_alone(alone, few),
+        enqueued(tutorial, steps)
+        + " PyTorch returns from a GPU operation as soon as it is queued; a timer around the loop "
+        "shows how long queueing takes unless something waits. expkit waits on both sides of every "
+        "reading, and refuses the time of a backend whose `synchronize` does not.",
+    )
+    holds = draws_held(draws)
+    return Section(text, ratio_of(f"{steps} sums", tutorial, cells, holds), parts)
+
+
+def linear(notebook: Notebook, scale: Scale) -> Section:
+    """Tutorial 2, the line."""
+    batch, steps, lr, more = 20, 10, 0.01, 1000
+    given = (batch, steps, lr)
+    both = (loops.linear_tutorial_numpy, loops.linear_tutorial_torch)
+    tutorial, again = notebook.each(*both, *given), notebook.each(*both, *given)
+    cells = measure("linear", *scale.short)
+    line = np.array([3.0, -2.0])
+
+    def row(what: str, found: Mapping[str, HostArray] | Sequence[float]) -> list[str]:
+        values = np.array(list(found.values() if isinstance(found, Mapping) else found), float)
+        return [what, *(f"{v:.6f}" for v in values), f"{np.linalg.norm(values - line):.3f}"]
+
+    rows = [row(f"tutorial, {s.label}, {steps} steps", t.values) for s, t in tutorial.items()]
+    begin = first_params(compose("linear", NUMPY, "float64").workload)
+    rows.append(row("expkit, every side's start", begin))
+    after = {}
+    for count in (steps, more):
+        for side, dtype in cells:
+            if side.dtype == dtype:
+                found = learn(compose("linear", side, dtype, f"steps={count}"))
+                after[side, count] = np.array([float(v) for v in found.values()])
+                rows.append(row(f"expkit, {side.label}, {dtype}, {count} steps", found))
+    far = float(np.linalg.norm(np.array(list(begin.values()), float) - line))
+    near, end = (float(np.linalg.norm(after[NUMPY, count] - line)) for count in (steps, more))
+    apart = float(np.abs(after[NUMPY, steps] - after[TORCH, steps]).max())
+    sides = [np.array(tutorial[side].values) for side in (NUMPY, TORCH)]
+    theirs = float(np.abs(sides[0] - sides[1]).max())
+    text = paragraphs(
+        f"## 4. Learn y = 3x − 2\n\nFresh batches of {batch}, {steps} steps at rate {lr:g}.",
+        comparison(tutorial, cells, steps, steps),
+        both_ways(tutorial, cells) + " " + unlike(cells),
+        second_time(tutorial, again, steps),
+        "What was learnt; the line is slope 3, intercept −2:",
+        table(["", "slope", "intercept", "distance from the line"], rows),
+        f"From expkit's start {steps} steps go {1 - near / far:.0%} of the way to the line, "
+        f"{more} steps {1 - end / far:.1%}"
+        + (f": {steps} steps do not learn it." if near > far / 2 else ".")
+        + f" The tutorial's two sides draw their start and their batches each from a generator of "
+        f"its own, and end {theirs:.2g} apart; expkit's see the same bits and end {apart:.1g} "
+        "apart, float64 against float32.",
+    )
+    holds = f"{steps} steps go {1 - near / far:.0%} of the way"
+    return Section(text, ratio_of("y = 3x − 2", tutorial, cells, holds))
+
+
+def vector(notebook: Notebook, scale: Scale, curves: dict[str, HostArray]) -> Section:
+    """Tutorial 2, the long vector."""
+    n, steps, few, lr = scale.vector, scale.vector_steps, scale.measured_steps, 0.001
+    if n < 10_000_000:
+        lr *= 10_000_000 / n  # as far beyond what is stable
+    target = np.random.default_rng(0).standard_normal(n)
+    tutorial = {NUMPY: notebook.time(loops.large_dot_tutorial_numpy, target, steps, lr)}
+    for side in SIDES[1:]:
+        if side.is_here:
+            rest = (n, steps, lr, side.device)
+            tutorial[side] = notebook.time(
+                loops.large_dot_tutorial_torch, *rest, device=side.device
+            )
+    size = f"problem.n={n}"
+    rate = (f"steps={steps}", f"optimizer.lr={lr}", "measure.warmup=0")
+    wild = measure("large_dot", size, *scale.long, *rate)
+    tame = measure("large_dot", size, f"steps={few}", f"optimizer.lr={0.5 / n}", *scale.long)
+    draws = drawn(notebook, "vector", tutorial, (n,), 1, few, steps)
+    parts = [*draws, *parted(tame, "vector", few)]
+    rows, nans = [], []
+    for (side, dtype), result in wild.items():
+        bad = result.first_bad_step
+        if side is NUMPY:
+            curves[f"rate {lr:g}, {dtype}"] = result.losses
+        lost = "0" if bad is None else f"{steps - bad} ({(steps - bad) / steps:.0%})"
+        first = "none" if bad is None else str(bad)
+        rows.append([f"{side.label}, {dtype}", result.outcome, first, lost])
+        if side.dtype == dtype:
+            nans.append(f"{lost} with {side.label}")
+    own = compose("large_dot", NUMPY, "float64", size, f"steps={steps}", f"optimizer.lr={0.5 / n}")
+    own.backend.configure()
+    program = own.backend.build(own.workload)
+    program.advance(steps)
+    tame_losses = program.losses()
+    curves[f"rate 0.5 / n = {0.5 / n:g}, float64"] = tame_losses
+    left = compose_cell("+experiment=large_dot_small", "tracking=none")
+    small = left.backend.build(left.workload)
+    small.advance(left.workload.steps)
+    converged = small.losses()
+    nan_steps = "steps on NaN: " + ", ".join(nans)
+    last = ", ".join(f"{t.values[0]:.3g} on {s.label}" for s, t in tutorial.items())
+    text = paragraphs(
+        f"## 5. Learn a vector of {n:,}\n\nOne fresh random vector a step, {steps} steps at rate "
+        f"{lr:g}. As published: 32.3 s and 1.34 s. The tutorial's way is timed at that rate; "
+        f"expkit gives no time to a run that diverges, so its times are at rate 0.5 / n, over "
+        f"{few} steps: the same work, on finite numbers.",
+        comparison(tutorial, tame, steps, few),
+        both_ways(tutorial, tame) + " " + unlike(tame),
+        f"At rate {lr:g}, what expkit says (steps count from 0):",
+        table(["", "outcome", "first loss not finite", f"steps on NaN, of {steps}"], rows),
+        f"The tutorial's own loops ended with the loss {last}. A step multiplies the error along "
+        f"its vector by about 1 − 2 · {lr:g} · {n:,} = {1 - 2 * lr * n:,.0f}.",
+        "![The loss by step on NumPy, at both rates](tutorials-diverge.png)",
+        "Draw against all of a step:",
+        shares(parts, "vector"),
+        "At rate 0.5 / n a step removes the whole error along its vector, and the expected squared "
+        f"distance shrinks by 1 − 1/n. Of its {steps} losses {np.isfinite(tame_losses).sum()} are "
+        f"finite; they go from {tame_losses[0]:.3g} to {tame_losses[-1]:.3g}. "
+        "At n = 100 (`+experiment=large_dot_small`) "
+        f"{converged.size} steps take the loss from {converged[0]:.3g} to {converged[-1]:.3g}.",
+        enqueued(tutorial, steps),
+    )
+    return Section(text, ratio_of("long vector", tutorial, tame, nan_steps), parts)
+
+
+def drawn(
+    notebook: Notebook,
+    what: str,
+    tutorial: Mapping[Side, Timing],
+    shape: tuple[int, ...],
+    each: int,
+    count: int,
+    steps: int,
+) -> list[Share]:
+    """The draws of the tutorials' loops alone, timed the tutorial's way."""
+    found = []
+    for side, timing in tutorial.items():
+        rest = () if side is NUMPY else (side.device,)
+        loop = loops.draws_numpy if side is NUMPY else loops.draws_torch
+        alone = notebook.time(loop, shape, each * count, *rest, device=side.device)
+        label = f"{what}, {side.label}, {side.dtype}, tutorial"
+        found.append(Share(label, timing.done / steps, alone.done / count))
+    return found
+
+
+def draws_held(found: Sequence[Share]) -> str:
+    """For the summary."""
+    return f"the draw: {found[0].share:.0%} of NumPy's, {found[1].share:.0%} of PyTorch's"
+
+
+def drawing_alone(found: Sequence[Share]) -> str:
+    """What the draws of the tutorial's loops take by themselves."""
+    return (
+        f"Drawing and nothing else takes {found[0].share:.0%} of the time of the tutorial's NumPy "
+        f"loop, and {found[1].share:.0%} of its PyTorch loop on the CPU."
+    )
+
+
+def operation_alone(cells: Cells, steps: int) -> str:
+    """A product or sum without the draw."""
+    said = []
+    for dtype in DTYPES:
+        judged = compared(cells, TORCH, dtype)
+        times = [
+            seconds(result.summary.median / steps)
+            for result in (cells[NUMPY, dtype], cells[TORCH, dtype])
+            if result.summary
+        ]
+        if judged:
+            said.append(
+                f"in {dtype} {times[0]} with NumPy and {times[1]} with PyTorch on the CPU, which "
+                f"is {WORDS[judged.word]} NumPy ({judged.ratio:.3g} times its time)"
+            )
+    return "; ".join(said) + "." if said else "no time is given."
+
+
+# --------------------------------------------------------------------------------- figures
+
+
+def draw_ratios(found: Sequence[Ratio], file: Path) -> None:
+    """PyTorch on the CPU against NumPy: the tutorial's way and like for like."""
+    figure = Figure(figsize=(7.2, 3.6), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvline(1, color="0.6", linewidth=1)
+    offsets = {"float64": 0.12, "float32": -0.12}
+    colours = {"float64": "C0", "float32": "C1"}
+    for index, ratio in enumerate(reversed(found)):
+        axes.plot(ratio.tutorial, index, "x", color="C3", markersize=9, markeredgewidth=2)
+        for dtype, judged in ratio.alike.items():
+            if judged is None:
+                continue
+            low, high = judged.interval or (judged.ratio, judged.ratio)
+            place, colour = index + offsets[dtype], colours[dtype]
+            axes.plot([low, high], [place, place], color=colour, linewidth=2)
+            axes.plot(judged.ratio, place, "o", color=colour, markersize=6)
+    axes.plot([], [], "x", color="C3", markeredgewidth=2, label="the tutorial's way, one timing")
+    for dtype, colour in colours.items():
+        axes.plot([], [], "o-", color=colour, label=f"expkit, both in {dtype}, 95 % interval")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_yticks(range(len(found)), [ratio.what for ratio in reversed(found)])
+    axes.set_xlabel("PyTorch's time / NumPy's, on the CPU      (< 1: PyTorch is faster)")
+    finish(figure, axes, file)
+
+
+def draw_shares(found: Sequence[Share], file: Path) -> None:
+    """How much of a step is the draw."""
+    figure = Figure(figsize=(7.2, 0.9 + 0.27 * len(found)), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    for index, part in enumerate(reversed(found)):
+        axes.barh(index, 1, color="0.88", height=0.7)
+        axes.barh(index, min(1, part.share), color="C1", height=0.7)
+        text = f"{part.share:.0%} of {seconds(part.step_seconds)}"
+        axes.text(1.01, index, text, va="center")
+    axes.set_yticks(
+        range(len(found)), [part.what.removesuffix(", tutorial") for part in reversed(found)]
+    )
+    axes.set(xlabel="drawing alone, as a share of the loop's time", xlim=(0, 1.25))
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(left=False)
+    figure.savefig(file)
+
+
+def draw_divergence(curves: Mapping[str, HostArray], file: Path) -> None:
+    """The loss of every step, until it is not finite."""
+    figure = Figure(figsize=(7.2, 3.6), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    for name, losses in curves.items():
+        with np.errstate(all="ignore"):
+            powers = np.log10(losses)
+        steps = np.flatnonzero(np.isfinite(powers))
+        [line] = axes.plot(steps, powers[steps], label=name)
+        if not np.isfinite(losses).all():
+            last, top = steps[-1], powers[steps[-1]]
+            axes.plot(last, top, "x", color=line.get_color(), markersize=8, markeredgewidth=2)
+            bad = int(np.flatnonzero(~np.isfinite(losses))[0])
+            said = f"  not finite from step {bad}"
+            axes.annotate(said, (last, top), va="center", fontsize="small", color=line.get_color())
+    axes.margins(x=0.03)
+    axes.set(xlabel="step", ylabel="loss, as a power of ten")
+    finish(figure, axes, file)
+
+
+def finish(figure: Figure, axes: Any, file: Path) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", frameon=False, fontsize="small", ncols=2)
+    figure.savefig(file)
+
+
+# -------------------------------------------------------------------------------- the page
+
+
+PAGE = """\
+# The tutorials, told truthfully
+
+expkit starts from two tutorials that time NumPy against PyTorch and a GPU. This page runs each of
+their comparisons twice: as the tutorial did (its loop, one timer around it, run once, in a process
+that expkit has not touched) and as expkit does (same work on both sides, in turn, arrays placed
+anew every round, device waited for, answers checked against a float64 reference). It is written by
+`python docs/tutorials.py`; no number is typed in but those "as published".
+
+{about}
+
+![PyTorch against NumPy on the CPU, the tutorial's way and like for like](tutorials-ratios.png)
+
+{summary}
+
+How to read the tables: times are of one step. "Times NumPy's" below 1 means less time than NumPy.
+"Like for like" is both sides in the same dtype: the median of the rounds' ratios, its 95 %
+interval, and expkit's verdict at a threshold of 2 %: FASTER, SLOWER, SAME or CAN'T TELL. After an
+expkit time stands the 95 % interval of its median. Between its two columns of times only the dtype
+changes.
+
+{sections}
+
+## The draw, in all of them
+
+The tutorials time the drawing of random numbers together with what they are about. Here are their
+loops, timed their way, beside the same draws with nothing else.
+
+![The share of the tutorials' loops that is the draw](tutorials-draw.png)
+"""
+
+
+def about(scale_name: str) -> str:
+    """Machine, versions, commit."""
+    state = git_state(Path(__file__).parent)
+    commit = "unknown" if state is None else state["commit"][:12] + "-dirty" * state["dirty"]
+    gpu = f"{torch.cuda.get_device_name()}." if CUDA.is_here else NO_GPU
+    cores = len(os.sched_getaffinity(0))
+    return "\n".join(
+        [
+            f"- Machine: {cpu_model()}, {cores} cores.",
+            f"- Versions: {', '.join(f'{k} {v}' for k, v in versions().items())}.",
+            f"- Commit: {commit}. Scale: {scale_name}.",
+            f"- GPU: {gpu}",
+        ]
+    )
+
+
+def summary(found: Sequence[Ratio]) -> str:
+    """All comparisons in one table."""
+    head = ["PyTorch's time / NumPy's, on the CPU", "the tutorial's way"]
+    head += [f"like for like, {dtype}" for dtype in DTYPES] + ["the tutorial's timing holds"]
+    rows = [
+        [r.what, f"{r.tutorial:.3g}", *(verdict(r.alike[d]) for d in DTYPES), r.holds]
+        for r in found
+    ]
+    return table(head, rows)
+
+
+def main() -> None:
+    """Run everything and write the page with its figures beside it."""
+    parser = argparse.ArgumentParser(prog="python docs/tutorials.py")
+    parser.add_argument("--scale", choices=SCALES, default="full")
+    parser.add_argument("--sums", type=int, help="rows of the matrices to sum (3000; 10000: 9 GB)")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "tutorials.md")
+    given = parser.parse_args()
+    scale = SCALES[given.scale]
+    if given.sums:
+        scale = replace(scale, sums=given.sums)
+    told = about(given.scale)  # first: the tree as it was committed
+    notebook, curves = Notebook(), dict[str, HostArray]()
+    sections = []
+    for write in (sine, products, sums, linear, partial(vector, curves=curves)):
+        started = perf_counter()
+        sections.append(write(notebook, scale))
+        print(f"{sections[-1].ratio.what}: {perf_counter() - started:.0f} s", flush=True)
+    notebook.close()
+    folder, ratios = given.output.parent, [section.ratio for section in sections]
+    draw_ratios(ratios, folder / "tutorials-ratios.png")
+    as_written = [p for s in sections for p in s.shares if p.what.endswith("tutorial")]
+    draw_shares(as_written, folder / "tutorials-draw.png")
+    draw_divergence(curves, folder / "tutorials-diverge.png")
+    texts = "\n\n".join(section.text for section in sections)
+    given.output.write_text(PAGE.format(about=told, summary=summary(ratios), sections=texts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""README and docs: links lead somewhere, and the page of measurements can be made."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def dead_links(page: Path) -> list[str]:
+    """Targets of relative links and pictures that are not there."""
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    return [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_to_files(page: Path) -> None:
+    assert not dead_links(page)
+
+
+def test_the_tutorials_page_is_made(tmp_path: Path) -> None:
+    """At a tiny size: every section, every comparison, every figure, and no value left unfilled."""
+    pytest.importorskip("torch")
+    page = tmp_path / "page.md"
+    words = ["docs/tutorials.py", "--scale", "tiny", "--output", str(page)]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert re.findall(r"^## (\d)", text, re.MULTILINE) == list("12345")
+    assert text.count("| PyTorch CUDA |") == 5
+    assert text.count("diverged") >= 4
+    assert not dead_links(page)
