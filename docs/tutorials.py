@@ -35,9 +35,10 @@ from expkit.contracts import HostArray
 from expkit.measure.environment import cpu_model, git_state, versions
 from expkit.measure.parity import differences
 from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER, Verdict, judge
+from expkit.measurement import Result
 from expkit.program import first_params
 from expkit.report.units import seconds
-from expkit.runner import Result, run_together
+from expkit.runner import run_together
 
 DTYPES = ("float64", "float32")
 NOT_MEASURED = "not measured"

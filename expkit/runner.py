@@ -94,7 +94,7 @@ def run_together(
                 for part in ready:
                     quiet.enter_context(part.quiet(part.expected_s))
                 start = Snapshot.take()
-                stopped_by = run_rounds(ready, measure, lambda: _is_enough(ready))
+                stopped_by = run_rounds(ready, measure, lambda: _enough(ready))
                 activity = Activity.between(start, Snapshot.take())
                 _measure_elsewhere(ready)
             for part in ready:
@@ -136,15 +136,16 @@ def _judge(parts: Sequence[Measurement]) -> None:
             part.journal.tags({"verdict": f"{found.word} ({found.ratio:.3f} times the first's)"})
 
 
-def _is_enough(parts: Sequence[Measurement]) -> bool:
-    """Of one cell, a narrow interval; of several, a verdict on each against the first."""
+def _enough(parts: Sequence[Measurement]) -> str | None:
+    """`target_ci` for one cell's narrow interval; `verdict` for one on each against the first."""
     results = [part.result for part in parts if part.result.reason is None]
     measure = parts[0].cell.measure
     if len(results) < 2:
-        return all(is_narrow(measure, result.middles) for result in results)
+        narrow = all(is_narrow(measure, result.middles) for result in results)
+        return "target_ci" if narrow else None
     first, *others = (result.rounds for result in results)
     words = [judge(first, rounds, measure.threshold).word for rounds in others]
-    return CANT_TELL not in words
+    return None if CANT_TELL in words else "verdict"
 
 
 @contextmanager

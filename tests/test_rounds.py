@@ -41,8 +41,8 @@ class Source:
         return True
 
 
-def never() -> bool:
-    return False
+def never() -> None:
+    return None
 
 
 def by_round(log: Log) -> list[tuple[list[str], list[str]]]:
@@ -132,12 +132,12 @@ def test_it_ends_with_the_first_look_at_which_enough_is_known() -> None:
     log: Log = []
     source, looks = Source("A", log), []
 
-    def at_third_look() -> bool:
+    def at_third_look() -> str | None:
         looks.append(len(source.rounds))
-        return len(looks) == 3
+        return "known" if len(looks) == 3 else None
 
     measure = Measure(repeats_min=6, repeats_max=999, repeats_per_placement=2, budget_s=99)
-    assert run_rounds([source], measure, at_third_look) == "target_ci"
+    assert run_rounds([source], measure, at_third_look) == "known"
     assert looks == [3, 6, 12]
     assert len(source.rounds) == 12
 

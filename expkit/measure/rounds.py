@@ -29,15 +29,15 @@ class Source(Protocol):
 
 
 def run_rounds(
-    sources: Sequence[Source], measure: Measure, is_enough: Callable[[], bool]
+    sources: Sequence[Source], measure: Measure, enough: Callable[[], str | None]
 ) -> str | None:
     """Rounds until a limit is reached or enough is known.
 
     Args:
-        is_enough: looked at after rounds_min rounds, twice as many, and so on.
+        enough: what is known, if that will do; asked after rounds_min rounds, twice as many, ...
 
     Returns:
-        What ended it: `repeats_max`, `budget_s` or `target_ci`; None if no source was left.
+        What ended it: `repeats_max`, `budget_s` or what `enough` said; None if no source was left.
     """
     left, started, repeats = list(sources), perf_counter(), 0
     for rounds in count(1):
@@ -52,6 +52,6 @@ def run_rounds(
                 return None
             if limit := limit_reached(measure, repeats, perf_counter() - started):
                 return limit
-        if is_time_to_look(measure, rounds) and is_enough():
-            return "target_ci"
+        if is_time_to_look(measure, rounds) and (known := enough()):
+            return known
     raise AssertionError("count() does not end")
