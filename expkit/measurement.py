@@ -289,7 +289,24 @@ class Measurement:
         if self._answer is None:
             return None
         wrong = self._answer.wrong_losses(losses) if self._learns else None
-        return wrong or self._wrong_params()
+        wrong = wrong or self._wrong_params()
+        if wrong is None and not self.result.chunk_seconds:
+            wrong = self._wrong_elsewhere()
+        return wrong
+
+    def _wrong_elsewhere(self) -> str | None:
+        """From another start, once: a program may remember instead of computing."""
+        cell, program = self.cell, self._program
+        program.reset()
+        if not answer.shift(cell.backend, program):
+            return None
+        dtype = str(cell.backend.describe()["dtype"])
+        right = answer.shifted_reference(cell.backend, cell.workload, dtype)
+        program.advance(right.steps)
+        self._synchronize()
+        wrong = right.wrong_losses(program.losses()) if self._learns else None
+        wrong = wrong or right.wrong_params(program.params())
+        return wrong and f"from another start {wrong}"
 
     def _wrong_params(self) -> str | None:
         """Of the state that the clock left; where the reference ends before, of a run to there."""

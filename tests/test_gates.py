@@ -94,7 +94,6 @@ def test_a_planted_fault_is_refused(planted: Expkit, fault: str) -> None:
     assert is_refused(planted, done, *FAULTS[fault])
 
 
-@pytest.mark.xfail(strict=True, reason="no repeat has a start or data that a program cannot know")
 def test_an_answer_that_was_kept_from_the_first_repeat_is_refused(planted: Expkit) -> None:
     words = ("backend=planted", "backend.fault=replays_first", "tracking=none")
     is_refused(planted, planted(*words, "measure.repeats_max=12"), WRONG)

@@ -30,6 +30,7 @@ from expkit.contracts import (
     Operation,
     Params,
     Problem,
+    Program,
     Random,
     Workload,
 )
@@ -42,6 +43,9 @@ optimizer and step of the recommended trajectories float64 and float32 stay belo
 ELEMENT_STEPS = 4e7
 """Array elements times steps that the reference may compute: about a second."""
 STEPS_MIN, STEPS_MAX = 12, 5000
+SHIFT = 0.0625
+"""Added to every parameter for another start: a number that every dtype holds."""
+SHIFTED_STEPS = 3
 MEMORY_SHARE = 0.5
 
 
@@ -107,10 +111,37 @@ def reference(backend: Backend, workload: Workload, dtype: str, elements: int) -
         return f"the reference needs {needed / 2**30:.1f} GiB, {there / 2**30:.1f} are free"
     least = 1 if isinstance(problem, Operation) else STEPS_MIN
     steps = int(min(max(ELEMENT_STEPS // max(elements, 1), least), STEPS_MAX, workload.steps))
-    epsilon = EPSILON[dtype]
+    return _answer(backend, workload, EPSILON[dtype], steps, shifted=False)
+
+
+def shifted_reference(backend: Backend, workload: Workload, dtype: str) -> Answer:
+    """The right answer after `shift`, for a few steps."""
+    steps = min(SHIFTED_STEPS, workload.steps)
+    return _answer(backend, workload, EPSILON[dtype], steps, shifted=True)
+
+
+def shift(backend: Backend, program: Program) -> bool:
+    """Move a program's parameters (an operation's data) in place, to a start it has not seen.
+
+    One that computes goes on from there; one that gives back what it gave before does not. False
+    if nothing could be moved: arrays that cannot be written, or an operation on drawn values.
+    """
+    arrays = program.arrays()
+    group = "params." if any(name.startswith("params.") for name in arrays) else "data."
+    moved = {name: array for name, array in arrays.items() if name.startswith(group)}
+    before = {name: backend.to_numpy(array) for name, array in moved.items()}
+    for array in moved.values():
+        array += SHIFT  # in place, or without effect
+    now = program.arrays()
+    return bool(moved) and all(np.any(backend.to_numpy(now[k]) != v) for k, v in before.items())
+
+
+def _answer(
+    backend: Backend, workload: Workload, epsilon: float, steps: int, *, shifted: bool
+) -> Answer:
     with np.errstate(all="ignore"):
-        right = _run(_Host(backend), workload, steps)
-        moved = _run(_Disturbed(backend, epsilon), workload, steps)
+        right = _run(_Host(backend), workload, steps, shifted=shifted)
+        moved = _run(_Disturbed(backend, epsilon), workload, steps, shifted=shifted)
         losses, params = right.losses(), right.params()
         off = _nearby_max(np.abs(moved.losses() - losses))
         params_off = {k: float(np.max(np.abs(v - params[k]))) for k, v in moved.params().items()}
@@ -124,8 +155,10 @@ def reference(backend: Backend, workload: Workload, dtype: str, elements: int) -
     )
 
 
-def _run(host: _Host, workload: Workload, steps: int) -> StepProgram:
+def _run(host: _Host, workload: Workload, steps: int, *, shifted: bool) -> StepProgram:
     program = StepProgram(host, workload, host.loss_and_grad)
+    if shifted:
+        shift(host, program)
     program.advance(steps)
     return program
 
