@@ -121,6 +121,19 @@ def _stale_losses(backend: Backend, workload: Workload) -> Program:
     return StepProgram(backend, workload, loss_and_grad)
 
 
+class _WrongLater(StepProgram):
+    """Right in its first round of repeats, and in the others off in the sixth digit."""
+
+    placed = 0
+
+    def reallocate(self) -> None:
+        self.placed += 1  # the first time when it is made
+        super().reallocate()
+
+    def losses(self, start: int = 0) -> HostArray:
+        return super().losses(start) * (1 + 1e-6 * (self.placed > 2))
+
+
 class _Replaying(StepProgram):
     """Does its steps until it has done all of them once, and gives that answer ever after."""
 
@@ -230,5 +243,6 @@ FAULTS: dict[str, Make] = {
     "unsynchronized": _of(_Queued),
     "left_queued": _of(_LeftQueued),
     "stale_losses": _stale_losses,
+    "wrong_later": _of(_WrongLater),
     "replays_first": _of(_Replaying),
 }

@@ -227,6 +227,7 @@ BAD = [
     (("backend=numpy", "backend=numpy", "measure.threshold=0"), "measure.threshold"),
     (("backend=numpy", "backend=numpy", "--threshold", "0"), "threshold"),
     (("backend=numpy", "backend=numpy", "--threshold", "nan"), "threshold"),
+    (("/", "/", "--threshold", "0"), "threshold"),
     (("backend=numpy", "backend=numpy", "measure.parity=maybe"), "report or require"),
     (("backend=numpy", "/"), "backend=numpy"),
     (("backend=numpy",), "B"),

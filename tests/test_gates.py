@@ -94,6 +94,14 @@ def test_a_planted_fault_is_refused(planted: Expkit, fault: str) -> None:
     assert is_refused(planted, done, *FAULTS[fault])
 
 
+def test_a_fault_that_comes_later_is_refused(planted: Expkit) -> None:
+    """With what was measured before it, of which no speed is shown either."""
+    done = planted("backend=planted", "backend.fault=wrong_later", "tracking=none")
+    assert is_refused(planted, done, WRONG).startswith("in repeat 3 ")
+    [folder] = planted.folders()
+    assert [r["placement"] for r in records(folder) if r["kind"] == "sample"] == [0, 0]
+
+
 def test_an_answer_that_was_kept_from_the_first_repeat_is_refused(planted: Expkit) -> None:
     words = ("backend=planted", "backend.fault=replays_first", "tracking=none")
     is_refused(planted, planted(*words, "measure.repeats_max=12"), WRONG)
@@ -296,6 +304,12 @@ def test_the_canary_sings_if_and_only_if_synchronize_waits(step_seconds: float) 
     stays = listen(program, lambda: None, step_seconds, room)  # type: ignore[arg-type]
     assert not stays.sings
     assert program.left == 0
+
+    def half() -> None:
+        spin(program.left * step_seconds / 2)
+        program.left -= program.left // 2
+
+    assert not listen(program, half, step_seconds, room).sings  # type: ignore[arg-type]
 
 
 TINY = [

@@ -11,7 +11,7 @@ import pytest
 from expkit.config import compose_cell
 from expkit.measure.clock import READING_RESOLUTIONS, resolution_seconds, steps_of_a_reading
 from expkit.measure.stopping import Measure, is_narrow, is_time_to_look, limit_reached
-from expkit.measure.warmup import SETTLED, warm_up
+from expkit.measure.warmup import READING_S, SETTLED, warm_up
 from expkit.testing import cells
 
 # When to stop
@@ -105,6 +105,12 @@ def test_warming_up_keeps_the_first_step_apart_and_ends_at_the_start(room: int) 
     assert found.seconds >= found.first_seconds
     assert found.steps == program.all
     assert program.since_reset == 0
+
+
+def test_where_there_is_no_room_many_short_readings_warm_up() -> None:
+    found = warm_up(Sleeper(first=0, step=0, room=1), lambda: None, 1)  # type: ignore[arg-type]
+    assert found.seconds >= READING_S
+    assert found.steps > 3
 
 
 def test_warming_up_goes_on_until_a_steps_time_settles() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from expkit import runner
+from expkit import measurement, runner
 from expkit.config import compose_cell
 from expkit.measure import clock
 from expkit.measure.clock import READING_RESOLUTIONS, resolution_seconds
@@ -33,7 +33,7 @@ def test_every_sample_is_kept_with_its_placement(expkit: Expkit) -> None:
     assert expkit("problem=sine", "steps=250", NONE, *words).status == 0
     [folder] = expkit.folders()
     samples = kept(folder, "sample")
-    assert [s["repeat"] for s in samples] == list(range(15))
+    assert len(samples) == 15
     assert [s["placement"] for s in samples] == [repeat // 2 for repeat in range(15)]
     assert all(len(s["seconds"]) == 3 for s in samples), "a reading for every 100 steps"
     walls = [sum(s["seconds"]) for s in samples]
@@ -133,7 +133,7 @@ def test_a_short_program_repeats_within_a_reading_until_the_clock_can_tell(
         return readings[-1]
 
     real = clock.timed
-    monkeypatch.setattr(runner, "timed", timed)
+    monkeypatch.setattr(measurement, "timed", timed)
     cell = compose_cell(*words.split(), "steps=1", NONE, *TWELVE)
     found = runner.run(cell, tmp_path / "run", None, lambda *_: None, lambda *_: [])
     assert found.outcome == "ok"

@@ -190,7 +190,7 @@ def told(rounds: list[list[float]], **activity: float) -> list[str]:
     return unstable_because(Measure(), summarize(rounds), rounds, beside)
 
 
-STEADY = nested(np.random.default_rng(5), 10, 2, 0.5, spread=0.005)
+STEADY = nested(np.random.default_rng(5), 14, 2, 0.5, spread=0.005)
 
 
 def test_a_steady_measurement_is_stable() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
@@ -19,7 +20,7 @@ from expkit.tracking.stored import find, load
 def compare(a: str, b: str, both: Sequence[str], outputs: Path, threshold: float | None) -> int:
     """Compare, print, and return the exit status."""
     if all("=" in side and not Path(side).exists() for side in (a, b)):
-        words = ["measure=standard", *both]
+        words = [f"outputs={json.dumps(str(outputs))}", "measure=standard", *both]
         if threshold is not None:
             words.append(f"measure.threshold={threshold}")
         return interruptible(lambda: _now([[*words, *_split(side)] for side in (a, b)]))

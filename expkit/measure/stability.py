@@ -37,20 +37,20 @@ def unstable_because(
     others, stolen = activity.others_cores or 0.0, activity.steal_share or 0.0
     clock_change = activity.frequency_change or 0.0
     reasons = []
-    every = [seconds for repeats in rounds for seconds in repeats]
+    # Of rounds: repeats of one resemble each other, which would pass for a trend or for two humps.
+    middles = [median(repeats) for repeats in rounds]
     if summary.interval is None:
         reasons.append(f"too few: {summary.rounds} rounds, an interval takes 6")
     else:
         half = (summary.high - summary.low) / (summary.high + summary.low)
         if half > measure.target_ci:
             reasons.append(f"wide: ± {half:.1%}, asked for {measure.target_ci:.1%}")
-    # Of rounds: repeats of one resemble each other, which would pass for a trend.
-    if shift := drift([median(repeats) for repeats in rounds]):
+    if shift := drift(middles):
         reasons.append(f"drift: {shift:+.1%} from the first placement to the last")
-    if modes := two_modes(every):
+    if modes := two_modes(middles):
         low, high = modes
         around = f"{low / summary.median:.2f} and {high / summary.median:.2f} times the median"
-        reasons.append(f"bimodal: repeats gather around {around}")
+        reasons.append(f"bimodal: placements gather around {around}")
     if others > BUSY_CORES:
         reasons.append(f"load: others used {others:.1f} cores meanwhile")
     if stolen > STOLEN:
