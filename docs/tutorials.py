@@ -303,7 +303,8 @@ def measured(result: Result, steps: int) -> str:
     if result.summary is None:
         return result.outcome
     low, high = seconds(result.summary.low / steps), seconds(result.summary.high / steps)
-    return f"{seconds(result.summary.median / steps)}<br>({low} to {high})"
+    doubt = "<br>unstable" if result.unstable else ""
+    return f"{seconds(result.summary.median / steps)}<br>({low} to {high}){doubt}"
 
 
 def verdict(found: Verdict | None) -> str:
@@ -355,7 +356,7 @@ def unlike(cells: Cells) -> str:
         return f"Between expkit's cells of one dtype nothing differs: {same} and random bits."
     drawn = " (each library draws from its own generator, as in the tutorial)"
     listed = ", ".join(name + drawn * ("stream" in name) for name in sorted(found))
-    return f"Between expkit's cells of one dtype these differ: {listed}; nothing else it checks."
+    return f"Between expkit's cells of one dtype these differ: {listed}; nothing else does."
 
 
 def dtypes(cells: Cells) -> str:
@@ -660,9 +661,9 @@ def vector(notebook: Notebook, scale: Scale, curves: dict[str, HostArray]) -> Se
     last = ", ".join(f"{t.values[0]:.3g} on {s.label}" for s, t in tutorial.items())
     text = paragraphs(
         f"## 5. Learn a vector of {n:,}\n\nOne fresh random vector a step, {steps} steps at rate "
-        f"{lr:g}. As published: 32.3 s and 1.34 s. The tutorial's way is timed at that rate; "
-        f"expkit gives no time to a run whose loss is not finite, so its times are at rate 0.5 / n, over "
-        f"{few} steps: the same work, on finite numbers.",
+        f"{lr:g}. As published: 32.3 s and 1.34 s. The tutorial's way is timed at that rate. "
+        "expkit gives no time to a run whose loss is not finite, so its times are at rate 0.5 / n, over "
+        f"{few} steps.",
         comparison(tutorial, tame, steps, few),
         both_ways(tutorial, tame) + " " + unlike(tame),
         f"At rate {lr:g}, what expkit says (steps count from 0):",
@@ -837,8 +838,8 @@ anew every round, device waited for, answers checked against a float64 reference
 How to read the tables: times are of one step. "Times NumPy's" below 1 means less time than NumPy.
 "Like for like" is both sides in the same dtype: the median of the rounds' ratios, its 95 %
 interval, and expkit's verdict at a threshold of 2 %: FASTER, SLOWER, SAME or CAN'T TELL. After an
-expkit time stands the 95 % interval of its median. Between its two columns of times only the dtype
-changes.
+expkit time stands the 95 % interval of its median, and "unstable" where expkit saw reasons to
+distrust it, such as other processes on the same cores. "not measured" means no such device here.
 
 {sections}
 
