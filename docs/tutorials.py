@@ -662,8 +662,8 @@ def vector(notebook: Notebook, scale: Scale, curves: dict[str, HostArray]) -> Se
     text = paragraphs(
         f"## 5. Learn a vector of {n:,}\n\nOne fresh random vector a step, {steps} steps at rate "
         f"{lr:g}. As published: 32.3 s and 1.34 s. The tutorial's way is timed at that rate. "
-        "expkit gives no time to a run whose loss is not finite, so its times are at rate 0.5 / n, over "
-        f"{few} steps.",
+        "expkit gives no time to a run whose loss is not finite: its times are at rate 0.5 / n, "
+        f"over {few} steps.",
         comparison(tutorial, tame, steps, few),
         both_ways(tutorial, tame) + " " + unlike(tame),
         f"At rate {lr:g}, what expkit says (steps count from 0):",
