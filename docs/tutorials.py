@@ -641,6 +641,9 @@ def vector(notebook: Notebook, scale: Scale, curves: dict[str, HostArray]) -> Se
         bad = result.first_bad_step
         if side is NUMPY:
             curves[f"rate {lr:g}, {dtype}"] = result.losses
+        if not result.losses.size:  # refused before it began
+            rows.append([f"{side.label}, {dtype}", answer(result), *[NOT_MEASURED] * 3])
+            continue
         lost = "0" if bad is None else f"{steps - bad} ({(steps - bad) / steps:.0%})"
         first = "none" if bad is None else str(bad)
         final = f"{result.losses[np.isfinite(result.losses)][-1]:.3g}"
