@@ -217,7 +217,13 @@ def compose(experiment: str, side: Side, dtype: str, *words: str) -> Cell:
 
 def measure(experiment: str, *words: str) -> Cells:
     """Every side that is here in both dtypes, in turn, the arrays of all placed anew."""
-    keys = [(side, dtype) for side in SIDES if side.is_here for dtype in DTYPES]
+    return together(
+        [(side, dtype) for side in SIDES if side.is_here for dtype in DTYPES], experiment, *words
+    )
+
+
+def together(keys: Sequence[tuple[Side, str]], experiment: str, *words: str) -> Cells:
+    """Cells of an experiment in one process, their repeats in turn."""
     cells = [compose(experiment, side, dtype, *words) for side, dtype in keys]
     with tempfile.TemporaryDirectory() as folder:
         jobs = [(cell, Path(folder, str(index))) for index, cell in enumerate(cells)]
@@ -298,7 +304,8 @@ def measured(result: Result, steps: int) -> str:
     if result.summary is None:
         return result.outcome
     low, high = seconds(result.summary.low / steps), seconds(result.summary.high / steps)
-    return f"{seconds(result.summary.median / steps)}<br>({low} to {high})"
+    doubt = "<br>unstable" if result.unstable else ""
+    return f"{seconds(result.summary.median / steps)}<br>({low} to {high}){doubt}"
 
 
 def verdict(found: Verdict | None) -> str:
@@ -350,7 +357,7 @@ def unlike(cells: Cells) -> str:
         return f"Between expkit's cells of one dtype nothing differs: {same} and random bits."
     drawn = " (each library draws from its own generator, as in the tutorial)"
     listed = ", ".join(name + drawn * ("stream" in name) for name in sorted(found))
-    return f"Between expkit's cells of one dtype these differ: {listed}; nothing else it checks."
+    return f"Between expkit's cells of one dtype these differ: {listed}; nothing else does."
 
 
 def dtypes(cells: Cells) -> str:
@@ -624,8 +631,9 @@ def vector(notebook: Notebook, scale: Scale, curves: dict[str, HostArray]) -> Se
                 loops.large_dot_tutorial_torch, *rest, device=side.device
             )
     size = f"problem.n={n}"
-    rate = (f"steps={steps}", f"optimizer.lr={lr}", "measure.warmup=0")
-    wild = measure("large_dot", size, *scale.long, *rate)
+    once = ("measure.repeats_min=1", "measure.repeats_max=1", "measure.warmup=0")
+    keys = [(NUMPY, "float64"), *((s, "float32") for s in SIDES if s.is_here)]
+    wild = together(keys, "large_dot", size, f"steps={steps}", f"optimizer.lr={lr}", *once)
     tame = measure("large_dot", size, f"steps={few}", f"optimizer.lr={0.5 / n}", *scale.long)
     draws = drawn(notebook, "vector", tutorial, (n,), 1, few, steps)
     parts = [*draws, *parted(tame, "vector", few)]
@@ -634,32 +642,45 @@ def vector(notebook: Notebook, scale: Scale, curves: dict[str, HostArray]) -> Se
         bad = result.first_bad_step
         if side is NUMPY:
             curves[f"rate {lr:g}, {dtype}"] = result.losses
+        if not result.losses.size:  # refused before it began
+            rows.append([f"{side.label}, {dtype}", answer(result), *[NOT_MEASURED] * 3])
+            continue
         lost = "0" if bad is None else f"{steps - bad} ({(steps - bad) / steps:.0%})"
         first = "none" if bad is None else str(bad)
-        rows.append([f"{side.label}, {dtype}", result.outcome, first, lost])
+        final = f"{result.losses[np.isfinite(result.losses)][-1]:.3g}"
+        rows.append([f"{side.label}, {dtype}", result.outcome, first, lost, final])
         if side.dtype == dtype:
             nans.append(f"{lost} with {side.label}")
-    own = compose("large_dot", NUMPY, "float64", size, f"steps={steps}", f"optimizer.lr={0.5 / n}")
+    own = compose("large_dot", NUMPY, "float32", size, f"steps={steps}", f"optimizer.lr={0.5 / n}")
     own.backend.configure()
     program = own.backend.build(own.workload)
     program.advance(steps)
     tame_losses = program.losses()
-    curves[f"rate 0.5 / n = {0.5 / n:g}, float64"] = tame_losses
+    curves[f"rate 0.5 / n = {0.5 / n:g}, float32"] = tame_losses
     left = compose_cell("+experiment=large_dot_small", "tracking=none")
     small = left.backend.build(left.workload)
     small.advance(left.workload.steps)
     converged = small.losses()
-    nan_steps = "steps on NaN: " + ", ".join(nans)
+    nan_steps = "steps that are not finite: " + ", ".join(nans)
     last = ", ".join(f"{t.values[0]:.3g} on {s.label}" for s, t in tutorial.items())
     text = paragraphs(
         f"## 5. Learn a vector of {n:,}\n\nOne fresh random vector a step, {steps} steps at rate "
-        f"{lr:g}. As published: 32.3 s and 1.34 s. The tutorial's way is timed at that rate; "
-        f"expkit gives no time to a run that diverges, so its times are at rate 0.5 / n, over "
-        f"{few} steps: the same work, on finite numbers.",
+        f"{lr:g}. As published: 32.3 s and 1.34 s. The tutorial's way is timed at that rate. "
+        "expkit gives no time to a run whose loss is not finite: its times are at rate 0.5 / n, "
+        f"over {few} steps.",
         comparison(tutorial, tame, steps, few),
         both_ways(tutorial, tame) + " " + unlike(tame),
         f"At rate {lr:g}, what expkit says (steps count from 0):",
-        table(["", "outcome", "first loss not finite", f"steps on NaN, of {steps}"], rows),
+        table(
+            [
+                "",
+                "outcome",
+                "first loss not finite",
+                f"steps not finite, of {steps}",
+                "last finite loss",
+            ],
+            rows,
+        ),
         f"The tutorial's own loops ended with the loss {last}. A step multiplies the error along "
         f"its vector by about 1 − 2 · {lr:g} · {n:,} = {1 - 2 * lr * n:,.0f}.",
         "![The loss by step on NumPy, at both rates](tutorials-diverge.png)",
@@ -821,8 +842,8 @@ anew every round, device waited for, answers checked against a float64 reference
 How to read the tables: times are of one step. "Times NumPy's" below 1 means less time than NumPy.
 "Like for like" is both sides in the same dtype: the median of the rounds' ratios, its 95 %
 interval, and expkit's verdict at a threshold of 2 %: FASTER, SLOWER, SAME or CAN'T TELL. After an
-expkit time stands the 95 % interval of its median. Between its two columns of times only the dtype
-changes.
+expkit time stands the 95 % interval of its median, and "unstable" where expkit saw reasons to
+distrust it, such as other processes on the same cores. "not measured" means no such device here.
 
 {sections}
 

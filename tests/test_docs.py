@@ -34,5 +34,5 @@ def test_the_tutorials_page_is_made(tmp_path: Path) -> None:
     text = page.read_text()
     assert re.findall(r"^## (\d)", text, re.MULTILINE) == list("12345")
     assert text.count("| PyTorch CUDA |") == 5
-    assert text.count("diverged") >= 4
+    assert text.count("diverged") >= 2
     assert not dead_links(page)
