@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from expkit.cli.run import interruptible, not_in_mlflow, reported, show, tracker_for, used_by
+from expkit.cli.run import (
+    check_words,
+    interruptible,
+    not_in_mlflow,
+    reported,
+    show,
+    tracker_for,
+    used_by,
+)
 from expkit.cli.status import CANT_TELL, FAILED, MAY_NOT_COMPARE, OK, complain
 from expkit.errors import UserError
 from expkit.measure import verdict
@@ -56,6 +64,7 @@ def _now(sides: Sequence[Sequence[str]]) -> int:
     with tracker_for([word for side in sides for word in side]) as tracker:
         cells = []
         for words in sides:
+            check_words(words)
             try:
                 cells.append(compose_cell(*words))
             except (HydraException, OmegaConfBaseException, YAMLError) as error:

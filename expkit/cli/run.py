@@ -106,11 +106,7 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
     config.register()
     for flag in get_args_parser().parse_known_args(list(argv))[1]:
         raise UserError(f"{flag}: no such option; see --help")
-    for key, value in (word.split("=", 1) for word in argv if "=" in word):
-        if key in config.GROUPS and (value == "null" or value.startswith("[")):
-            raise ConfigError(key, value, f"one of {', '.join(config.options(key))}")
-        if key == "outputs" and value.strip("'\"") in ("", "null"):  # else Hydra writes to /
-            raise ConfigError(key, value, "a folder")
+    check_words(argv)
     before, sys.argv = sys.argv, ["expkit", *argv]
     try:
         main = hydra.main("pkg://expkit.conf", "config", version_base="1.3")
@@ -124,6 +120,17 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
     finally:
         sys.argv = before
     return statuses
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse what Hydra takes and nothing here can be made of."""
+    from expkit import config
+
+    for key, value in (word.split("=", 1) for word in words if "=" in word):
+        if key in config.GROUPS and (value == "null" or value.startswith("[")):
+            raise ConfigError(key, value, f"one of {', '.join(config.options(key))}")
+        if key == "outputs" and value.strip("'\"") in ("", "null"):  # else Hydra writes to /
+            raise ConfigError(key, value, "a folder")
 
 
 def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:

@@ -37,6 +37,8 @@ from expkit.contracts import (
 from expkit.program import StepProgram, host_rng, manual, unmarked
 
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+TINY = {"float64": 2.0**-1074, "float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
+"""The smallest number above 0, and the distance of all that are near it."""
 MARGIN = 100.0
 """How many times the disturbed reference's deviation is still rounding. Over every problem,
 optimizer and step of the recommended trajectories float64 and float32 stay below 30."""
@@ -111,13 +113,13 @@ def reference(backend: Backend, workload: Workload, dtype: str, elements: int) -
         return f"the reference needs {needed / 2**30:.1f} GiB, {there / 2**30:.1f} are free"
     least = 1 if isinstance(problem, Operation) else STEPS_MIN
     steps = int(min(max(ELEMENT_STEPS // max(elements, 1), least), STEPS_MAX, workload.steps))
-    return _answer(backend, workload, EPSILON[dtype], steps, shifted=False)
+    return _answer(backend, workload, dtype, steps, shifted=False)
 
 
 def shifted_reference(backend: Backend, workload: Workload, dtype: str) -> Answer:
     """The right answer after `shift`, for a few steps."""
     steps = min(SHIFTED_STEPS, workload.steps)
-    return _answer(backend, workload, EPSILON[dtype], steps, shifted=True)
+    return _answer(backend, workload, dtype, steps, shifted=True)
 
 
 def shift(backend: Backend, program: Program) -> bool:
@@ -137,21 +139,24 @@ def shift(backend: Backend, program: Program) -> bool:
 
 
 def _answer(
-    backend: Backend, workload: Workload, epsilon: float, steps: int, *, shifted: bool
+    backend: Backend, workload: Workload, dtype: str, steps: int, *, shifted: bool
 ) -> Answer:
+    epsilon, tiny = EPSILON[dtype], TINY[dtype]
     with np.errstate(all="ignore"):
         right = _run(_Host(backend), workload, steps, shifted=shifted)
         moved = _run(_Disturbed(backend, epsilon), workload, steps, shifted=shifted)
         losses, params = right.losses(), right.params()
         off = _nearby_max(np.abs(moved.losses() - losses))
-        params_off = {k: float(np.max(np.abs(v - params[k]))) for k, v in moved.params().items()}
-        size = {k: float(np.max(np.abs(v))) for k, v in params.items()}
+        params_off = {
+            k: float(np.max(np.abs(v - params[k]), initial=0)) for k, v in moved.params().items()
+        }
+        size = {k: float(np.max(np.abs(v), initial=0)) for k, v in params.items()}
     return Answer(
         steps,
         losses,
-        MARGIN * (off + epsilon * np.abs(losses)),
+        MARGIN * (off + epsilon * np.abs(losses) + tiny),
         params,
-        {k: MARGIN * (params_off[k] + epsilon * size[k]) for k in params},
+        {k: MARGIN * (params_off[k] + epsilon * size[k] + tiny) for k in params},
     )
 
 
@@ -224,8 +229,9 @@ class _Disturbed(_Host):
     def loss_and_grad(
         self, problem: Problem, params: Params, batch: Batch, mark: Mark = unmarked
     ) -> tuple[Array, Params]:
-        moved = {name: self.disturb(array) for name, array in params.items()}
-        loss, grads = super().loss_and_grad(problem, moved, batch, mark)
+        # In place: what an update stores is rounded too, and those errors add up over the steps.
+        params |= {name: self.disturb(array) for name, array in params.items()}
+        loss, grads = super().loss_and_grad(problem, params, batch, mark)
         return self.disturb(loss), {name: self.disturb(grad) for name, grad in grads.items()}
 
 

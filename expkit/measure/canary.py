@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 
 from expkit.contracts import Program
 
 TRIALS = 3
 TRIAL_S = 1e-3
+FETCHES = 4
+"""A trial's work takes as long as reading the parameters this often, where there is room: reading
+many of them is noisier than a short work is long."""
+HEARINGS = 3
+"""Noise does not repeat itself; a synchronize that does not wait does."""
 LEFT = 0.2
-"""A share of the waited time that cannot be the noise of reading the parameters twice."""
+"""A share of the waited time that cannot be the noise of reading the parameters."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,8 @@ class Canary:
     Attributes:
         queued: until `advance` returned: the time without synchronize.
         waited: until `synchronize` returned after it: the time with.
-        left: how much longer the parameters took to arrive then than when read again: work that
-            was not done yet although `synchronize` had returned.
+        left: how much longer the parameters took to arrive then than after a rest: work that was
+            not done yet although `synchronize` had returned.
     """
 
     queued: float
@@ -41,29 +46,52 @@ def listen(
 ) -> Canary:
     """Time steps without and with synchronize, then look whether anything was still to come.
 
+    Where it seems so it is looked at again: another process may have come between.
     The program is reset before and after.
 
     Args:
         step_seconds: about what a step takes, to choose how many.
         room: the most steps between two resets.
     """
-    n = min(room, max(1, round(TRIAL_S / max(step_seconds, 1e-9))))
+    program.params()
+    synchronize()
+    start = perf_counter()
+    program.params()
+    trial_s = max(TRIAL_S, FETCHES * (perf_counter() - start))
+    n = min(room, max(1, round(trial_s / max(step_seconds, 1e-9))))
+    for _ in range(HEARINGS):
+        canary = _trials(program, synchronize, n)
+        if canary.sings:
+            break
+    program.reset()
+    return canary
+
+
+def _trials(program: Program, synchronize: Callable[[], None], n: int) -> Canary:
     queued, waited, left = [], [], []
     for _ in range(TRIALS):
-        program.reset()
-        program.params()
-        synchronize()
-        start = perf_counter()
-        program.advance(n)
-        enqueued = perf_counter()
-        synchronize()
-        done = perf_counter()
-        program.params()
-        arrived = perf_counter()
-        program.params()
-        again = perf_counter()
-        queued.append(enqueued - start)
-        waited.append(done - start)
-        left.append((arrived - done) - (again - arrived))
-    program.reset()
+        enqueued, done, reading = _trial(program, synchronize, n, 0)
+        # The same again, in the same state of the allocator, after a rest that ends all work.
+        _, _, rested = _trial(program, synchronize, n, done + reading)
+        queued.append(enqueued)
+        waited.append(done)
+        left.append(reading - rested)
     return Canary(median(queued), median(waited), median(left))
+
+
+def _trial(
+    program: Program, synchronize: Callable[[], None], n: int, rest_s: float
+) -> tuple[float, float, float]:
+    """Seconds until `advance` and `synchronize` had returned; then, after a rest, of reading."""
+    program.reset()
+    program.params()
+    synchronize()
+    start = perf_counter()
+    program.advance(n)
+    enqueued = perf_counter()
+    synchronize()
+    done = perf_counter()
+    sleep(rest_s)
+    rested = perf_counter()
+    program.params()
+    return enqueued - start, done - start, perf_counter() - rested

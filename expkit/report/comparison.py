@@ -69,9 +69,14 @@ def _side(run: Stored) -> str:
     if run.outcome != "ok":
         return text + f"{run.outcome}, no time is given"
     summary = summarize(run.rounds)
-    half = (summary.high - summary.low) / 2 / summary.median
+    if summary.interval:
+        spread = f" ± {(summary.high - summary.low) / 2 / summary.median:.1%}"
+    elif summary.rounds == 1:
+        spread = " (its spread is not known: one round)"
+    else:
+        spread = f" (least to greatest {seconds(summary.low)} to {seconds(summary.high)})"
     limit = "" if run.share_of_limit is None else f", {run.share_of_limit:.0%} of the limit"
-    return text + f"{seconds(summary.median)} ± {half:.1%}{limit} ({run.folder})"
+    return text + f"{seconds(summary.median)}{spread}{limit} ({run.folder})"
 
 
 def _ratio(verdict: Verdict, unit: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def load(folder: Path) -> Stored:
     """Read a run's folder.
 
     Raises:
-        UserError: there is no journal with a beginning.
+        UserError: there is no journal with a beginning, or one of an older expkit, which does not
+            say where a repeat was placed.
     """
     tags: dict[str, str] = {}
     facts: dict[str, str] = {}
@@ -60,10 +62,14 @@ def load(folder: Path) -> Stored:
         elif record["kind"] == "metric" and record["key"] == "time/share_of_limit":
             (share,) = map(float, record["values"])
         elif record["kind"] == "sample":
+            if "process" not in record or "placement" not in record:
+                raise UserError(f"{folder}: an older expkit wrote it, without placements")
             rounds = processes.setdefault(record["process"], {})
             rounds.setdefault(record["placement"], []).append(sum(record["seconds"]))
     if title is None:
         raise UserError(f"{folder}: its journal has no beginning")
+    if tags["outcome"] == "ok" and not processes:
+        raise UserError(f"{folder}: its journal has no times")
     return Stored(
         folder=folder,
         title=title,
@@ -86,7 +92,8 @@ def find(word: str, outputs: Path) -> Path:
     if (folder / journal.FILE).is_file():
         return folder
     for file in outputs.rglob("mlflow.json") if word.isalnum() else ():
-        if json.loads(file.read_text())["run_id"] == word:
-            return file.parent
+        with suppress(OSError, ValueError, KeyError, TypeError):  # torn by a kill: another's
+            if json.loads(file.read_text())["run_id"] == word:
+                return file.parent
     takes = "a run's folder, an MLflow run id or words such as backend=torch"
     raise UserError(f"compare: got {word!r}, takes {takes} (looked for runs in {outputs})")

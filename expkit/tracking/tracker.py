@@ -161,7 +161,8 @@ def _serve(answers: TextIO) -> None:
         folder = Path(request["folder"])
         folders.add(folder)
         reply: dict[str, Any] = vars(answer(folder, last=request["last"]))
-        print(json.dumps(reply), file=answers, flush=True)
+        with suppress(BrokenPipeError):  # the parent was killed: what it began is ended below
+            print(json.dumps(reply), file=answers, flush=True)
     for folder in folders:
         with suppress(OSError):  # a full disk: the next start ends it
             if not journal.is_ended(folder):  # the parent has hung up in the middle of it
@@ -188,11 +189,11 @@ def _child() -> None:
     # MLflow prints to stdout as it likes; the answers have a channel of their own.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    print(file=answers, flush=True)
+    with suppress(BrokenPipeError):  # killed already; what it asked for may be waiting
+        print(file=answers, flush=True)
     # mlflow-skinny does without these; importing them takes a third of a second.
     sys.modules.update(dict.fromkeys(("numpy", "pandas", "pyarrow", "scipy", "sklearn")))  # type: ignore[arg-type]
-    with suppress(BrokenPipeError):  # the parent is gone; what it measured is in the journal
-        _serve(answers)
+    _serve(answers)
     os._exit(0)  # the interpreter's tidying up takes longer than the work
 
 

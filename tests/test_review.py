@@ -1,0 +1,169 @@
+"""What a review found: each was wrong once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from time import sleep
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from expkit.config import compose_cell
+from expkit.contracts import HostArray, Program
+from expkit.errors import UserError
+from expkit.measure.answer import Answer, reference
+from expkit.measure.canary import listen
+from expkit.report.comparison import hold, table
+from expkit.runner import _opening
+from expkit.tracking import journal
+from expkit.tracking.journal import Journal
+from expkit.tracking.stored import find, load
+
+if TYPE_CHECKING:
+    from conftest import Expkit
+
+
+def test_a_tracker_whose_answer_nobody_reads_ends_the_run(tmp_path: Path) -> None:
+    """The parent was killed between its request and the answer."""
+    cell = compose_cell(f"outputs={tmp_path}")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    opened = Journal(folder)
+    opened.write("run", **_opening(cell, folder, {}))
+    opened._file.close()
+    reader, writer = os.pipe()
+    os.close(reader)
+    child = subprocess.run(
+        [sys.executable, "-m", "expkit.tracking.tracker"],
+        env={**os.environ, "EXPKIT_OUTPUTS": str(tmp_path)},
+        input=json.dumps({"folder": str(folder), "last": False}) + "\n",
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(writer)
+    assert (child.returncode, child.stderr) == (0, "")
+    assert journal.is_ended(folder)
+
+
+class Preempted:
+    """A program whose work is done at once; reading its parameters is disturbed now and then."""
+
+    path = "test"
+
+    def __init__(self, disturbed: int) -> None:
+        self.reads, self.disturbed = 0, disturbed
+
+    def reset(self) -> None: ...
+
+    def advance(self, n: int) -> None:
+        sleep(1e-3)
+
+    def params(self) -> dict[str, HostArray]:
+        self.reads += 1
+        if self.reads < self.disturbed:
+            sleep(1e-3 * (self.reads % 4 == 0))  # once in each trial, right after the clock
+        return {}
+
+
+def test_a_disturbed_reading_of_the_parameters_is_heard_again() -> None:
+    program = cast(Program, Preempted(2 + 4 * 3))
+    assert listen(program, lambda: None, 1e-3, 100).sings
+
+
+def test_a_synchronize_that_never_waits_is_heard_every_time() -> None:
+    assert not listen(cast(Program, Preempted(10**6)), lambda: None, 1e-3, 100).sings
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "problem=sine problem.n=50 problem.degree=12 backend.dtype=float32 seed=867351",
+        "problem=sine problem.n=1 problem.degree=0 optimizer=adam backend=torch"
+        " backend.dtype=float16 seed=252639",
+    ],
+    ids=["what-an-update-stores-is-rounded", "near-zero-a-dtype-has-steps"],
+)
+def test_rounding_alone_is_no_wrong_answer(words: str) -> None:
+    cell = compose_cell(*words.split())
+    program = cell.backend.build(cell.workload)
+    program.advance(cell.workload.steps)
+    found = reference(cell.backend, cell.workload, str(cell.backend.describe()["dtype"]), 100)
+    assert isinstance(found, Answer)
+    assert found.wrong_losses(program.losses()) is None
+    assert found.wrong_params(program.params()) is None
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_rate_off_by_a_hundredth_is_a_wrong_answer(dtype: str) -> None:
+    """That what rounding explains does not explain everything."""
+    cell = compose_cell(f"backend.dtype={dtype}", "optimizer.lr=1e-6")
+    off = compose_cell(f"backend.dtype={dtype}", "optimizer.lr=1.01e-6")
+    program = off.backend.build(off.workload)
+    program.advance(off.workload.steps)
+    found = reference(cell.backend, cell.workload, dtype, 100)
+    assert isinstance(found, Answer)
+    assert found.wrong_losses(program.losses()) is not None
+    assert found.wrong_params(program.params()) is not None
+
+
+@pytest.mark.parametrize(
+    ("side", "said"),
+    [
+        ("backend=null", "backend: got 'null', takes one of numpy"),
+        ("backend=[numpy]", "backend: got '[numpy]', takes one of numpy"),
+        ("outputs=", "outputs: got '', takes a folder"),
+    ],
+)
+def test_a_side_of_a_comparison_is_checked_as_a_run_is(
+    expkit: Expkit, side: str, said: str
+) -> None:
+    done = expkit("compare", side, "backend=torch", "tracking=none", "steps=1")
+    assert done.status == 2
+    assert done.err.startswith(f"expkit: {said}")
+    assert done.err.count("\n") == 1
+
+
+def _stored(folder: Path, *lines: object) -> Path:
+    folder.mkdir()
+    run = {"kind": "run", "name": folder.name, "tags": {"outcome": "running", "interleaved": "x"}}
+    text = "".join(json.dumps(line) + "\n" for line in (run, *lines))
+    (folder / journal.FILE).write_text(text)
+    return folder
+
+
+OK_TAG = {"kind": "tags", "tags": {"outcome": "ok"}}
+SAMPLE = {"kind": "sample", "process": 0, "placement": 0, "seconds": [1.0]}
+
+
+def test_a_journal_from_before_placements_is_one_line(expkit: Expkit) -> None:
+    expkit.outputs.mkdir()
+    old = _stored(expkit.outputs / "old", {"kind": "sample", "seconds": [1.0]}, OK_TAG)
+    empty = _stored(expkit.outputs / "empty", OK_TAG)
+    for folder in (old, empty):
+        done = expkit("compare", str(folder), str(folder))
+        assert done.status == 2
+        assert done.err.startswith(f"expkit: {folder}: ")
+        assert done.err.count("\n") == 1
+
+
+def test_a_torn_note_of_another_run_does_not_hide_one(tmp_path: Path) -> None:
+    run = _stored(tmp_path / "run", SAMPLE, OK_TAG)
+    (run / "mlflow.json").write_text('{"run_id": "abc"}')
+    torn = _stored(tmp_path / "torn", SAMPLE)
+    (torn / "mlflow.json").write_text('{"run')
+    assert find("abc", tmp_path) == run
+    with pytest.raises(UserError):
+        find("nobody", tmp_path)
+
+
+def test_one_round_has_no_spread_to_show(tmp_path: Path) -> None:
+    run = load(_stored(tmp_path / "run", SAMPLE, OK_TAG))
+    shown = table(hold(run, run, 0.02), 0.02)
+    assert "\u00b1" not in shown
+    assert "1 s (its spread is not known" in shown
