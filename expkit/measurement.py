@@ -164,7 +164,7 @@ class Measurement:
             step_seconds = self._fit_readings(result.warm_up.step_seconds)
             result.canary = listen(self._program, self._synchronize, step_seconds, self._room)
         self.journal.tags({"path": self._program.path})
-        result.facts = parity.facts(backend, cell.workload, self._program)
+        result.facts = parity.facts(backend, cell.workload, self._program, cell.log_every)
         self.journal.write("facts", facts=result.facts)
         threads = cell.resolved["backend"].get("threads")
         result.unlike += parity.broken_claims(backend, threads, result.facts)

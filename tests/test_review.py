@@ -17,6 +17,7 @@ from expkit.contracts import HostArray, Program
 from expkit.errors import UserError
 from expkit.measure.answer import Answer, reference
 from expkit.measure.canary import listen
+from expkit.measure.parity import differences
 from expkit.report.comparison import hold, table
 from expkit.runner import _opening
 from expkit.tracking import journal
@@ -167,3 +168,19 @@ def test_one_round_has_no_spread_to_show(tmp_path: Path) -> None:
     shown = table(hold(run, run, 0.02), 0.02)
     assert "\u00b1" not in shown
     assert "1 s (its spread is not known" in shown
+
+
+def test_two_runs_read_at_other_steps_are_unlike() -> None:
+    """Each reading waits for the device and looks at the losses."""
+    a, b = {"log_every": "1"}, {"log_every": "100"}
+    assert differences(a, b) == ["log_every (steps between two readings): 1 against 100"]
+
+
+def test_a_comparison_says_of_stored_runs_what_it_said_of_them(expkit: Expkit) -> None:
+    words = ("problem.n=50", "steps=50", "tracking=none", "measure=quick")
+    now = expkit("compare", "log_every=5", "log_every=50", *words, "measure.threshold=0.9")
+    folder = next(expkit.outputs.glob("comparisons/*/*"))
+    later = expkit("compare", str(folder / "a"), str(folder / "b"))
+    assert now == later
+    assert "log_every (steps between two readings): 5 against 50" in now.out
+    assert "90%" in now.out

@@ -73,7 +73,7 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
     parser.add_argument("words", nargs="*", help="of the configuration, for both cells")
-    parser.add_argument("--threshold", type=_share, help="smallest difference that matters (0.02)")
+    parser.add_argument("--threshold", type=_share, help="smallest difference that matters")
     parser.add_argument("--outputs", type=Path, default=default_outputs())
 
 

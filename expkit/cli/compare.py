@@ -20,7 +20,6 @@ from expkit.cli.run import (
 from expkit.cli.status import CANT_TELL, FAILED, MAY_NOT_COMPARE, OK, complain
 from expkit.errors import UserError
 from expkit.measure import verdict
-from expkit.measure.stopping import Measure
 from expkit.report.comparison import Comparison, hold, table
 from expkit.tracking.stored import find, load
 
@@ -34,9 +33,10 @@ def compare(a: str, b: str, both: Sequence[str], outputs: Path, threshold: float
         return interruptible(lambda: _now([[*words, *_split(side)] for side in (a, b)]))
     if both:
         return complain(f"compare: got {both[0]!r} after two runs, takes nothing there")
-    threshold = threshold or Measure().threshold
     try:
-        found = hold(load(find(a, outputs)), load(find(b, outputs)), threshold)
+        first, second = (load(find(side, outputs)) for side in (a, b))
+        threshold = threshold or first.threshold
+        found = hold(first, second, threshold)
     except UserError as error:
         return complain(error)
     return _tell(found, threshold)

@@ -28,6 +28,7 @@ WORK = {
     "problem": "problem",
     "optimizer": "optimizer",
     "steps": "steps",
+    "log_every": "log_every (steps between two readings)",
     "start": "start (hash of the first parameters)",
     "data": "data (hash)",
     "stream": "random stream (hash of its first values)",
@@ -37,7 +38,7 @@ PLACE = {"host": "machine", "cpu": "processor", "cores": "cores", "versions": "v
 """Facts of where it ran: alike by themselves for two programs of one process."""
 
 
-def facts(backend: Backend, workload: Workload, program: Program) -> Facts:
+def facts(backend: Backend, workload: Workload, program: Program, log_every: int) -> Facts:
     """What this program, just reset, works with."""
     arrays = program.arrays()
     about = backend.describe()
@@ -53,6 +54,7 @@ def facts(backend: Backend, workload: Workload, program: Program) -> Facts:
         "problem": repr(workload.problem),
         "optimizer": repr(workload.optimizer),
         "steps": str(workload.steps),
+        "log_every": str(log_every),
         "start": _hash(backend, groups["params"]),
         "data": _hash(backend, groups["data"]),
         "stream": _stream_hash(backend, workload),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from expkit.errors import UserError
 from expkit.measure.statistics import Rounds, nested
+from expkit.measure.stopping import Measure
 from expkit.tracking import journal
 
 
@@ -23,6 +24,7 @@ class Stored:
         facts: see `expkit.measure.parity`.
         processes: seconds of each repeat, by placement, by process.
         share_of_limit: how much of the machine's limit the time reaches; None where not known.
+        threshold: of a comparison, as it was configured.
         interleaved: the name that runs share whose rounds were measured in turn; else None.
     """
 
@@ -33,6 +35,7 @@ class Stored:
     facts: Mapping[str, str]
     processes: list[list[list[float]]]
     share_of_limit: float | None
+    threshold: float
     interleaved: str | None
 
     @property
@@ -52,9 +55,11 @@ def load(folder: Path) -> Stored:
     facts: dict[str, str] = {}
     processes: dict[int, dict[int, list[float]]] = {}
     title = share = None
+    threshold = Measure().threshold
     for record, _ in journal.read(folder):
         if record["kind"] == "run":
             title = record["name"]
+            threshold = float(record.get("params", {}).get("measure.threshold", threshold))
         if record["kind"] in ("run", "tags"):
             tags |= record["tags"]
         elif record["kind"] == "facts":
@@ -78,6 +83,7 @@ def load(folder: Path) -> Stored:
         facts=facts,
         processes=[list(rounds.values()) for rounds in processes.values()],
         share_of_limit=share,
+        threshold=threshold,
         interleaved=tags.get("interleaved"),
     )
 
