@@ -739,12 +739,16 @@ def operation_alone(cells: Cells, steps: int) -> str:
             for result in (cells[NUMPY, dtype], cells[TORCH, dtype])
             if result.summary
         ]
-        if judged:
+        if judged is None:
+            refused = [cells[side, dtype] for side in (NUMPY, TORCH)]
+            reasons = "; ".join(answer(r) for r in refused if r.outcome != "ok")
+            said.append(f"in {dtype} no verdict ({reasons})")
+        else:
             said.append(
                 f"in {dtype} {times[0]} with NumPy and {times[1]} with PyTorch on the CPU, which "
                 f"is {WORDS[judged.word]} NumPy ({judged.ratio:.3g} times its time)"
             )
-    return "; ".join(said) + "." if said else "no time is given."
+    return "; ".join(said) + "."
 
 
 # --------------------------------------------------------------------------------- figures
