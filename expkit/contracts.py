@@ -221,6 +221,17 @@ class Program(Protocol):
         ...
 
 
+@runtime_checkable
+class Placing(Protocol):
+    """A backend that can choose where an array lies; for one that cannot, what else is allocated
+    around the arrays has to move them.
+    """
+
+    def placed(self, host: npt.NDArray[Any]) -> Array:
+        """As `asarray`, somewhere else in memory at every call."""
+        ...
+
+
 class Backend(Protocol):
     """A way of computing."""
 

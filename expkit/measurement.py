@@ -165,9 +165,10 @@ class Measurement:
             result.canary = listen(self._program, self._synchronize, step_seconds, self._room)
         self.journal.tags({"path": self._program.path})
         result.facts = parity.facts(backend, cell.workload, self._program, cell.log_every)
-        self.journal.write("facts", facts=result.facts)
         threads = cell.resolved["backend"].get("threads")
-        result.unlike += parity.broken_claims(backend, threads, result.facts)
+        broken = parity.broken_claims(backend, threads, result.facts)
+        self.journal.write("facts", facts=result.facts, broken=broken)
+        result.unlike += broken
         if not result.canary.sings:
             self._refuse("not_synchronized", _still_queued(result.canary))
             return False
@@ -186,6 +187,7 @@ class Measurement:
         while needed > self._room:  # again: a step takes less among many than alone
             self._passes = -(-needed * 5 // (workload.steps * 4))
             roomy = dataclasses.replace(workload, steps=self._room)
+            del self._program  # both may not fit
             self._program = cell.backend.build(roomy)
             step_seconds = warm_up(self._program, self._synchronize, self._room).step_seconds
             needed = steps_of_a_reading(step_seconds)
@@ -331,7 +333,9 @@ class Measurement:
         if isinstance(found, str):
             return f"not checked: {found}"
         self._answer = found
-        return f"{found.steps} of {cell.workload.steps} steps as the float64 reference"
+        if not found.tight:
+            return f"not checked: rounding in {claimed} explains any answer"
+        return f"{found.tight} of {cell.workload.steps} steps as the float64 reference"
 
     def conclude(self, stopped_by: str | None, activity: Activity) -> None:
         """After the clock: what remains to be learnt from the program that was timed."""

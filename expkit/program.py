@@ -17,6 +17,7 @@ from expkit.contracts import (
     Operation,
     Optimizer,
     Params,
+    Placing,
     Problem,
     Random,
     Slots,
@@ -68,7 +69,12 @@ def place_data(backend: Backend, workload: Workload) -> dict[str, Array]:
     """The problem's fixed arrays on the backend's device."""
     data = workload.problem.data(host_rng(workload.seed, "data"))
     # One array at a time: the host's copy goes as soon as its own is placed.
-    return {name: backend.asarray(data.pop(name)) for name in list(data)}
+    return {name: placed(backend, data.pop(name)) for name in list(data)}
+
+
+def placed(backend: Backend, host: HostArray) -> Array:
+    """A copy on the device, elsewhere at every call as far as the backend can say."""
+    return backend.placed(host) if isinstance(backend, Placing) else backend.asarray(host)
 
 
 def first_params(workload: Workload) -> dict[str, HostArray]:
@@ -81,7 +87,7 @@ def first_params(workload: Workload) -> dict[str, HostArray]:
 def place_params(backend: Backend, workload: Workload) -> Params:
     """The first parameters on the backend's device."""
     first = first_params(workload)
-    return {name: backend.asarray(first.pop(name)) for name in list(first)}
+    return {name: placed(backend, first.pop(name)) for name in list(first)}
 
 
 def named_arrays(data: Mapping[str, Array], params: Params, slots: Slots) -> dict[str, Array]:

@@ -113,6 +113,8 @@ def _measure_elsewhere(parts: Sequence[Measurement]) -> None:
         for runs in measured_elsewhere([part.cell for part in good]):
             for part, run in zip(good, runs, strict=True):
                 part.take_in(run)
+            if any(part.result.reason for part in good):
+                break
 
 
 def _hold_side_by_side(parts: Sequence[Measurement]) -> None:

@@ -224,7 +224,8 @@ def test_parity_can_be_required(planted: Expkit) -> None:
 def facts(*words: str) -> parity.Facts:
     cell = compose_cell(*words)
     cell.backend.configure()
-    return parity.facts(cell.backend, cell.workload, cell.backend.build(cell.workload))
+    program = cell.backend.build(cell.workload)
+    return parity.facts(cell.backend, cell.workload, program, cell.log_every)
 
 
 UNLIKE = [

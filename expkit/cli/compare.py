@@ -70,6 +70,8 @@ def _now(sides: Sequence[Sequence[str]]) -> int:
             except (HydraException, OmegaConfBaseException, YAMLError) as error:
                 raise UserError(explain(error, words)) from error
         first = cells[0]
+        if first.measure != cells[1].measure:
+            raise UserError("measure: got two, takes one for both: give it after the two sides")
         name = f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
         place = first.outputs / "comparisons" / name
         folders = [place / "a", place / "b"]

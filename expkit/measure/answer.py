@@ -45,6 +45,8 @@ optimizer and step of the recommended trajectories float64 and float32 stay belo
 ELEMENT_STEPS = 4e7
 """Array elements times steps that the reference may compute: about a second."""
 STEPS_MIN, STEPS_MAX = 12, 5000
+LOOSE = 0.1
+"""The share of a loss from which an allowance says nothing."""
 SHIFT = 0.0625
 """Added to every parameter for another start: a number that every dtype holds."""
 SHIFTED_STEPS = 3
@@ -66,6 +68,20 @@ class Answer:
     allowed: HostArray
     params: Mapping[str, HostArray]
     params_allowed: Mapping[str, float]
+
+    @property
+    def tight(self) -> int:
+        """How many steps it tells right from wrong, be it by a tenth of the loss."""
+        if not self.losses.size:
+            return self.steps if self._tells_params() else 0
+        size = np.maximum(np.abs(self.losses), abs(self.losses[0]))
+        return int(np.count_nonzero(self.allowed <= LOOSE * size))
+
+    def _tells_params(self) -> bool:
+        return all(
+            self.params_allowed[name] <= LOOSE * np.max(np.abs(right), initial=0)
+            for name, right in self.params.items()
+        )
 
     def wrong_losses(self, losses: HostArray) -> str | None:
         """What is wrong with the losses from step 0 on, or None."""
@@ -146,7 +162,10 @@ def _answer(
         right = _run(_Host(backend), workload, steps, shifted=shifted)
         moved = _run(_Disturbed(backend, epsilon), workload, steps, shifted=shifted)
         losses, params = right.losses(), right.params()
-        off = _nearby_max(np.abs(moved.losses() - losses))
+        off = np.abs(moved.losses() - losses)
+        # Relative too, or a loss that grows would excuse the steps before.
+        relative = np.abs(losses) * _nearby_max(off / np.maximum(np.abs(losses), tiny))
+        off = np.minimum(_nearby_max(off), relative)
         params_off = {
             k: float(np.max(np.abs(v - params[k]), initial=0)) for k, v in moved.params().items()
         }

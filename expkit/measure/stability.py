@@ -42,9 +42,8 @@ def unstable_because(
     if summary.interval is None:
         reasons.append(f"too few: {summary.rounds} rounds, an interval takes 6")
     else:
-        half = (summary.high - summary.low) / (summary.high + summary.low)
-        if half > measure.target_ci:
-            reasons.append(f"wide: ± {half:.1%}, asked for {measure.target_ci:.1%}")
+        if summary.half_width > measure.target_ci:
+            reasons.append(f"wide: ± {summary.half_width:.1%}, asked for {measure.target_ci:.1%}")
     if shift := drift(middles):
         reasons.append(f"drift: {shift:+.1%} from the first placement to the last")
     if modes := two_modes(middles):

@@ -46,6 +46,11 @@ class Summary:
     outliers: int
     worst: float
 
+    @property
+    def half_width(self) -> float:
+        """Of the interval, as a share of its middle: "± 2 %"."""
+        return (self.high - self.low) / (self.high + self.low)
+
 
 def summarize(rounds: Rounds) -> Summary:
     """Median and interval of at least one round.

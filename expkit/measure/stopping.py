@@ -21,8 +21,8 @@ class Measure:
         repeats_max: repeats at most.
         repeats_per_placement: repeats of a round, before the arrays are placed anew. The interval
             is over rounds: it takes 6 of them.
-        processes: fresh interpreters that measure one after another, each within these limits. From
-            2 on the process is the unit of the interval: it takes 6 of them.
+        processes: 1, or from 6 on, as many interpreters that measure one after another, each within
+            these limits: then the process is the unit of the interval, which takes 6.
         budget_s: seconds after which no further repeat starts, once there are repeats_min.
         target_ci: stop when the interval of the median is this narrow, as a share of the median.
         warmup: untimed steps before each repeat, at most a tenth of its steps.
@@ -48,7 +48,8 @@ class Measure:
         per_placement = self.repeats_per_placement
         takes = "an integer of at least 1"
         require(per_placement >= 1, "repeats_per_placement", per_placement, takes)
-        require(self.processes >= 1, "processes", self.processes, takes)
+        takes = "1, or an integer of at least 6: an interval takes as many"
+        require(self.processes == 1 or self.processes >= 6, "processes", self.processes, takes)
         takes = "a finite number of at least 0"
         require(0 <= self.budget_s < math.inf, "budget_s", self.budget_s, takes)
         require(0 <= self.target_ci < math.inf, "target_ci", self.target_ci, takes)

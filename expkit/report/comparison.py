@@ -38,6 +38,7 @@ def hold(a: Stored, b: Stored, threshold: float) -> Comparison:
         if run.outcome != "ok"
     ]
     unlike = parity.differences(a.facts, b.facts)
+    unlike += [f"{name}: {claim}" for name, run in (("A", a), ("B", b)) for claim in run.broken]
     interleaved = a.interleaved is not None and a.interleaved == b.interleaved
     if not interleaved:
         barriers.append("they were not interleaved: what the machine did meanwhile is in one alone")
@@ -70,7 +71,7 @@ def _side(run: Stored) -> str:
         return text + f"{run.outcome}, no time is given"
     summary = summarize(run.rounds)
     if summary.interval:
-        spread = f" ± {(summary.high - summary.low) / 2 / summary.median:.1%}"
+        spread = f" ± {summary.half_width:.1%}"
     elif summary.rounds == 1:
         spread = " (its spread is not known: one round)"
     else:

@@ -20,7 +20,7 @@ def table(cell: Cell, result: Result, folder: Path) -> str:
         rows += _times(result.summary, result, cell.workload.steps)
     if result.breakdown:
         rows += breakdown.rows(result.breakdown)
-    if result.warm_up and result.setup_seconds is not None:
+    if result.summary and result.warm_up and result.setup_seconds is not None:
         first, warm = seconds(result.warm_up.first_seconds), seconds(result.warm_up.seconds)
         unsettled = "" if result.warm_up.settled else ", in which a step's time did not settle"
         rows.append(("set-up", f"{seconds(result.setup_seconds)}, then a first step of {first}"))
@@ -63,7 +63,7 @@ def _spread(summary: Summary, processes: int) -> str:
         return "one repeat: its spread is not known"
     of, units = ("placements", "processes") if processes > 1 else ("repeats", "placements")
     what = "95 % interval of the median" if summary.interval else "least to greatest"
-    half = (summary.high - summary.low) / 2 / summary.median
+    half = summary.half_width
     ends = f"{seconds(summary.low)} to {seconds(summary.high)}"
     spread = f"± {half:.1%}" if half < 0.2 and summary.interval else ends
     count = f"{summary.repeats} {of} in {summary.rounds} {units}"

@@ -22,6 +22,7 @@ class Stored:
         outcome: as in the run's tag; `running` for one without an end.
         reason: what is wrong with one that is not ok.
         facts: see `expkit.measure.parity`.
+        broken: where its program does not work with what its configuration says.
         processes: seconds of each repeat, by placement, by process.
         share_of_limit: how much of the machine's limit the time reaches; None where not known.
         threshold: of a comparison, as it was configured.
@@ -33,6 +34,7 @@ class Stored:
     outcome: str
     reason: str
     facts: Mapping[str, str]
+    broken: list[str]
     processes: list[list[list[float]]]
     share_of_limit: float | None
     threshold: float
@@ -53,6 +55,7 @@ def load(folder: Path) -> Stored:
     """
     tags: dict[str, str] = {}
     facts: dict[str, str] = {}
+    broken: list[str] = []
     processes: dict[int, dict[int, list[float]]] = {}
     title = share = None
     threshold = Measure().threshold
@@ -63,7 +66,7 @@ def load(folder: Path) -> Stored:
         if record["kind"] in ("run", "tags"):
             tags |= record["tags"]
         elif record["kind"] == "facts":
-            facts = record["facts"]
+            facts, broken = record["facts"], record["broken"]
         elif record["kind"] == "metric" and record["key"] == "time/share_of_limit":
             (share,) = map(float, record["values"])
         elif record["kind"] == "sample":
@@ -81,6 +84,7 @@ def load(folder: Path) -> Stored:
         outcome=tags["outcome"],
         reason=tags.get("reason", ""),
         facts=facts,
+        broken=broken,
         processes=[list(rounds.values()) for rounds in processes.values()],
         share_of_limit=share,
         threshold=threshold,

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 
 from expkit.contracts import Array, HostArray, Program, Workload
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """PyTorch's own switch: ask the kernel for 2 MB pages under arrays of 2 MB and more (Linux)."""
+LINE, PAGE = 64, 4096
 DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+_rng = np.random.default_rng()
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,17 @@ class TorchBackend:
     def asarray(self, host: npt.NDArray[Any]) -> Array:
         # Never a view: the host's array may be written later.
         return self._from_numpy(host).to(self._device, self._dtype, copy=True)
+
+    def placed(self, host: npt.NDArray[Any]) -> Array:
+        """At a random cache line of a page and, where it is long, of 64 pages: PyTorch's allocators
+        hand out again what was just freed. See `expkit_plugins.numpy.memory`.
+        """
+        size = self._dtype.itemsize
+        reach = (64 if host.size * size >= 8 * PAGE else 1) * PAGE
+        start = LINE // size * int(_rng.integers(reach // LINE))
+        whole = self.xp.empty(host.size + reach // size, dtype=self._dtype, device=self._device)
+        array = whole[start : start + host.size].view(host.shape)
+        return array.copy_(self._from_numpy(host))
 
     def to_numpy(self, array: Array) -> HostArray:
         host: HostArray = array.detach().to("cpu", self.xp.float64).numpy().copy()

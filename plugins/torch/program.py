@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -60,9 +59,12 @@ def autograd(
 def build(backend: TorchBackend, workload: Workload) -> Program:
     """The fastest program that fits: on CUDA a graph, unless the host draws inside the step."""
     if backend.fast and backend.device != "cpu" and not _draws_on_host(backend, workload):
-        # What cannot be captured, such as a branch on a value, runs step by step.
-        with suppress(RuntimeError):
+        try:
             return StaticProgram(backend, workload, capture=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            pass  # what cannot be captured, such as a branch on a value, runs step by step
     return StepProgram(backend, workload, autograd)
 
 
