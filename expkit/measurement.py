@@ -300,7 +300,8 @@ class Measurement:
         """From another start, once: a program may remember instead of computing."""
         cell, program = self.cell, self._program
         program.reset()
-        if not answer.shift(cell.backend, program):
+        before = answer.shift(cell.backend, program)
+        if not before:
             return None
         dtype = str(cell.backend.describe()["dtype"])
         right = answer.shifted_reference(cell.backend, cell.workload, dtype)
@@ -308,6 +309,7 @@ class Measurement:
         self._synchronize()
         wrong = right.wrong_losses(program.losses()) if self._learns else None
         wrong = wrong or right.wrong_params(program.params())
+        answer.restore(cell.backend, program, before)
         return wrong and f"from another start {wrong}"
 
     def _wrong_params(self) -> str | None:

@@ -307,8 +307,9 @@ def test_the_canary_sings_if_and_only_if_synchronize_waits(step_seconds: float) 
     assert program.left == 0
 
     def half() -> None:
-        spin(program.left * step_seconds / 2)
-        program.left -= program.left // 2
+        rest = program.left // 2
+        spin((program.left - rest) * step_seconds)
+        program.left = rest
 
     assert not listen(program, half, step_seconds, room).sings  # type: ignore[arg-type]
 

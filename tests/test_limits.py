@@ -219,7 +219,7 @@ def test_a_damaged_cache_is_measured_again(cache: Path, damage: str) -> None:
     entries = {
         "entry": {key: 3},
         "rate": {key: entry | {"flops_per_second": -1, "settled": True}},
-        "rungs": {key: entry | {"bandwidth": [[1, 1.0]], "settled": False}},
+        "rungs": {key: entry | {"bandwidth": [[1, 1.0]], "settled": False, "at": 0}},
     }
     cache.write_text(json.dumps(entries[damage]) if damage in entries else damage)
     limits = machine_limits(configured())

@@ -138,11 +138,14 @@ def shifted_reference(backend: Backend, workload: Workload, dtype: str) -> Answe
     return _answer(backend, workload, dtype, steps, shifted=True)
 
 
-def shift(backend: Backend, program: Program) -> bool:
+def shift(backend: Backend, program: Program) -> dict[str, HostArray]:
     """Move a program's parameters (an operation's data) in place, to a start it has not seen.
 
-    One that computes goes on from there; one that gives back what it gave before does not. False
-    if nothing could be moved: arrays that cannot be written, or an operation on drawn values.
+    One that computes goes on from there; one that gives back what it gave before does not.
+
+    Returns:
+        The arrays as they were, for `restore`; empty if nothing could be moved: arrays that cannot
+        be written, or an operation on drawn values.
     """
     arrays = program.arrays()
     group = "params." if any(name.startswith("params.") for name in arrays) else "data."
@@ -151,7 +154,17 @@ def shift(backend: Backend, program: Program) -> bool:
     for array in moved.values():
         array += SHIFT  # in place, or without effect
     now = program.arrays()
-    return bool(moved) and all(np.any(backend.to_numpy(now[k]) != v) for k, v in before.items())
+    all_moved = all(np.any(backend.to_numpy(now[name]) != was) for name, was in before.items())
+    return before if all_moved else {}
+
+
+def restore(backend: Backend, program: Program, before: Mapping[str, HostArray]) -> None:
+    """Put back what `shift` moved, to the last bit: a reset leaves data as they are."""
+    arrays = program.arrays()
+    for name, was in before.items():
+        array = arrays[name]
+        array *= 0
+        array += backend.asarray(was)
 
 
 def _answer(
@@ -162,10 +175,7 @@ def _answer(
         right = _run(_Host(backend), workload, steps, shifted=shifted)
         moved = _run(_Disturbed(backend, epsilon), workload, steps, shifted=shifted)
         losses, params = right.losses(), right.params()
-        off = np.abs(moved.losses() - losses)
-        # Relative too, or a loss that grows would excuse the steps before.
-        relative = np.abs(losses) * _nearby_max(off / np.maximum(np.abs(losses), tiny))
-        off = np.minimum(_nearby_max(off), relative)
+        off = _nearby_max(np.abs(moved.losses() - losses))
         params_off = {
             k: float(np.max(np.abs(v - params[k]), initial=0)) for k, v in moved.params().items()
         }
@@ -188,8 +198,10 @@ def _run(host: _Host, workload: Workload, steps: int, *, shifted: bool) -> StepP
 
 
 def _nearby_max(off: HostArray) -> HostArray:
-    """The largest from half as far to twice as far along: one step may be right by chance."""
-    return np.array([off[t // 2 : 2 * t + 10].max() for t in range(len(off))])
+    """The largest of the later half of what went before: one step may be right by chance. Not far
+    ahead, or a loss that grows would excuse the steps before.
+    """
+    return np.array([off[t // 2 : t + 3].max() for t in range(len(off))])
 
 
 class _Host:

@@ -10,14 +10,16 @@ from time import perf_counter, sleep
 from expkit.contracts import Program
 
 TRIALS = 3
+LONG_STEP_S = 0.05
+"""From which on one trial has to do."""
 TRIAL_S = 1e-3
 FETCHES = 4
 """A trial's work takes as long as reading the parameters this often, where there is room: reading
 many of them is noisier than a short work is long."""
 HEARINGS = 3
 """Noise does not repeat itself; a synchronize that does not wait does."""
-LEFT = 0.2
-"""A share of the waited time that cannot be the noise of reading the parameters."""
+LEFT = 0.5
+"""A share of the waited time, and of reading the parameters, that cannot be noise of the latter."""
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,20 @@ class Canary:
     Attributes:
         queued: until `advance` returned: the time without synchronize.
         waited: until `synchronize` returned after it: the time with.
-        left: how much longer the parameters took to arrive then than after a rest: work that was
-            not done yet although `synchronize` had returned.
+        left: how much longer the parameters took to arrive then than after half of the work: what
+            was not done yet although `synchronize` had returned, be it queued or never begun.
+        reading: what reading the parameters takes by itself.
     """
 
     queued: float
     waited: float
     left: float
+    reading: float
 
     @property
     def sings(self) -> bool:
         """Whether synchronize waits for the work."""
-        return self.left <= LEFT * self.waited
+        return self.left <= LEFT * max(self.waited, self.reading)
 
 
 def listen(
@@ -58,25 +62,30 @@ def listen(
     start = perf_counter()
     program.params()
     trial_s = max(TRIAL_S, FETCHES * (perf_counter() - start))
-    n = min(room, max(1, round(trial_s / max(step_seconds, 1e-9))))
+    n = min(room, max(2, round(trial_s / max(step_seconds, 1e-9))))
     for _ in range(HEARINGS):
-        canary = _trials(program, synchronize, n)
+        trials = TRIALS if step_seconds < LONG_STEP_S else 1
+        canary = _heard(program, synchronize, n, trials)
         if canary.sings:
             break
     program.reset()
     return canary
 
 
-def _trials(program: Program, synchronize: Callable[[], None], n: int) -> Canary:
-    queued, waited, left = [], [], []
-    for _ in range(TRIALS):
+def _heard(program: Program, synchronize: Callable[[], None], n: int, trials: int) -> Canary:
+    queued, waited, left, least = [], [], [], []
+    half = n // 2
+    for _ in range(trials):
         enqueued, done, reading = _trial(program, synchronize, n, 0)
-        # The same again, in the same state of the allocator, after a rest that ends all work.
+        # What reading itself takes, in the same state of the allocator: after a rest, which ends
+        # work that goes on by itself, and after half of it, for work that waits to be asked for.
         _, _, rested = _trial(program, synchronize, n, done + reading)
+        _, _, halved = _trial(program, synchronize, half, 0) if half else (0, 0, reading)
         queued.append(enqueued)
         waited.append(done)
-        left.append(reading - rested)
-    return Canary(median(queued), median(waited), median(left))
+        left.append(max(reading - rested, (reading - halved) * n / (n - half)))
+        least.append(min(rested, halved))
+    return Canary(median(queued), median(waited), median(left), median(least))
 
 
 def _trial(
