@@ -83,6 +83,7 @@ class Uploader:
     def _append(self, client: MlflowClient, folder: Path, state: dict[str, Any]) -> None:
         run_id = state["run_id"]
         metrics: list[Metric] = []
+        tags: dict[str, str] = {}
         status = None
         offset = state["offset"]
         for record, offset in journal.read(folder, state["offset"]):  # noqa: B007
@@ -94,12 +95,13 @@ class Uploader:
             elif kind == "metric":
                 metrics += _metrics(record)
             elif kind == "tags":
-                tags = [RunTag(key, str(value)) for key, value in record["tags"].items()]
-                client.log_batch(run_id, tags=tags)
+                tags |= record["tags"]
             elif kind == "artifact":
                 client.log_artifact(run_id, str(folder / record["file"]))
             elif kind == "end":
                 status = record
+        if tags:
+            client.log_batch(run_id, tags=[RunTag(key, str(tags[key])) for key in tags])
         for start in range(0, len(metrics), BATCH):
             client.log_batch(run_id, metrics=metrics[start : start + BATCH])
         if status is not None:
