@@ -17,13 +17,13 @@ from expkit.contracts import (
     Operation,
     Optimizer,
     Params,
-    Placing,
     Problem,
     Random,
     Slots,
     Workload,
 )
 from expkit.errors import Unavailable
+from expkit.placement import placed, scatter
 
 
 def unmarked(part: str) -> None:
@@ -72,11 +72,6 @@ def place_data(backend: Backend, workload: Workload) -> dict[str, Array]:
     return {name: placed(backend, data.pop(name)) for name in list(data)}
 
 
-def placed(backend: Backend, host: HostArray) -> Array:
-    """A copy on the device, elsewhere at every call as far as the backend can say."""
-    return backend.placed(host) if isinstance(backend, Placing) else backend.asarray(host)
-
-
 def first_params(workload: Workload) -> dict[str, HostArray]:
     """The first parameters on the host; none for an operation."""
     if workload.optimizer is None:
@@ -94,21 +89,6 @@ def named_arrays(data: Mapping[str, Array], params: Params, slots: Slots) -> dic
     """What a program's `arrays` returns."""
     groups = {"data": data, "params": params, "slots": slots}
     return {f"{group}.{name}": x for group, named in groups.items() for name, x in named.items()}
-
-
-def scatter(backend: Backend) -> list[Array]:
-    """Make and drop arrays of many sizes, so that what is allocated next lies elsewhere.
-
-    Left to itself an allocator hands out again what was just freed, and a program that is placed
-    anew lies where it lay before. Half of what is made is dropped, in random order; the other half
-    is returned, to be kept until the next placement (after the shuffled heap of Curtsinger and
-    Berger, Stabilizer, ASPLOS 2013).
-    """
-    rng = np.random.default_rng()
-    sizes = np.exp(rng.uniform(0, np.log(20_000), 64)).astype(int)
-    made = [backend.asarray(np.zeros(size)) for size in sizes]
-    rng.shuffle(made)
-    return made[::2]
 
 
 def manual(xp: Any) -> LossAndGrad:

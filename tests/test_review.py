@@ -181,3 +181,11 @@ def test_a_comparison_says_of_stored_runs_what_it_said_of_them(expkit: Expkit) -
     assert now == later
     assert "log_every (steps between two readings): 5 against 50" in now.out
     assert "90%" in now.out
+
+
+def test_too_few_losses_are_a_wrong_answer_and_no_traceback() -> None:
+    cell = compose_cell("problem=linear", "steps=5")
+    right = reference(cell.backend, cell.workload, "float64", 2)
+    assert isinstance(right, Answer)
+    assert right.wrong_losses(right.losses) is None
+    assert right.wrong_losses(right.losses[:3]) == "3 losses came back for 5 steps"

@@ -85,6 +85,8 @@ class Answer:
 
     def wrong_losses(self, losses: HostArray) -> str | None:
         """What is wrong with the losses from step 0 on, or None."""
+        if losses.size < self.steps:
+            return f"{losses.size} losses came back for {self.steps} steps"
         off = np.abs(losses[: self.steps] - self.losses)
         bad = np.flatnonzero(~(off <= self.allowed))
         if not bad.size:

@@ -13,11 +13,11 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from expkit.contracts import Array, HostArray, Program, Workload
 from expkit.errors import Unavailable, require
+from expkit.placement import random_start
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +26,7 @@ if TYPE_CHECKING:
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """PyTorch's own switch: ask the kernel for 2 MB pages under arrays of 2 MB and more (Linux)."""
-LINE, PAGE = 64, 4096
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-
-_rng = np.random.default_rng()
 
 
 @dataclass(frozen=True)
@@ -88,13 +85,10 @@ class TorchBackend:
         return self._from_numpy(host).to(self._device, self._dtype, copy=True)
 
     def placed(self, host: npt.NDArray[Any]) -> Array:
-        """At a random cache line of a page and, where it is long, of 64 pages: PyTorch's allocators
-        hand out again what was just freed. See `expkit_plugins.numpy.memory`.
-        """
+        """A copy at a random place in a longer stretch: PyTorch's allocators begin at lines."""
         size = self._dtype.itemsize
-        reach = (64 if host.size * size >= 8 * PAGE else 1) * PAGE
-        start = LINE // size * int(_rng.integers(reach // LINE))
-        whole = self.xp.empty(host.size + reach // size, dtype=self._dtype, device=self._device)
+        start, reach = (place // size for place in random_start(host.size * size))
+        whole = self.xp.empty(host.size + reach, dtype=self._dtype, device=self._device)
         array = whole[start : start + host.size].view(host.shape)
         return array.copy_(self._from_numpy(host))
 

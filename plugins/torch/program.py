@@ -19,13 +19,13 @@ from expkit.contracts import (
     Program,
     Workload,
 )
+from expkit.placement import scatter
 from expkit.program import (
     SharedRandom,
     StepProgram,
     named_arrays,
     place_data,
     place_params,
-    scatter,
     unmarked,
 )
 
