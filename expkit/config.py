@@ -9,6 +9,7 @@ composed values are checked against the class.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import json
 import os
@@ -17,7 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from expkit.measure.stopping import Measure
 
 GROUPS = ("problem", "backend", "optimizer", "measure", "tracking")
 STREAMS = ("shared", "device")
+OBJECTIVES = ("loss", "seconds")
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -64,6 +66,36 @@ class Tracking:
         require(self.uri is None or scheme in SCHEMES, "uri", self.uri, takes)
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """How the cells of one `-m` are run; of no effect on a single cell.
+
+    Attributes:
+        timing: true to measure: cells of one problem are alive together and take turns, one at a
+            time. False to run for the results alone, several at once, without times.
+        workers: processes at most: alive together, or at once. Null for 8, or one a CPU.
+        limit_s: seconds of its own that a cell may take before it is ended.
+        baseline: the backend or optimizer that the others are held against; null for the first.
+        skip_finished: leave out cells that an earlier sweep finished in the same outputs folder.
+        dry_run: say what would run, and stop.
+        objective: what a searching sweeper minimises: the final `loss`, or `seconds`.
+    """
+
+    timing: bool = True
+    workers: int | None = None
+    limit_s: float = 3600
+    baseline: str | None = None
+    skip_finished: bool = False
+    dry_run: bool = False
+    objective: str = "loss"
+
+    def __post_init__(self) -> None:
+        takes = "an integer of at least 1, or null"
+        require(self.workers is None or self.workers >= 1, "workers", self.workers, takes)
+        require(self.limit_s > 0, "limit_s", self.limit_s, "a number of seconds above 0")
+        require(self.objective in OBJECTIVES, "objective", self.objective, " or ".join(OBJECTIVES))
+
+
 @dataclass
 class Config:
     """The top level. A missing value (`???`) is what the problem recommends."""
@@ -77,6 +109,7 @@ class Config:
     seed: int = 0
     measure: Measure = field(default_factory=Measure)
     tracking: Tracking = field(default_factory=Tracking)
+    sweep: Sweep = field(default_factory=Sweep)
     outputs: str = MISSING
 
 
@@ -87,6 +120,7 @@ class Cell:
     Attributes:
         names: the chosen option of `problem`, `backend` and `optimizer`.
         resolved: the whole configuration with every recommendation filled in.
+        frozen: what `thaw` makes the same cell of, whatever becomes of the option files.
     """
 
     names: Mapping[str, str]
@@ -97,25 +131,30 @@ class Cell:
     tracking: Tracking
     outputs: Path
     resolved: Mapping[str, Any]
-
-    @property
-    def words(self) -> list[str]:
-        """What composes this cell again, without MLflow, in one process; values as JSON."""
-        words = ["tracking=none", f"outputs={json.dumps(str(self.outputs))}"]
-        for key, value in self.resolved.items():
-            if key == "tracking":
-                continue
-            if isinstance(value, Mapping):
-                if "name" in value:
-                    words.append(f"{key}={value['name']}")
-                words += [f"{key}.{k}={json.dumps(v)}" for k, v in value.items() if k != "name"]
-            else:
-                words.append(f"{key}={json.dumps(value)}")
-        return [*words, "measure.processes=1"]
+    frozen: Mapping[str, Any]
 
     @property
     def title(self) -> str:
         return " · ".join(self.names[group] for group in self.names)
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        """`resolved`, flat: `problem` is the option's name, `problem.n` one of its fields."""
+        flat: dict[str, Any] = {}
+        for key, value in self.resolved.items():
+            if isinstance(value, Mapping):
+                for inner, field_value in value.items():
+                    flat[key if inner == "name" else f"{key}.{inner}"] = field_value
+            else:
+                flat[key] = value
+        return flat
+
+    @property
+    def hash(self) -> str:
+        """Of what determines the result: all but how it is measured and where it is kept."""
+        apart = ("measure.", "tracking.")
+        hashed = {k: v for k, v in self.params.items() if not k.startswith(apart)}
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @cache
@@ -125,12 +164,24 @@ def register() -> None:
         OmegaConf.register_new_resolver("expkit.outputs", lambda: str(default_outputs()))
     store = ConfigStore.instance()
     store.store(name="schema", node=_writable(Config))
+    for group, name, node in plugins.for_sweeps():
+        store.store(group=group, name=name, node=node)
     taken = {}
     for group, package in (("problem", expkit.problems), ("optimizer", expkit.optimizers)):
         for name, cls in _classes(package):
             store.store(group=group, name=name, node=_option(cls))
             taken[Path(group, f"{name}.yaml")] = "expkit"
     plugins.register(taken)
+
+
+def build_sweep(config: DictConfig) -> Sweep:
+    """The checked `sweep` keys of a composed configuration.
+
+    Raises:
+        ConfigError: a value of the wrong type or range, with its key.
+    """
+    built: Sweep = _build(config, "sweep", {})
+    return built
 
 
 def options(group: str) -> list[str]:
@@ -157,6 +208,16 @@ def compose_cell(*words: str) -> Cell:
     with open_dict(composed):
         del composed["hydra"]
     return build_cell(composed, choices)
+
+
+def thaw(frozen: Mapping[str, Any]) -> Cell:
+    """The cell again, in any process; nothing is read but the frozen values.
+
+    >>> cell = compose_cell("problem=linear", "optimizer.lr=0.5")
+    >>> thaw(cell.frozen).resolved == cell.resolved
+    True
+    """
+    return build_cell(OmegaConf.create(dict(frozen["config"])), frozen["choices"])
 
 
 def default_outputs() -> Path:
@@ -218,15 +279,19 @@ def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
         resolved["tracking"]["uri"] = re.sub(r"//[^/@]*@", "//", tracking.uri)
     workload = Workload(problem, optimizer, steps, config.seed, stream)
     outputs = Path(config.outputs).absolute()
-    return Cell(names, workload, backend, log_every, measure, tracking, outputs, resolved)
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    values["outputs"] = str(outputs)
+    frozen = {"config": values, "choices": {k: choices[k] for k in GROUPS if k in choices}}
+    return Cell(names, workload, backend, log_every, measure, tracking, outputs, resolved, frozen)
 
 
 def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
     node = config[group]
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)
-    if group in ("measure", "tracking"):
-        cls: type[Any] = {"measure": Measure, "tracking": Tracking}[group]
+    if group in ("measure", "tracking", "sweep"):
+        cls: type[Any] = {"measure": Measure, "tracking": Tracking, "sweep": Sweep}[group]
     elif "_target_" in values:
         cls = _load(str(values.pop("_target_")), group)
     else:
@@ -263,7 +328,8 @@ def plain_reason(error: OmegaConfBaseException, cls: type[Any] = Config) -> str:
     """The key, what it got and what it takes, from what OmegaConf says over several lines."""
     said = str(error.msg or error).splitlines()[0]
     key = str(error.full_key or "")
-    types = {f.name: str(f.type) for part in (Measure, Tracking, cls) for f in fields(part)}
+    parts = (Measure, Tracking, Sweep, cls)
+    types = {f.name: str(f.type) for part in parts for f in fields(part)}
     kinds = {"int": "an integer", "float": "a number", "bool": "true or false"}
     kind = kinds.get(types.get(key.rpartition(".")[2], "").removesuffix(" | None"), "a value")
     if "is not Optional" in said or "Incompatible value 'None'" in said:
@@ -313,6 +379,6 @@ def _option(cls: type[Any]) -> dict[str, Any]:
 def _writable(cls: type[Any]) -> DictConfig:
     """The schema with its frozen parts open for overrides."""
     node: DictConfig = OmegaConf.structured(cls)
-    for part in ("measure", "tracking"):
+    for part in ("measure", "tracking", "sweep"):
         OmegaConf.set_readonly(node[part], False)
     return node

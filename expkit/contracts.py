@@ -232,6 +232,15 @@ class Placing(Protocol):
         ...
 
 
+@runtime_checkable
+class Selective(Protocol):
+    """A backend that cannot run every workload, such as one without automatic differentiation."""
+
+    def require_workload(self, workload: Workload) -> None:
+        """Raise `Unavailable` for one that it cannot run. Imports no library, asks no device."""
+        ...
+
+
 class Backend(Protocol):
     """A way of computing."""
 

@@ -51,6 +51,7 @@ class Result:
         checked: how the answer was checked, or why it was not.
         unstable: every reason to distrust the times.
         limit: the least that the machine leaves a step; None where that is not known.
+        timed: false where other things ran meanwhile, by intent: then there is no time to show.
     """
 
     outcome: str = "failed"
@@ -72,11 +73,12 @@ class Result:
     breakdown: Breakdown | None = None
     limit: StepLimit | None = None
     sent: Sent | None = None
+    timed: bool = True
 
     @property
     def summary(self) -> Summary | None:
         """Of whole repeats; None unless the outcome is ok: no other has a time to show."""
-        return summarize(self.rounds) if self.outcome == "ok" else None
+        return summarize(self.rounds) if self.outcome == "ok" and self.timed else None
 
     @property
     def step_seconds(self) -> float:
@@ -135,8 +137,9 @@ class Measurement:
 
     @property
     def expected_s(self) -> float:
-        """About how long the least number of repeats takes."""
-        assert self.result.warm_up is not None
+        """About how long the least number of repeats takes; 0 where nothing is timed."""
+        if self.result.warm_up is None:
+            return 0.0
         repeats = self.cell.measure.repeats_min
         return self.result.warm_up.step_seconds * self.cell.workload.steps * repeats
 
@@ -160,16 +163,17 @@ class Measurement:
             self._program = backend.build(cell.workload)
             self._synchronize()
             result.setup_seconds = perf_counter() - started
-            result.warm_up = warm_up(self._program, self._synchronize, cell.workload.steps)
-            step_seconds = self._fit_readings(result.warm_up.step_seconds)
-            result.canary = listen(self._program, self._synchronize, step_seconds, self._room)
+            if result.timed:
+                result.warm_up = warm_up(self._program, self._synchronize, cell.workload.steps)
+                step_seconds = self._fit_readings(result.warm_up.step_seconds)
+                result.canary = listen(self._program, self._synchronize, step_seconds, self._room)
         self.journal.tags({"path": self._program.path})
         result.facts = parity.facts(backend, cell.workload, self._program, cell.log_every)
         threads = cell.resolved["backend"].get("threads")
         broken = parity.broken_claims(backend, threads, result.facts)
         self.journal.write("facts", facts=result.facts, broken=broken)
         result.unlike += broken
-        if not result.canary.sings:
+        if result.canary and not result.canary.sings:
             self._refuse("not_synchronized", _still_queued(result.canary))
             return False
         result.checked = self._compute_answer()
@@ -210,7 +214,7 @@ class Measurement:
         cell, result, program = self.cell, self.result, self._program
         self.configure()
         program.reset()
-        if self._warmup_steps:
+        if self._warmup_steps and result.timed:
             program.advance(self._warmup_steps)
             program.reset()
         repeat = len(result.chunk_seconds)
@@ -249,11 +253,12 @@ class Measurement:
         if wrong := self._wrong(curve):
             self._refuse("wrong_answer", f"in repeat {repeat + 1} {wrong}")
             return False
-        rounds = result.processes[0]
-        rounds[-1].append(sum(seconds))
         result.chunk_seconds.append(seconds)
-        self._keep_sample(0, len(rounds) - 1, seconds)
-        self.journal.metric("time/wall_seconds", [sum(seconds)], repeat)
+        if result.timed:
+            rounds = result.processes[0]
+            rounds[-1].append(sum(seconds))
+            self._keep_sample(0, len(rounds) - 1, seconds)
+            self.journal.metric("time/wall_seconds", [sum(seconds)], repeat)
         return True
 
     def take_in(self, run: Stored) -> None:
@@ -348,6 +353,8 @@ class Measurement:
         result.outcome, result.stopped_by = "ok", stopped_by
         if isinstance(workload.problem, Plotted):
             result.params = self._program.params()
+        if not result.timed:
+            return
         summary = summarize(result.rounds)
         measure = self.cell.measure
         result.unstable = unstable_because(measure, summary, result.rounds, activity)

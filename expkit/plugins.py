@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
@@ -61,6 +62,19 @@ def _refuse_twins(folders: Mapping[str, Path], taken: Mapping[Path, str]) -> Non
                 both = f"{owners[option]} and plugin {name}"
                 raise PluginError(f"{both} both define the option {option}; remove one of them")
             owners[option] = f"plugin {name}"
+
+
+def for_sweeps() -> list[tuple[str, str, dict[str, Any]]]:
+    """Register our sweeper and launcher with Hydra: group, name and content of their options."""
+    registry = Plugins.instance()  # first: it executes Hydra's own plugins anew, bases and all
+    from hydra_plugins.expkit import ExpkitSweeper, LocalLauncher
+
+    for plugin in (ExpkitSweeper, LocalLauncher):
+        registry.register(plugin)
+    module = ExpkitSweeper.__module__
+    sweeper = {"_target_": f"{module}.ExpkitSweeper", "max_batch_size": None, "params": None}
+    launcher = {"_target_": f"{module}.LocalLauncher"}
+    return [("hydra/sweeper", "expkit", sweeper), ("hydra/launcher", "local", launcher)]
 
 
 def register(taken: Mapping[Path, str]) -> None:

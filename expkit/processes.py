@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from expkit.config import Cell, compose_cell
+from expkit.config import Cell, thaw
 from expkit.tracking.stored import Stored, load
 
 PR_SET_PDEATHSIG = 1
@@ -30,7 +31,7 @@ def measured_elsewhere(cells: Sequence[Cell]) -> Iterator[list[Stored]]:
     Raises:
         RuntimeError: a process failed, with the last line that it wrote.
     """
-    request = json.dumps([cell.words for cell in cells])
+    request = json.dumps([cell.frozen for cell in cells])
     for _ in range(1, cells[0].measure.processes):
         with tempfile.TemporaryDirectory() as place:
             command = [sys.executable, "-m", "expkit.processes", place]
@@ -46,11 +47,19 @@ def measured_elsewhere(cells: Sequence[Cell]) -> Iterator[list[Stored]]:
 def _child(place: Path) -> None:
     from expkit.runner import run_together
 
-    # Should the parent die, nobody is there to read what this measures (Linux).
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    cells = [compose_cell(*words) for words in json.load(sys.stdin)]
+    die_with_parent()
+    cells = [_alone(thaw(frozen)) for frozen in json.load(sys.stdin)]
     jobs = [(cell, place / str(index)) for index, cell in enumerate(cells)]
     run_together(jobs, None, lambda *_: None, lambda *_: [], tags={})
+
+
+def _alone(cell: Cell) -> Cell:
+    return replace(cell, measure=replace(cell.measure, processes=1))
+
+
+def die_with_parent() -> None:
+    """Should the parent die, nobody is there to read what this process measures (Linux)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

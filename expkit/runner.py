@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import traceback
 import uuid
@@ -17,6 +16,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from expkit.config import Cell
+from expkit.contracts import Selective
 from expkit.errors import ParityError, Unavailable, UserError
 from expkit.measure import parity
 from expkit.measure.environment import Activity, Snapshot, environment
@@ -28,7 +28,7 @@ from expkit.processes import measured_elsewhere
 from expkit.tracking import address
 from expkit.tracking import journal as journals
 from expkit.tracking.journal import Journal
-from expkit.tracking.tracker import Tracker
+from expkit.tracking.tracker import Tracker, one_line
 
 KILLED_LIMIT_S = 20.0
 """How long an interrupted run waits for MLflow; what it measured is in the journal."""
@@ -36,24 +36,47 @@ COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e
 
 Draw = Callable[[Cell, "Result", Path], list[str]]
 """Draws pictures into the folder and returns their files' names."""
+Drive = Callable[[Sequence[Measurement]], tuple[str | None, Activity]]
+"""Takes repeats from what is ready; returns what ended it, and what went on meanwhile."""
 
 
-def run(
-    cell: Cell,
-    folder: Path,
-    tracker: Tracker | None,
-    watch: Watch,
-    draw: Draw,
-    *,
-    sweep: str | None = None,
-) -> Result:
+def run(cell: Cell, folder: Path, tracker: Tracker | None, watch: Watch, draw: Draw) -> Result:
     """Run a cell in its folder, journal first. What went wrong is recorded, then raised.
 
     Raises:
         UserError: before anything is written, where this machine cannot run the backend.
     """
-    tags = {} if sweep is None else {"sweep": sweep}
-    return run_together([(cell, folder)], tracker, watch, draw, tags=tags)[0]
+    return run_together([(cell, folder)], tracker, watch, draw, tags={})[0]
+
+
+def require(cell: Cell) -> None:
+    """See that this machine can run a cell.
+
+    Raises:
+        UserError: it cannot, with the reason and a remedy.
+    """
+    try:
+        require_workload(cell)
+        cell.backend.require()
+    except Unavailable as error:
+        raise UserError(f"backend={cell.names['backend']}: {error}") from error
+
+
+def require_workload(cell: Cell) -> None:
+    """See that the backend can run the problem at all; takes no library and no device.
+
+    Raises:
+        Unavailable: it cannot.
+    """
+    if isinstance(cell.backend, Selective):
+        cell.backend.require_workload(cell.workload)
+
+
+def in_turn(parts: Sequence[Measurement]) -> tuple[str | None, Activity]:
+    """Repeats until enough is known or a limit is reached, by rounds, every round placed anew."""
+    start = Snapshot.take()
+    stopped_by = run_rounds(parts, parts[0].cell.measure, lambda: _enough(parts)) if parts else None
+    return stopped_by, Activity.between(start, Snapshot.take())
 
 
 def run_together(
@@ -63,27 +86,30 @@ def run_together(
     draw: Draw,
     *,
     tags: Mapping[str, str],
+    drive: Drive = in_turn,
+    timed: bool = True,
 ) -> list[Result]:
     """Run cells in this process, each in its folder, their repeats interleaved.
 
     How long is the first cell's to say.
+
+    Args:
+        tags: of every run.
+        drive: where the repeats are asked for: here, or by a sweep's other process.
+        timed: false where other things run meanwhile: the results without times.
 
     Raises:
         UserError: before anything is written, where this machine cannot run a backend.
         ParityError: the cells do unlike work and `measure.parity=require`.
     """
     for cell, _ in jobs:
-        try:
-            cell.backend.require()
-        except Unavailable as error:
-            raise UserError(f"backend={cell.names['backend']}: {error}") from error
-    measure = jobs[0][0].measure
+        require(cell)
     with ExitStack() as stack:
         parts = []
         for cell, folder in jobs:
             cell.backend.configure()
             folder.mkdir(parents=True, exist_ok=True)
-            result = Result()
+            result = Result(timed=timed)
             journal = stack.enter_context(_recorded(cell, folder, tracker, result, tags))
             parts.append(Measurement(cell, journal, tracker, watch, result, alone=len(jobs) == 1))
         # A loss that is not finite is found and named below.
@@ -93,9 +119,7 @@ def run_together(
             with ExitStack() as quiet:
                 for part in ready:
                     quiet.enter_context(part.quiet(part.expected_s))
-                start = Snapshot.take()
-                stopped_by = run_rounds(ready, measure, lambda: _enough(ready))
-                activity = Activity.between(start, Snapshot.take())
+                stopped_by, activity = drive(ready)
                 _measure_elsewhere(ready)
             for part in ready:
                 part.conclude(stopped_by, activity)
@@ -160,7 +184,7 @@ def _recorded(
 ) -> Iterator[Journal]:
     """A run in the journal and in MLflow from here to the end, however it ends."""
     journal = Journal(folder)
-    journal.write("run", **_opening(cell, folder, tags))
+    journal.write("run", **_opening(cell, folder, tags, cell.backend.describe()))
     status = "FAILED"
     try:
         if tracker:
@@ -170,9 +194,10 @@ def _recorded(
     except KeyboardInterrupt:
         result.outcome, status = "interrupted", "KILLED"
         raise
-    except BaseException:
+    except BaseException as error:
         result.outcome = "failed"
         with suppress(OSError):  # on a full disk what went wrong first is what is told
+            journal.tags({"reason": one_line(error)})
             (folder / "error.txt").write_text(traceback.format_exc())
             journal.artifact("error.txt")
         raise
@@ -197,17 +222,27 @@ def _collecting_garbage() -> Iterator[None]:
             gc.disable()
 
 
-def _opening(cell: Cell, folder: Path, tags: Mapping[str, str]) -> dict[str, Any]:
-    params = _flat(cell.resolved)
-    about = cell.backend.describe()
-    hashed = {k: v for k, v in params.items() if not k.startswith(("measure.", "tracking."))}
-    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:12]
+def record_failure(
+    cell: Cell, folder: Path, tags: Mapping[str, str], outcome: str, reason: str
+) -> None:
+    """End a run that did not end itself: its process is gone, or could not begin."""
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = (folder / journals.FILE).exists() and journals.opening(folder) is not None
+    journal = Journal(folder)
+    if not begun:
+        journal.write("run", **_opening(cell, folder, tags, {}))
+    journal.tags({"outcome": outcome, "reason": reason})
+    journal.end("KILLED" if outcome == "interrupted" else "FAILED")
+
+
+def _opening(
+    cell: Cell, folder: Path, tags: Mapping[str, str], about: Mapping[str, Any]
+) -> dict[str, Any]:
     colour = COLOURS[zlib.crc32(cell.names["backend"].encode()) % len(COLOURS)]
     own = {
         **cell.names,
-        "device": str(about["device"]),
-        "dtype": str(about["dtype"]),
-        "cell": digest,
+        **{key: str(about[key]) for key in ("device", "dtype") if key in about},
+        "cell": cell.hash,
         "outcome": "running",
         "expkit.folder": str(folder),
         "mlflow.runColor": colour,
@@ -221,21 +256,9 @@ def _opening(cell: Cell, folder: Path, tags: Mapping[str, str]) -> dict[str, Any
             "experiment": cell.tracking.experiment,
             "artifacts": str(cell.outputs / "artifacts" / cell.tracking.experiment),
         },
-        "params": params | {f"actual.{k}": v for k, v in about.items()},
+        "params": cell.params | {f"actual.{k}": v for k, v in about.items()},
         "tags": own | dict(tags),
     }
-
-
-def _flat(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """`problem` is the option's name, `problem.n` one of its fields."""
-    flat: dict[str, Any] = {}
-    for key, value in resolved.items():
-        if isinstance(value, Mapping):
-            for inner, field_value in value.items():
-                flat[key if inner == "name" else f"{key}.{inner}"] = field_value
-        else:
-            flat[key] = value
-    return flat
 
 
 def _finish(

@@ -34,7 +34,7 @@ def test_a_tracker_whose_answer_nobody_reads_ends_the_run(tmp_path: Path) -> Non
     folder = tmp_path / "run"
     folder.mkdir()
     opened = Journal(folder)
-    opened.write("run", **_opening(cell, folder, {}))
+    opened.write("run", **_opening(cell, folder, {}, {}))
     opened._file.close()
     reader, writer = os.pipe()
     os.close(reader)

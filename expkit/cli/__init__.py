@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("compare", "doctor", "sync", "ui")
+COMMANDS = ("compare", "doctor", "resume", "sync", "ui")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -41,6 +41,9 @@ def command(argv: Sequence[str]) -> int:
     ui = commands.add_parser("ui", help="open MLflow's page on the runs kept here")
     ui.add_argument("--port", type=_port, default=5000)
     ui.add_argument("--outputs", type=Path, default=default_outputs())
+    resume = commands.add_parser("resume", help="run what is missing of a sweep, or failed")
+    resume.add_argument("sweep", nargs="?", help="its id or folder; the last one by default")
+    resume.add_argument("--outputs", type=Path, default=default_outputs())
     sync = commands.add_parser("sync", help="send to MLflow what is not there yet")
     sync.add_argument("folder", type=Path, nargs="?", help="one run's folder, or any above it")
     sync.add_argument("--uri", help="another tracking address than the runs were made for")
@@ -55,6 +58,10 @@ def command(argv: Sequence[str]) -> int:
         from expkit.cli.doctor import doctor
 
         return doctor()
+    if given.command == "resume":
+        from expkit.cli.sweep import resume as go_on
+
+        return go_on(given.sweep, given.outputs.absolute())
     if given.command == "ui":
         from expkit.cli.ui import ui as open_page
 
@@ -79,7 +86,8 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def _sync(place: Path, uri: str | None) -> int:
     from expkit.tracking import journal
-    from expkit.tracking.upload import Uploader, pending
+    from expkit.tracking.sent import pending
+    from expkit.tracking.upload import Uploader
 
     if not place.is_dir():
         return complain(f"{place}: no such folder")

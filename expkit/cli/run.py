@@ -18,9 +18,14 @@ from expkit.errors import ConfigError, UserError
 from expkit.tracking.tracker import Tracker, one_line
 
 if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
+    from hydra.core.utils import JobReturn
+    from hydra.plugins.launcher import Launcher
     from omegaconf import DictConfig
 
+    from expkit.cli.sweep import Search
     from expkit.config import Cell
+    from expkit.sweep.manifest import Manifest
 
 NO_RUN = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc")
 
@@ -102,7 +107,7 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
 
     from expkit import config
 
-    statuses: list[int] = []
+    command = Command(tracker)
     config.register()
     for flag in get_args_parser().parse_known_args(list(argv))[1]:
         raise UserError(f"{flag}: no such option; see --help")
@@ -110,7 +115,8 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
     before, sys.argv = sys.argv, ["expkit", *argv]
     try:
         main = hydra.main("pkg://expkit.conf", "config", version_base="1.3")
-        main(lambda composed: statuses.append(_run_composed(composed, tracker)))()
+        main(command)()
+        command.finish()
     except Exception as error:  # Hydra's, OmegaConf's and YAML's; a cell's do not get here
         if isinstance(error, UserError | OSError) and not isinstance(error, HydraException):
             raise
@@ -119,7 +125,64 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
         raise UserError(explain(error, argv)) from error
     finally:
         sys.argv = before
-    return statuses
+    return command.statuses
+
+
+class Command:
+    """What Hydra is given to call: with a cell, or with a sweep's words."""
+
+    def __init__(self, tracker: Tracker | None) -> None:
+        self._tracker = tracker
+        self._search: Search | None = None
+        self.statuses: list[int] = []
+
+    def __call__(self, composed: DictConfig) -> None:
+        """Run one cell here."""
+        self.statuses.append(_run_composed(composed, self._tracker))
+
+    def sweep(
+        self,
+        master: DictConfig,
+        loader: ConfigLoader,
+        jobs: Sequence[Sequence[str]],
+        words: Sequence[str],
+        launcher: Launcher | None,
+    ) -> None:
+        """Run the cells of these jobs, or the rest of the sweep that the folder holds."""
+        from expkit.cli import sweep
+        from expkit.sweep import manifest, plan
+
+        folder = Path(master.hydra.sweep.dir).absolute()
+        if (folder / manifest.FILE).is_file():
+            found = manifest.Manifest.load(folder)
+        else:
+            found = plan.plan(master, loader, jobs, words)
+        self.statuses.append(sweep.begin(found, self._used(found), launcher))
+
+    def launch(
+        self,
+        master: DictConfig,
+        loader: ConfigLoader,
+        jobs: Sequence[Sequence[str]],
+        first: int,
+    ) -> list[JobReturn]:
+        """Run a batch of a sweeper that searches; each job returns the objective."""
+        from expkit.cli.sweep import Search
+        from expkit.sweep import plan
+
+        batch = plan.plan(master, loader, jobs, [], first)
+        self._search = self._search or Search(self._used(batch))
+        return self._search.launch(batch, range(first, first + len(jobs)))
+
+    def finish(self) -> None:
+        """Show what a search came to."""
+        if self._search and (status := self._search.finish()) is not None:
+            self.statuses.append(status)
+
+    def _used(self, manifest: Manifest) -> Tracker | None:
+        """The tracker, if any cell wants one."""
+        kinds = {cell.frozen["config"]["tracking"]["kind"] for cell in manifest.cells}
+        return self._tracker if "mlflow" in kinds else None
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -136,7 +199,6 @@ def check_words(words: Sequence[str]) -> None:
 def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
     """One cell, in the folder that Hydra chose for it; its exit status."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     from expkit import config, runner
     from expkit.cli.progress import progress
@@ -145,12 +207,11 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir).absolute()
-    sweep = Path(hydra_config.sweep.dir).name if hydra_config.mode == RunMode.MULTIRUN else None
 
     def work() -> int:
         cell = config.build_cell(composed, dict(hydra_config.runtime.choices))
         with progress(cell.workload.steps) as watch, used_by(cell, tracker) as used:
-            result = runner.run(cell, folder, used, watch, plots.draw, sweep=sweep)
+            result = runner.run(cell, folder, used, watch, plots.draw)
         show(table(cell, result, folder))
         if result.sent and result.sent.error:
             return not_in_mlflow(result.sent.error, folder)

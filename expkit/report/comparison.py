@@ -37,6 +37,8 @@ def hold(a: Stored, b: Stored, threshold: float) -> Comparison:
         for name, run in (("A", a), ("B", b))
         if run.outcome != "ok"
     ]
+    untimed = (name for name, run in (("A", a), ("B", b)) if not run.timed)
+    barriers += [f"{name} ran beside other cells, so it was not timed" for name in untimed]
     unlike = parity.differences(a.facts, b.facts)
     unlike += [f"{name}: {claim}" for name, run in (("A", a), ("B", b)) for claim in run.broken]
     interleaved = a.interleaved is not None and a.interleaved == b.interleaved

@@ -27,6 +27,8 @@ class Stored:
         share_of_limit: how much of the machine's limit the time reaches; None where not known.
         threshold: of a comparison, as it was configured.
         interleaved: the name that runs share whose rounds were measured in turn; else None.
+        loss: the last; None where there is none.
+        timed: false where other things ran meanwhile, by intent.
     """
 
     folder: Path
@@ -39,6 +41,8 @@ class Stored:
     share_of_limit: float | None
     threshold: float
     interleaved: str | None
+    loss: float | None
+    timed: bool
 
     @property
     def rounds(self) -> Rounds:
@@ -57,7 +61,8 @@ def load(folder: Path) -> Stored:
     facts: dict[str, str] = {}
     broken: list[str] = []
     processes: dict[int, dict[int, list[float]]] = {}
-    title = share = None
+    last: dict[str, float | None] = {"time/share_of_limit": None, "final/loss": None}
+    title = None
     threshold = Measure().threshold
     for record, _ in journal.read(folder):
         if record["kind"] == "run":
@@ -67,8 +72,8 @@ def load(folder: Path) -> Stored:
             tags |= record["tags"]
         elif record["kind"] == "facts":
             facts, broken = record["facts"], record["broken"]
-        elif record["kind"] == "metric" and record["key"] == "time/share_of_limit":
-            (share,) = map(float, record["values"])
+        elif record["kind"] == "metric" and record["key"] in last:
+            (last[record["key"]],) = map(float, record["values"])
         elif record["kind"] == "sample":
             if "process" not in record or "placement" not in record:
                 raise UserError(f"{folder}: an older expkit wrote it, without placements")
@@ -76,7 +81,8 @@ def load(folder: Path) -> Stored:
             rounds.setdefault(record["placement"], []).append(sum(record["seconds"]))
     if title is None:
         raise UserError(f"{folder}: its journal has no beginning")
-    if tags["outcome"] == "ok" and not processes:
+    timed = tags.get("timed") != "no"
+    if tags["outcome"] == "ok" and timed and not processes:
         raise UserError(f"{folder}: its journal has no times")
     return Stored(
         folder=folder,
@@ -86,9 +92,11 @@ def load(folder: Path) -> Stored:
         facts=facts,
         broken=broken,
         processes=[list(rounds.values()) for rounds in processes.values()],
-        share_of_limit=share,
+        share_of_limit=last["time/share_of_limit"],
         threshold=threshold,
         interleaved=tags.get("interleaved"),
+        loss=last["final/loss"],
+        timed=timed,
     )
 
 

@@ -23,6 +23,8 @@ from typing import Any, TextIO
 
 SHOWN_LIVE_S = 2.0
 """A measurement longer than this waits until its run is in MLflow, then begins."""
+BACKLOG = 50
+"""Requests that may wait for an answer. Each takes room in a pipe that must not fill."""
 REFRESH_S = 10.0
 """How old what MLflow shows of a long run may get."""
 
@@ -68,7 +70,7 @@ class Tracker:
             self._child.stdin.write(json.dumps({"folder": str(folder), "last": wait}) + "\n")
             self._child.stdin.flush()
             self._unanswered += 1
-            while wait and self._unanswered:
+            while self._unanswered > (0 if wait else BACKLOG):
                 sent = self._answer()
         except BrokenPipeError:
             sent = Sent(None, f"the tracking process ended ({self._child.poll()})")
@@ -103,6 +105,11 @@ class Tracker:
         if time.monotonic() - self._last > REFRESH_S:
             self.update(folder, wait=True)
             self._stop()
+
+    def settle(self) -> None:
+        """Wait until all that was asked for is done."""
+        while self._unanswered:
+            self._answer()
 
     def close(self) -> None:
         """Let the child finish what it was asked and end."""
@@ -170,7 +177,7 @@ def _serve(answers: TextIO) -> None:
                 answer(folder, last=True)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An error's type and the first line of what it says."""
     said = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {said if len(said) <= 300 else said[:297] + '...'}"

@@ -6,7 +6,6 @@ Imports MLflow, which takes a second: only the tracker's process and `expkit syn
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 from collections.abc import Iterator
@@ -22,9 +21,8 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from expkit.tracking import address, journal
+from expkit.tracking import address, journal, sent
 
-STATE = "mlflow.json"
 OWNER = ("host", "namespace", "pid", "started")
 BATCH = 1000
 """MLflow's limit on metrics in one request."""
@@ -49,17 +47,17 @@ class Uploader:
         uri = uri or run["tracking"]["uri"]
         client, experiment = self._open(uri, run["tracking"])
         with _locked(folder):
-            state = _state(folder)
+            state = sent.read(folder)
             if state.get("uri") == uri:
                 self._append(client, folder, state)
                 return str(state["run_id"])
         known = self._reap(client, experiment, uri)
         with _locked(folder):
-            state = _state(folder)
+            state = sent.read(folder)
             if state.get("uri") != uri:
                 run_id = known.get(run["id"]) or _create(client, experiment, run)
                 state = {"uri": uri, "run_id": run_id, "offset": 0}
-                _save(folder, state)
+                sent.write(folder, state)
             self._append(client, folder, state)
         return str(state["run_id"])
 
@@ -108,7 +106,7 @@ class Uploader:
             client.set_terminated(run_id, status["status"], status["time"])
             state["done"] = True
         state["offset"] = offset
-        _save(folder, state)
+        sent.write(folder, state)
 
     def _reap(self, client: MlflowClient, experiment: str, uri: str) -> dict[str, str]:
         """End the runs that a dead process of this host left RUNNING, with all they measured.
@@ -128,21 +126,13 @@ class Uploader:
             if (folder / journal.FILE).is_file():
                 with _locked(folder):
                     journal.close_if_orphaned(folder)
-                    state = {"uri": uri, "run_id": run_id, "offset": 0} | _state(folder)
+                    state = {"uri": uri, "run_id": run_id, "offset": 0} | sent.read(folder)
                     if state["run_id"] == run_id:
                         self._append(client, folder, state)
                         continue
             client.set_tag(run_id, "outcome", "interrupted")
             client.set_terminated(run_id, "KILLED")
         return known
-
-
-def pending(place: Path, uri: str | None = None) -> Iterator[Path]:
-    """Folders at or below `place` whose journal is not all in MLflow (at this address)."""
-    for file in sorted(place.rglob(journal.FILE)):
-        state = _state(file.parent)
-        if not state.get("done") or uri not in (None, state["uri"]):
-            yield file.parent
 
 
 def _metrics(record: dict[str, Any]) -> list[Metric]:
@@ -178,17 +168,3 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _state(folder: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = json.loads((folder / STATE).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-    return state
-
-
-def _save(folder: Path, state: dict[str, Any]) -> None:
-    fresh = folder / f"{STATE}.new"
-    fresh.write_text(json.dumps(state))
-    fresh.replace(folder / STATE)

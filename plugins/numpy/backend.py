@@ -46,6 +46,9 @@ class NumpyBackend:
     def require(self) -> None:
         """NumPy is always there."""
 
+    def require_workload(self, workload: Workload) -> None:
+        require_gradient(workload.problem, "numpy")
+
     def configure(self) -> None:
         threadpoolctl.threadpool_limits(self.thread_count, user_api="blas")
 
@@ -62,7 +65,7 @@ class NumpyBackend:
         """NumPy's calls return when they are done."""
 
     def build(self, workload: Workload) -> Program:
-        require_gradient(workload.problem, "numpy")
+        self.require_workload(workload)
         if self.fast:
             try:
                 return CapturedProgram(self, workload)

@@ -1,0 +1,137 @@
+"""A sweep for a terminal: what will run, what came out, what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from expkit.measure.statistics import summarize
+from expkit.report.comparison import hold
+from expkit.report.units import seconds
+from expkit.sweep.manifest import Manifest, Planned
+from expkit.sweep.worker import SAID
+from expkit.tracking.stored import Stored
+
+SHOWN = 30
+"""Rows of a problem on a terminal; the file in the sweep's folder has all."""
+LAST_LINES = 5
+
+Row = Sequence[str]
+
+
+def planned(manifest: Manifest, todo: Sequence[Planned]) -> str:
+    """What will run, and what will not."""
+    how = "timed, in turn" if manifest.sweep.timing else "several at once, without times"
+    lines = [f"sweep {manifest.id}: {count(len(todo), 'cell')}, {how}"]
+    shown = list(todo)[:SHOWN]
+    lines += [f"  {p.index:>4}  {name(manifest, p)}" for p in shown]
+    if len(todo) > SHOWN:
+        lines.append(f"        and {len(todo) - SHOWN} more")
+    lines += [f"  skipped: {title}: {reason}" for title, reason in manifest.skipped]
+    return "\n".join(lines)
+
+
+def result(manifest: Manifest, most: int | None = SHOWN) -> str:
+    """Each problem's cells, the fastest first, then every failure."""
+    runs = {cell.index: manifest.result(cell) for cell in manifest.cells}
+    parts = []
+    for number, title in enumerate(manifest.groups):
+        cells = [cell for cell in manifest.cells if cell.group == number]
+        rows = _ranked(manifest, cells, runs)
+        head = _head(manifest, cells)
+        lines = [title, *_aligned([head, *rows[:most]])]
+        if most is not None and len(rows) > most:
+            lines.append(f"  and {len(rows) - most} more in {manifest.folder / 'result.txt'}")
+        parts.append("\n".join(lines))
+    if failures := _failures(manifest, runs):
+        parts.append("\n".join(failures))
+    return "\n\n".join(parts)
+
+
+def name(manifest: Manifest, cell: Planned) -> str:
+    """A cell's problem and what tells it from the others."""
+    return f"{manifest.groups[cell.group]} · {cell.title}"
+
+
+def count(number: int, thing: str) -> str:
+    """A number of things, the thing in the plural where it is not one."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _head(manifest: Manifest, cells: Sequence[Planned]) -> Row:
+    if not manifest.sweep.timing:
+        return ("", "final loss", "outcome")
+    indices = {cell.baseline for cell in cells if cell.baseline is not None}
+    names = [set(cell.cell.names.values()) for cell in manifest.cells if cell.index in indices]
+    shared = set.intersection(*names) if names else set()
+    against = [name for name in cells[0].cell.names.values() if name in shared][1:]
+    ratio = f"against {' · '.join(against)}" if names else ""
+    return ("", "median", "95 % interval", ratio, "verdict", "final loss", "outcome")
+
+
+def _ranked(
+    manifest: Manifest, cells: Sequence[Planned], runs: dict[int, Stored | None]
+) -> list[Row]:
+    """The fastest first, or the least loss where nothing was timed; those without last."""
+    rows: list[tuple[float, Row]] = []
+    for cell in cells:
+        run = runs[cell.index]
+        outcome = run.outcome if run else "not run"
+        loss = f"{run.loss:.6g}" if run and run.loss is not None else ""
+        if run is None or outcome != "ok":
+            empty = [""] * (4 if manifest.sweep.timing else 0)
+            rows.append((float("inf"), (cell.title, *empty, "", outcome)))
+        elif not manifest.sweep.timing:
+            rank = float("inf") if run.loss is None else run.loss
+            rows.append((rank, (cell.title, loss, outcome)))
+        else:
+            summary = summarize(run.rounds)
+            ends = f"{seconds(summary.low)} to {seconds(summary.high)}"
+            ratio, verdict = _verdict(cell, run, runs)
+            row = (cell.title, seconds(summary.median), ends, ratio, verdict, loss, outcome)
+            rows.append((summary.median, row))
+    return [row for _, row in sorted(rows, key=lambda ranked: ranked[0])]
+
+
+def _verdict(cell: Planned, run: Stored, runs: dict[int, Stored | None]) -> tuple[str, str]:
+    if cell.baseline is None:
+        return "", "baseline"
+    base = runs[cell.baseline]
+    if base is None or base.outcome != "ok":
+        return "", "the baseline has no time"
+    found = hold(base, run, cell.cell.measure.threshold)
+    if found.verdict is None:
+        return "", "not measured in turn" if base.interleaved != run.interleaved else "may not be"
+    ends = "{:.2f} to {:.2f}".format(*found.verdict.interval) if found.verdict.interval else ""
+    unlike = " (unlike work)" if found.unlike and cell.title == run.title else ""
+    return f"{found.verdict.ratio:.3f} ({ends})", found.verdict.word + unlike
+
+
+def _failures(manifest: Manifest, runs: dict[int, Stored | None]) -> list[str]:
+    lines: list[str] = []
+    bad = [c for c in manifest.cells if (run := runs[c.index]) and run.outcome != "ok"]
+    for cell in bad:
+        run = runs[cell.index]
+        assert run is not None
+        lines.append(f"{name(manifest, cell)}: {run.outcome}: {run.reason}")
+        lines += [f"    {line}" for line in _last_lines(run.folder)]
+        lines.append(f"    in {run.folder}")
+    missing = sum(runs[cell.index] is None for cell in manifest.cells)
+    head = [f"{count(len(bad), 'cell')} failed"] if bad else []
+    tail = [f"{count(missing, 'cell')} not run"] if missing else []
+    return [*head, *lines, *tail]
+
+
+def _last_lines(folder: Path) -> list[str]:
+    """What its process said last, but for what the reason tells already."""
+    for file in (folder / SAID,):
+        if file.is_file():
+            said = file.read_text(errors="replace").splitlines()
+            return said[-LAST_LINES:]
+    return []
+
+
+def _aligned(rows: Sequence[Row]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = ("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) for row in rows)
+    return [f"  {line}".rstrip() for line in cells]

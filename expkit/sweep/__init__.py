@@ -1,0 +1,1 @@
+"""Sweeps: many cells, each with an interpreter of its own, measured in turn."""

@@ -1,0 +1,247 @@
+"""A process that runs cells for a sweep: a fresh interpreter that is asked, line by line.
+
+The parent sends a line of JSON a request, the child answers with one or more. While it is not asked
+anything a child that is to be measured is stopped (SIGSTOP): it sleeps, and so do its threads,
+which after a parallel loop would go on spinning for a while. Should the parent die, the kernel ends
+the child (Linux).
+
+    python -m expkit.sweep.worker        is the child
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from expkit.config import thaw
+from expkit.errors import ParityError, UserError
+from expkit.measure.environment import Activity
+from expkit.measurement import Measurement
+from expkit.processes import die_with_parent
+from expkit.tracking.tracker import one_line
+
+SAID = "output.txt"
+"""What a cell's process printed."""
+
+Message = dict[str, Any]
+
+
+class Ended(Exception):
+    """A worker that will not answer any more, with the reason."""
+
+
+class Worker:
+    """The parent's side."""
+
+    def __init__(self, env: Mapping[str, str], cpus: Sequence[int] | None = None) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "expkit.sweep.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **env},
+            start_new_session=True,  # Ctrl-C is the parent's to handle
+        )
+        if cpus:
+            os.sched_setaffinity(self.pid, cpus)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fileno(self) -> int:
+        """Of its answers, to wait for several."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def tell(self, **request: Any) -> None:
+        """Wake it and hand it a request.
+
+        Raises:
+            Ended: it is gone.
+        """
+        assert self._process.stdin is not None
+        self.wake()
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise Ended(self._reason()) from None
+
+    def hear(self, limit_s: float | None = None) -> Message:
+        """Its next answer.
+
+        Raises:
+            Ended: it is gone, or was ended here because it took longer than `limit_s`.
+        """
+        if limit_s is not None and not select.select([self], [], [], max(0.0, limit_s))[0]:
+            self.kill()
+            raise Ended("it took longer than sweep.limit_s allows")
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise Ended(self._reason())
+        answer: Message = json.loads(line)
+        return answer
+
+    def sleep(self) -> None:
+        """Stop it, threads and all, until it is told something."""
+        self._signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it and whatever it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.close()
+
+    def close(self) -> None:
+        """Let it end, and wait for that."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
+        self.wake()
+        self._process.wait()
+
+    def _reason(self) -> str:
+        status = self._process.wait()
+        if status >= 0:
+            return f"its process ended with status {status}"
+        name = signal.Signals(-status).name
+        hint = " (out of memory?)" if -status == signal.SIGKILL else ""
+        return f"its process was killed by {name}{hint}"
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+
+class _Channel:
+    """The child's side of the pipes. Whatever a cell reads or prints goes elsewhere."""
+
+    def __init__(self) -> None:
+        self._requests: BinaryIO = os.fdopen(os.dup(0), "rb")
+        self._answers: BinaryIO = os.fdopen(os.dup(1), "wb")
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(2, 1)
+        os.close(nothing)
+
+    def read(self) -> Message | None:
+        line = self._requests.readline()
+        return json.loads(line) if line else None
+
+    def write(self, kind: str, **fields: Any) -> None:
+        self._answers.write(json.dumps({"is": kind, **fields}).encode() + b"\n")
+        self._answers.flush()
+
+    def ask(self, kind: str, **fields: Any) -> Message:
+        """Say so, and wait for what comes."""
+        self.write(kind, **fields)
+        request = self.read()
+        if request is None:
+            os._exit(0)  # the parent has hung up
+        return request
+
+
+def _run(request: Message, channel: _Channel) -> None:
+    """One cell, from its import to its end; every way to fail is an answer."""
+    folder = Path(request["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / SAID).open("ab") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    try:
+        outcome, reason = _outcome(request, folder, channel)
+    except BaseException as error:  # sys.exit too: it is this cell's affair alone
+        outcome, reason = "failed", one_line(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not (folder / SAID).stat().st_size:
+        (folder / SAID).unlink()
+    gc.collect()
+    channel.write("done", outcome=outcome, reason=reason)
+
+
+def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, str]:
+    from expkit import runner
+    from expkit.config import Cell
+    from expkit.measurement import Result
+    from expkit.report import plots
+
+    def drive(parts: Sequence[Measurement]) -> tuple[str | None, Activity]:
+        if not timed:
+            for part in parts:
+                part.repeat()
+            return None, Activity(None, None, None)
+        return _obey(parts, channel)
+
+    def draw(cell: Cell, result: Result, folder: Path) -> list[str]:
+        if not timed:
+            return []
+        channel.ask("measured")  # drawing takes a while, and may be done beside others' drawing
+        return plots.draw(cell, result, folder)
+
+    cell, timed, tags = thaw(request["cell"]), request["timed"], request["tags"]
+    try:
+        runner.require(cell)
+    except UserError as error:
+        return "unavailable", str(error)
+    cell.backend.configure()
+    if timed:
+        channel.ask("here")
+    jobs = [(cell, folder)]
+    try:
+        (result,) = runner.run_together(
+            jobs, None, lambda *_: None, draw, tags=tags, drive=drive, timed=timed
+        )
+    except UserError as error:
+        return "failed", str(error)
+    return result.outcome, result.reason or ""
+
+
+def _obey(parts: Sequence[Measurement], channel: _Channel) -> tuple[str | None, Activity]:
+    """Repeats as the parent asks for them."""
+    if not parts:
+        return None, Activity(None, None, None)
+    (part,) = parts
+    request = channel.ask("ready", facts=part.result.facts, expected_s=part.expected_s)
+    if request["do"] == "refuse":
+        raise ParityError(request["unlike"])
+    while request["do"] != "stop":
+        if request["do"] == "place":
+            part.place()
+            request = channel.ask("placed")
+        else:
+            more = part.repeat()
+            last = part.result.processes[0][-1][-1] if more else None
+            request = channel.ask("repeated", seconds=last)
+    part.result.unlike += request["unlike"]
+    part.journal.tags(request["tags"])
+    return request["stopped_by"], Activity(**request["activity"])
+
+
+def _child() -> None:
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()
+    channel = _Channel()
+    while (request := channel.read()) is not None:
+        _run(request, channel)
+    os._exit(0)  # the interpreter's tidying up takes longer than the work
+
+
+if __name__ == "__main__":
+    _child()

@@ -1,0 +1,36 @@
+"""How much of a run's journal MLflow has: a small file beside the journal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from expkit.tracking import journal
+
+FILE = "mlflow.json"
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """MLflow's address and id of the run, the bytes sent, whether that is all; empty for none."""
+    try:
+        state: dict[str, Any] = json.loads((folder / FILE).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return state
+
+
+def write(folder: Path, state: Mapping[str, Any]) -> None:
+    """Note it, whole or not at all."""
+    fresh = folder / f"{FILE}.new"
+    fresh.write_text(json.dumps(state))
+    fresh.replace(folder / FILE)
+
+
+def pending(place: Path, uri: str | None = None) -> Iterator[Path]:
+    """Folders at or below `place` whose journal is not all in MLflow (at this address)."""
+    for file in sorted(place.rglob(journal.FILE)):
+        state = read(file.parent)
+        if not state.get("done") or uri not in (None, state["uri"]):
+            yield file.parent

@@ -1,0 +1,66 @@
+"""Hydra's side of a sweep: `-m` composes cells and hands them to the command line.
+
+Hydra takes sweepers and launchers from packages named `hydra_plugins.*` alone, so this folder is
+installed as `hydra_plugins.expkit`. What they do is in `expkit.sweep`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from expkit.sweep.elsewhere import run_there
+
+
+class ExpkitSweeper(BasicSweeper):
+    """Hydra's grammar; every cell is composed and checked before the first runs."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Where the launcher is another's, it runs whole cells by themselves."""
+        self.hydra_context, self.config = hydra_context, config
+        self._command: Any = task_function
+        ours = config.hydra.launcher.get("_target_") == f"{__name__}.{LocalLauncher.__name__}"
+        if not ours:
+            self.launcher = Plugins.instance().instantiate_launcher(
+                hydra_context=hydra_context, task_function=run_there, config=config
+            )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run every combination of the words."""
+        assert self.hydra_context is not None
+        loader = self.hydra_context.config_loader
+        words = OverridesParser.create(config_loader=loader).parse_overrides(
+            [*self._parse_config(), *arguments]
+        )
+        (jobs,) = self.split_arguments(words, None)
+        return self._command.sweep(self.config, loader, jobs, arguments, self.launcher)
+
+
+class LocalLauncher(Launcher):
+    """Runs cells on this machine, for sweepers that search."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep what is needed to launch."""
+        self._loader, self._config = hydra_context.config_loader, config
+        self._command: Any = task_function
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Run these cells; each returns the objective."""
+        found: Sequence[JobReturn] = self._command.launch(
+            self._config, self._loader, job_overrides, initial_job_idx
+        )
+        return found

@@ -1,0 +1,495 @@
+"""`-m`: every cell checked first, isolated, interleaved, resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from expkit.sweep.engine import teams
+from expkit.sweep.manifest import Manifest, Planned
+from expkit.tracking import journal
+from expkit.tracking.stored import Stored
+
+if TYPE_CHECKING:
+    from conftest import Done, Expkit
+
+QUICK = ("measure.repeats_min=2", "measure.budget_s=0", "measure.warmup=0")
+LINEAR = ("-m", "problem=linear", "steps=20", *QUICK)
+FRAGILE = {
+    "__init__.py": "",
+    "conf/problem/fragile.yaml": "_target_: broken_plugin.fragile.Fragile\nhow: fine\nn: 8\n",
+    "conf/problem/ungraded.yaml": "_target_: broken_plugin.fragile.Ungraded\n",
+    "fragile.py": """
+        import os, signal, sys, time
+        from dataclasses import dataclass
+
+        import numpy as np
+        from expkit.contracts import Recommended
+
+        @dataclass(frozen=True)
+        class Fragile:
+            how: str = "fine"
+            n: int = 8
+
+            def recommended(self):
+                return Recommended(steps=20, log_every=10)
+
+            def data(self, rng):
+                getattr(self, self.how)()
+                return {"x": rng.standard_normal(self.n)}
+
+            def batch(self, xp, data, random):
+                return {"x": data["x"]}
+
+            def apply(self, xp, batch):
+                return batch["x"] + batch["x"]
+
+            def fine(self):
+                pass
+
+            def throws(self):
+                print("about to go wrong")
+                raise RuntimeError("the data are bad")
+
+            def exits(self):
+                sys.exit(3)
+
+            def crashes(self):
+                os.kill(os.getpid(), signal.SIGSEGV)
+
+            def dies(self):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            def hangs(self):
+                time.sleep(600)
+
+            def slow(self):
+                time.sleep(1.5)
+
+            def fills(self):
+                import resource
+                resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+                np.ones(1 << 40)
+
+        @dataclass(frozen=True)
+        class Ungraded:
+            def recommended(self):
+                return Recommended(steps=5, lr={"sgd": 0.1})
+
+            def init(self, rng):
+                return {"w": np.ones(3)}
+
+            def data(self, rng):
+                return {}
+
+            def batch(self, xp, data, random):
+                return {}
+
+            def loss(self, xp, params, batch):
+                return (params["w"] * params["w"]).sum()
+    """,
+}
+
+
+def sweep_of(expkit: Expkit) -> Manifest:
+    """The newest sweep."""
+    return Manifest.load(max(expkit.outputs.glob("sweeps/*/*/sweep.json")).parent)
+
+
+def results(expkit: Expkit) -> dict[str, Stored | None]:
+    """Every cell's run, by title."""
+    manifest = sweep_of(expkit)
+    return {cell.title: manifest.result(cell) for cell in manifest.cells}
+
+
+def runs(expkit: Expkit) -> list[tuple[str, str]]:
+    """Status and cell of every run in MLflow."""
+    query = """
+        select r.status, t.value from runs r join tags t using (run_uuid)
+        where t.key = 'sweep.cell'
+    """
+    with sqlite3.connect(expkit.outputs / "mlflow.db") as database:
+        return sorted(database.execute(query).fetchall(), key=lambda row: (row[1], row[0]))
+
+
+def wait_for(what: Callable[[], Any], limit_s: float = 40) -> Any:
+    """What this returns, once it is true."""
+    end = time.monotonic() + limit_s
+    while not (found := what()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def samples(run: Stored) -> list[dict[str, Any]]:
+    return [record for record, _ in journal.read(run.folder) if record["kind"] == "sample"]
+
+
+# Composing and checking
+
+
+def test_every_cell_is_checked_before_the_first_runs(expkit: Expkit) -> None:
+    done = expkit(*LINEAR, "optimizer=sgd,adam", "optimizer.lr=0.1,abc")
+    assert done.status == 2
+    assert done.err == "expkit: optimizer.lr: got 'abc', takes a number\n"
+    assert not expkit.outputs.exists() or not list(expkit.outputs.rglob("*.json*"))
+
+
+def test_a_dry_run_says_what_would_run_and_runs_nothing(expkit: Expkit) -> None:
+    done = expkit(*LINEAR, "backend=numpy", "seed=range(3)", "sweep.dry_run=true")
+    assert done.status == 0, done.err
+    assert "3 cells" in done.out
+    assert all(f"numpy · sgd, seed={seed}" in done.out for seed in range(3))
+    assert not list(expkit.outputs.rglob("*.json*"))
+
+
+def test_what_cannot_run_is_skipped_with_its_reason(expkit: Expkit) -> None:
+    expkit.plugin(FRAGILE)
+    done = expkit("-m", "problem=ungraded,linear", "backend=numpy", "steps=5", *QUICK)
+    assert done.status == 0, done.err
+    said = "skipped: ungraded · numpy · sgd: problem Ungraded gives no gradient by hand"
+    assert said in done.out
+    assert [cell.title for cell in sweep_of(expkit).cells] == ["numpy · sgd"]
+
+
+def test_a_cell_that_is_named_twice_runs_once(expkit: Expkit) -> None:
+    done = expkit(*LINEAR, "tracking=none", "seed=1,2,1")
+    assert done.status == 0, done.err
+    assert "it is cell 0 again" in done.out
+    assert len(sweep_of(expkit).cells) == 2
+
+
+def test_editing_an_option_file_changes_nothing_in_a_sweep_that_runs(expkit: Expkit) -> None:
+    expkit.plugin(FRAGILE)
+    words = ("-m", "problem=fragile", "problem.how=slow", "seed=1,2", *QUICK)
+    process = expkit.start(*words, "tracking=none", "sweep.workers=1")
+    wait_for(lambda: list(expkit.outputs.glob("sweeps/*/*/sweep.json")))
+    option = expkit.place / "site/broken_plugin/conf/problem/fragile.yaml"
+    option.write_text("_target_: nowhere.Nothing\nn: 9\n")
+    done = expkit.end(process)
+    assert done.status == 0, done.err
+    for run in results(expkit).values():
+        assert run is not None
+        opening = journal.opening(run.folder)
+        assert opening is not None
+        assert opening["params"]["problem.n"] == 8
+
+
+@pytest.mark.parametrize("word", ["sweep.workers=0", "sweep.limit_s=-1", "sweep.objective=luck"])
+def test_bad_settings_of_a_sweep_are_one_line(expkit: Expkit, word: str) -> None:
+    done = expkit(*LINEAR, "seed=1,2", word)
+    assert done.status == 2
+    assert done.err.startswith(f"expkit: {word.partition('=')[0]}: got")
+    assert done.err.count("\n") == 1
+
+
+def test_an_unknown_baseline_is_one_line(expkit: Expkit) -> None:
+    done = expkit(*LINEAR, "seed=1,2", "sweep.baseline=jax")
+    assert (done.status, done.err) == (
+        2,
+        "expkit: sweep.baseline: got 'jax', takes one of numpy, sgd\n",
+    )
+
+
+# Isolation
+
+
+@pytest.mark.parametrize("timing", [True, False])
+@pytest.mark.parametrize(
+    ("how", "outcome", "reason"),
+    [
+        ("throws", "failed", "RuntimeError: the data are bad"),
+        ("exits", "failed", "SystemExit: 3"),
+        ("crashes", "failed", "killed by SIGSEGV"),
+        ("dies", "failed", "killed by SIGKILL (out of memory?)"),
+        ("fills", "failed", "MemoryError"),
+        ("hangs", "failed", "longer than sweep.limit_s"),
+    ],
+)
+def test_a_failure_is_one_cells_affair(
+    expkit: Expkit, how: str, outcome: str, reason: str, timing: bool
+) -> None:
+    expkit.plugin(FRAGILE)
+    words = ("-m", "problem=fragile", f"problem.how={how},fine", "seed=1,2", *QUICK)
+    limit = "sweep.limit_s=10" if how == "hangs" else "sweep.limit_s=100"
+    done = expkit(*words, "problem.n=8", limit, f"sweep.timing={timing}")
+    assert done.status == 1, done.err
+    manifest = sweep_of(expkit)
+    for cell in manifest.cells:
+        run = manifest.result(cell)
+        assert run is not None
+        if cell.frozen["config"]["problem"]["how"] == "fine":
+            assert (run.outcome, run.reason) == ("ok", "")
+        else:
+            assert run.outcome == outcome
+            assert reason in run.reason
+    assert "2 cells failed" in done.out
+    assert reason in done.out
+    if how == "throws":
+        assert "about to go wrong" in done.out
+    assert [status for status, _ in runs(expkit)] == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
+    assert expkit.processes() == []
+
+
+def test_a_backend_that_is_not_there_is_told_and_the_others_go_on(expkit: Expkit) -> None:
+    done = expkit(*LINEAR, "backend=numpy,torch_cuda", "tracking=none")
+    run = results(expkit)["torch_cuda · sgd"]
+    if run is not None and run.outcome == "ok":
+        pytest.skip("there is a CUDA device")
+    assert done.status == 1
+    assert run is not None
+    assert run.outcome == "unavailable"
+    assert "backend=torch_cuda" in run.reason
+    found = results(expkit)["numpy · sgd"]
+    assert found is not None
+    assert found.outcome == "ok"
+
+
+# Timing
+
+
+def test_cells_of_a_problem_take_turns_and_sleep_meanwhile(expkit: Expkit) -> None:
+    words = ("-m", "problem=sine", "steps=2000", "optimizer=sgd,adam,momentum")
+    process = expkit.start(*words, "tracking=none", "measure.budget_s=2", "measure.target_ci=0")
+    states: set[int] = set()
+
+    def awake() -> int:
+        found = 0
+        for pid in expkit.processes():
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            found += "expkit.sweep.worker" in words and state != "T"
+        return found
+
+    def sampled() -> bool:
+        files = list(expkit.outputs.glob("sweeps/*/*/*/journal.jsonl"))
+        return len(files) == 3 and all('"sample"' in file.read_text() for file in files)
+
+    wait_for(sampled)
+    for _ in range(50):
+        states.add(awake())
+        time.sleep(0.01)
+    done = expkit.end(process)
+    assert done.status == 0, done.err
+    assert max(states) <= 1
+    found = list(results(expkit).values())
+    assert len({run.interleaved for run in found if run}) == 1
+    order = sorted(
+        (sample["time"], number)
+        for number, run in enumerate(found)
+        if run
+        for sample in samples(run)
+    )
+    turns = [number for _, number in order]
+    assert len(turns) >= 36
+    for start in range(0, 36, 6):  # a round: everyone twice
+        assert sorted(turns[start : start + 6]) == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_table_ranks_cells_against_the_baseline(expkit: Expkit) -> None:
+    words = ("-m", "problem=sine", "optimizer=sgd,adam", "optimizer.lr=1e-6", "tracking=none")
+    done = expkit(*words, "sweep.baseline=adam")
+    assert done.status == 0, done.err
+    lines = [line.split() for line in done.out.splitlines() if line.startswith("  numpy")]
+    ranked = [(line[2], "baseline" in line, "FASTER" in line) for line in lines]
+    assert ranked == [("sgd", False, True), ("adam", True, False)]
+
+
+def test_without_timing_no_time_is_shown_or_kept(expkit: Expkit) -> None:
+    done = expkit(*LINEAR, "seed=range(6)", "sweep.timing=false")
+    assert done.status == 0, done.err
+    assert " ms" not in done.out
+    for run in results(expkit).values():
+        assert run is not None
+        assert (run.outcome, run.timed, run.processes) == ("ok", False, [])
+        kinds = {record.get("key") for record, _ in journal.read(run.folder)}
+        assert kinds == {None, "train/loss", "final/loss"}
+    with sqlite3.connect(expkit.outputs / "mlflow.db") as database:
+        query = "select count(*) from tags where key = 'timed' and value = 'no'"
+        assert database.execute(query).fetchone() == (6,)
+
+
+def test_a_bare_run_and_an_untimed_cell_have_the_same_loss(expkit: Expkit) -> None:
+    expkit(*LINEAR, "seed=3,4", "sweep.timing=false", "tracking=none")
+    expkit("problem=linear", "steps=20", "seed=3", *QUICK, "tracking=none")
+    (folder,) = expkit.folders()
+    last = [r["values"] for r, _ in journal.read(folder) if r.get("key") == "final/loss"]
+    (run,) = [run for title, run in results(expkit).items() if "seed=3" in title]
+    assert run is not None
+    assert [[run.loss]] == last
+
+
+def test_threads_are_set_before_a_worker_imports_anything(expkit: Expkit) -> None:
+    expkit.plugin(
+        {
+            "__init__.py": "",
+            "conf/problem/seen.yaml": "_target_: broken_plugin.seen.Seen\n",
+            "seen.py": FRAGILE["fragile.py"]
+            .replace("class Fragile", "class Seen")
+            .replace("def fine(self):", "def fine(self):\n                print(SEEN)\n")
+            .replace(
+                "import os, signal",
+                "import os; SEEN = os.environ.get('OMP_NUM_THREADS')\n        import signal",
+            ),
+        }
+    )
+    done = expkit("-m", "problem=seen", "backend.threads=1,2", *QUICK, "tracking=none")
+    assert done.status == 0, done.err
+    said = [(run.folder / "output.txt").read_text() for run in results(expkit).values() if run]
+    assert [text.split()[0] for text in said] == ["1", "2"]
+
+
+# Resuming
+
+
+def cells(*clusters: tuple[int, int | None]) -> list[Planned]:
+    return [Planned(i, f"{i}", f"{i}", g, b, {}) for i, (g, b) in enumerate(clusters)]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 100])
+def test_teams_hold_every_cell_once_and_one_problem_each(most: int) -> None:
+    todo = cells((0, None), (0, None), (0, 0), (0, 1), (1, None), (1, 4), (0, 0), (1, 4))
+    found = teams(todo, most)
+    assert sorted(p.index for team in found for p in team) == list(range(8))
+    assert all(len({p.group for p in team}) == 1 and len(team) <= most for team in found)
+
+
+def test_a_cell_is_in_the_team_of_its_baseline_where_that_has_room() -> None:
+    todo = cells((0, None), (0, None), (0, 0), (0, 1), (0, 0), (0, 1))
+    found = teams(todo, 3)
+    assert [[p.index for p in team] for team in found] == [[0, 2, 4], [1, 3, 5]]
+
+
+@pytest.mark.parametrize("timing", [True, False])
+def test_after_a_killed_parent_every_cell_is_finished_once(expkit: Expkit, timing: bool) -> None:
+    words = (*LINEAR, "seed=range(6)", f"sweep.timing={timing}", "sweep.workers=2")
+    process = expkit.start(*words)
+    ended = "sweeps/*/*/*/config.yaml"
+    wait_for(lambda: len(list(expkit.outputs.glob(ended))) >= 2)
+    process.kill()
+    expkit.end(process)
+    wait_for(lambda: expkit.processes() == [])
+    done = expkit("resume")
+    assert done.status == 0, done.err
+    manifest = sweep_of(expkit)
+    for cell in manifest.cells:
+        ends = [load_outcome(folder) for folder in manifest.attempts(cell)]
+        assert ends.count("ok") == 1
+    found = runs(expkit)
+    assert sorted(cell for status, cell in found if status == "FINISHED") == list("012345")
+    assert not [status for status, _ in found if status == "RUNNING"]
+    again = expkit("resume")
+    assert again.status == 0
+    assert "0 cells" in again.out
+    assert runs(expkit) == found
+
+
+def load_outcome(folder: Path) -> str:
+    tags: dict[str, str] = {}
+    for record, _ in journal.read(folder):
+        tags |= record.get("tags", {})
+    return tags["outcome"]
+
+
+def test_resume_runs_what_failed(expkit: Expkit) -> None:
+    expkit.plugin(FRAGILE)
+    words = ("-m", "problem=fragile", "problem.how=throws,fine", *QUICK, "tracking=none")
+    assert expkit(*words).status == 1
+    code = expkit.place / "site/broken_plugin/fragile.py"
+    code.write_text(code.read_text().replace('raise RuntimeError("the data are bad")', "pass"))
+    done = expkit("resume", sweep_of(expkit).id)
+    assert done.status == 0, done.err
+    assert "1 cell," in done.out
+    assert {run.outcome for run in results(expkit).values() if run} == {"ok"}
+
+
+def test_what_an_earlier_sweep_finished_is_skipped_on_demand(expkit: Expkit) -> None:
+    words = (*LINEAR, "tracking=none", "sweep.skip_finished=true")
+    assert expkit(*words, "seed=1,2").status == 0
+    done = expkit(*words, "seed=range(4)")
+    assert done.status == 0, done.err
+    assert done.out.count("finished before") == 2
+    assert [cell.title for cell in sweep_of(expkit).cells] == [
+        "numpy · sgd, seed=0",
+        "numpy · sgd, seed=3",
+    ]
+    other = expkit(*words, "seed=1,2", "measure.repeats_min=3")
+    assert "finished before" not in other.out
+
+
+@pytest.mark.parametrize("words", [("resume",), ("resume", "2020-01-01/00-00-00-000000")])
+def test_resuming_what_is_not_there_is_one_line(expkit: Expkit, words: tuple[str, ...]) -> None:
+    done = expkit(*words)
+    assert done.status == 2
+    assert done.err.startswith("expkit: resume: ")
+    assert done.err.count("\n") == 1
+
+
+def test_a_sweep_is_run_by_one_process_at_a_time(expkit: Expkit) -> None:
+    expkit.plugin(FRAGILE)
+    process = expkit.start("-m", "problem=fragile", "problem.how=hangs", "seed=1,2", *QUICK)
+    wait_for(lambda: list(expkit.outputs.glob("sweeps/*/*/0")))
+    done = expkit("resume")
+    assert done.status == 2
+    assert f"process {process.pid} is running it" in done.err
+    process.send_signal(signal.SIGTERM)
+    assert expkit.end(process).status == 143
+    assert expkit.processes() == []
+
+
+# Interrupts
+
+
+@pytest.fixture
+def slow(expkit: Expkit) -> Any:
+    """A sweep of four slow cells, two at a time, in its first pair."""
+    expkit.plugin(FRAGILE)
+    words = ("-m", "problem=fragile", "problem.how=slow", "seed=range(4)", *QUICK)
+    process = expkit.start(*words, "sweep.workers=2", "sweep.timing=false")
+    wait_for(lambda: list(expkit.outputs.glob("sweeps/*/*/1")))
+    return process
+
+
+def test_one_interrupt_finishes_what_is_being_measured(expkit: Expkit, slow: Any) -> None:
+    os.kill(slow.pid, signal.SIGINT)
+    done: Done = expkit.end(slow)
+    assert done.status == 130
+    assert "expkit resume" in done.err
+    outcomes = [run.outcome if run else None for run in results(expkit).values()]
+    assert outcomes == ["ok", "ok", None, None]
+    assert [status for status, _ in runs(expkit)] == ["FINISHED", "FINISHED"]
+    assert expkit.processes() == []
+    assert expkit("resume").status == 0
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_two_interrupts_end_it_now(expkit: Expkit, slow: Any, end: signal.Signals) -> None:
+    if end == signal.SIGINT:
+        os.kill(slow.pid, signal.SIGINT)
+        time.sleep(0.2)
+    os.kill(slow.pid, end)
+    done: Done = expkit.end(slow)
+    assert done.status == (130 if end == signal.SIGINT else 143)
+    outcomes = [run.outcome if run else None for run in results(expkit).values()]
+    assert outcomes == ["interrupted", "interrupted", None, None]
+    assert [status for status, _ in runs(expkit)] == ["KILLED", "KILLED"]
+    assert expkit.processes() == []
+
+
+def test_a_manifest_is_read_as_it_was_written(expkit: Expkit) -> None:
+    expkit(*LINEAR, "tracking=none", "seed=1,2")
+    manifest = sweep_of(expkit)
+    before = (manifest.folder / "sweep.json").read_text()
+    manifest.save()
+    assert json.loads((manifest.folder / "sweep.json").read_text()) == json.loads(before)
