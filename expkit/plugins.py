@@ -8,18 +8,22 @@ folder to Hydra's. The package itself is imported by the cell that uses it and b
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from expkit.errors import PluginError
 
 GROUP = "expkit.plugins"
+LAUNCHERS = {"slurm": "hydra_submitit_launcher", "ray": "hydra_ray_launcher"}
+"""Our options of `hydra/launcher` that stand on another's launcher, and its package."""
 
 
 def installed() -> dict[str, Path]:
@@ -69,12 +73,25 @@ def for_sweeps() -> list[tuple[str, str, dict[str, Any]]]:
     registry = Plugins.instance()  # first: it executes Hydra's own plugins anew, bases and all
     from hydra_plugins.expkit import ExpkitSweeper, LocalLauncher
 
-    for plugin in (ExpkitSweeper, LocalLauncher):
+    launchers = [
+        getattr(import_module(f"hydra_plugins.expkit._{name}"), f"{name.capitalize()}Launcher")
+        for name in LAUNCHERS
+        if not lacks(name)
+    ]
+    for plugin in (ExpkitSweeper, LocalLauncher, *launchers):
         registry.register(plugin)
+    # Ours has the name of one that hydra-ray-launcher stores; of two, Hydra warns.
+    ConfigStore.instance().repo["hydra"]["launcher"].pop("ray.yaml", None)
     module = ExpkitSweeper.__module__
     sweeper = {"_target_": f"{module}.ExpkitSweeper", "max_batch_size": None, "params": None}
     launcher = {"_target_": f"{module}.LocalLauncher"}
     return [("hydra/sweeper", "expkit", sweeper), ("hydra/launcher", "local", launcher)]
+
+
+def lacks(launcher: str) -> str | None:
+    """The package that one of our launchers needs and that is not installed."""
+    package = LAUNCHERS.get(launcher)
+    return package if package and find_spec(f"hydra_plugins.{package}") is None else None
 
 
 def register(taken: Mapping[Path, str]) -> None:

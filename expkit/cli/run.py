@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from expkit.cli.status import FAILED, INTERRUPTED, MISUSED, OK, TERMINATED, complain
-from expkit.errors import ConfigError, UserError
+from expkit.errors import ConfigError, Unavailable, UserError
 from expkit.tracking.tracker import Tracker, one_line
 
 if TYPE_CHECKING:
@@ -187,13 +187,16 @@ class Command:
 
 def check_words(words: Sequence[str]) -> None:
     """Refuse what Hydra takes and nothing here can be made of."""
-    from expkit import config
+    from expkit import config, plugins
 
     for key, value in (word.split("=", 1) for word in words if "=" in word):
         if key in config.GROUPS and (value == "null" or value.startswith("[")):
             raise ConfigError(key, value, f"one of {', '.join(config.options(key))}")
         if key == "outputs" and value.strip("'\"") in ("", "null"):  # else Hydra writes to /
             raise ConfigError(key, value, "a folder")
+        if key == "hydra/launcher" and (package := plugins.lacks(value)):
+            remedy = f"pip install 'expkit[{value}]'"
+            raise Unavailable(f"{key}={value} needs {package}, which is not installed", remedy)
 
 
 def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:

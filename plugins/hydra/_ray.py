@@ -1,0 +1,53 @@
+"""Ray through hydra-ray-launcher: a task whose node dies is a failure of its own.
+
+As shipped, the first task that is lost ends the waiting for all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra_plugins.hydra_ray_launcher import ray_launcher
+
+from expkit.errors import UserError
+
+
+class RayLauncher(ray_launcher.RayLauncher):  # type: ignore[misc]
+    """A task for every cell; returns when all have ended, and leaves none behind."""
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Connect, start the tasks and wait for them."""
+        import ray
+        from hydra_plugins.hydra_ray_launcher import _core
+
+        _core.start_ray(self.ray_cfg.init)
+        try:
+            offered = ray.cluster_resources()
+            for name, amount in self.ray_cfg.remote.get("resources", {}).items():
+                if name not in offered:  # the tasks would wait for ever
+                    start = f"ray start --resources='{{\"{name}\": {amount}}}'"
+                    raise UserError(f"ray: no node offers {name!r}; begin nodes with {start}")
+            _core.ray = _Patient  # all that it uses of the module is get
+            found: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)
+        finally:
+            ray.shutdown()
+        return found
+
+
+class _Patient:
+    """What stands for the module `ray` where tasks are waited for."""
+
+    @staticmethod
+    def get(task: Any) -> JobReturn:
+        """What the task came to."""
+        import ray
+
+        try:
+            done: JobReturn = ray.get(task)
+        except ray.exceptions.RayError as error:
+            done = JobReturn(_return_value=error, status=JobStatus.FAILED)
+        return done

@@ -1,0 +1,84 @@
+"""SLURM through hydra-submitit-launcher: a job that dies is a failure of its own, and is noticed.
+
+submitit asks SLURM's accounting how its jobs are, and where there is none waits for ever for one
+that died; and the first that failed ends the waiting for all others, which go on unattended.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra_plugins.hydra_submitit_launcher import submitit_launcher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+QUEUE = ("squeue", "--me", "--array", "--noheader", "--format=%i|%T")
+ASK_S = 15
+"""How often the queue is asked in the long run."""
+END_S = 60.0
+"""How long jobs may take to end after they were told to."""
+
+
+class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
+    """A job for every cell; returns when all have ended, and leaves none behind."""
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Submit the jobs and wait for them."""
+        folder = Path(self.config.hydra.sweep.dir).absolute()
+        name = self.params["name"] = "-".join(["expkit", *folder.parts[-2:]])
+        cancel(name)  # of a process that was killed while it waited
+        with _patient():
+            try:
+                found: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)
+            except BaseException:
+                cancel(name)
+                raise
+        return found
+
+
+def cancel(name: str) -> None:
+    """End all jobs of this name, and wait until they have ended."""
+    subprocess.run(["scancel", "--me", f"--name={name}"], check=True)
+    queue = [*QUEUE, f"--name={name}"]
+    end = time.monotonic() + END_S
+    while subprocess.run(queue, capture_output=True).stdout and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+@contextmanager
+def _patient() -> Iterator[None]:
+    """Give submitit's jobs a way to be seen dead, and to fail without ending the waiting."""
+    from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
+
+    class Queue(SlurmInfoWatcher):  # type: ignore[misc]
+        """What `squeue` says; a job that it has forgotten is over."""
+
+        def _make_command(self) -> list[str] | None:
+            return [*QUEUE, "--states=all"] if self._registered - self._finished else None
+
+        def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
+            text = string if isinstance(string, str) else string.decode()
+            states = dict(line.split("|") for line in text.split())
+            return {job: {"State": states.get(job, "GONE")} for job in self._registered}
+
+    def results(job: Any) -> list[JobReturn]:
+        try:
+            return list(wait(job))
+        except Exception as error:  # submitit's own, or whatever the job has raised
+            return [JobReturn(_return_value=error, status=JobStatus.FAILED)]
+
+    wait, watcher = SlurmJob.results, SlurmJob.watcher
+    SlurmJob.results, SlurmJob.watcher = results, Queue(delay_s=ASK_S)
+    try:
+        yield
+    finally:
+        SlurmJob.results, SlurmJob.watcher = wait, watcher
