@@ -4,13 +4,14 @@ What a process fixes when it starts (where its code and stack lie, the seed of i
 context) moves times as placement does, for as long as the process lives. With `measure.processes`
 above 1 the process is the unit of the interval, and placements are nested in it.
 
-    python -m expkit.processes FOLDER        is the child: cells as JSON on stdin, runs in FOLDER
+    python -m expkit.processes FOLDER PARENT    is the child: cells as JSON on stdin, runs in FOLDER
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def measured_elsewhere(cells: Sequence[Cell]) -> Iterator[list[Stored]]:
     request = json.dumps([cell.frozen for cell in cells])
     for _ in range(1, cells[0].measure.processes):
         with tempfile.TemporaryDirectory() as place:
-            command = [sys.executable, "-m", "expkit.processes", place]
+            command = [sys.executable, "-m", "expkit.processes", place, str(os.getpid())]
             done = subprocess.run(
                 command, input=request, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
             )
@@ -44,10 +45,10 @@ def measured_elsewhere(cells: Sequence[Cell]) -> Iterator[list[Stored]]:
             yield [load(Path(place, str(index))) for index in range(len(cells))]
 
 
-def _child(place: Path) -> None:
+def _child(place: Path, parent: int) -> None:
     from expkit.runner import run_together
 
-    die_with_parent()
+    die_with_parent(parent)
     cells = [_alone(thaw(frozen)) for frozen in json.load(sys.stdin)]
     jobs = [(cell, place / str(index)) for index, cell in enumerate(cells)]
     run_together(jobs, None, lambda *_: None, lambda *_: [], tags={})
@@ -57,10 +58,12 @@ def _alone(cell: Cell) -> Cell:
     return replace(cell, measure=replace(cell.measure, processes=1))
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int) -> None:
     """Should the parent die, nobody is there to read what this process measures (Linux)."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before: this process would go on, beside its successor's
+        os._exit(1)
 
 
 if __name__ == "__main__":
-    _child(Path(sys.argv[1]))
+    _child(Path(sys.argv[1]), int(sys.argv[2]))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -324,25 +328,33 @@ def test_a_backend_that_is_not_there_is_told_and_the_others_go_on(expkit: Expkit
 
 def test_cells_of_a_problem_take_turns_and_sleep_meanwhile(expkit: Expkit) -> None:
     words = ("-m", "problem=sine", "steps=2000", "optimizer=sgd,adam,momentum")
-    process = expkit.start(*words, "tracking=none", "measure.budget_s=2", "measure.target_ci=0")
+    long = ("measure.budget_s=2", "measure.repeats_max=100000", "measure.target_ci=0")
+    process = expkit.start(*words, "tracking=none", *long)
     states: set[int] = set()
 
-    def awake() -> int:
-        found = 0
+    def workers() -> list[int]:
+        found = []
         for pid in expkit.processes():
-            try:
+            with suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            except OSError:
-                continue
-            found += "expkit.sweep.worker" in words and state != "T"
+                found += [pid] if "expkit.sweep.worker" in words else []
         return found
+
+    def awake() -> int:
+        """At once: those that are awake before and after a look at all of them."""
+        seen = [
+            {p for p in pids if Path(f"/proc/{p}/stat").read_text().split(") ")[1][0] != "T"}
+            for _ in range(2)
+        ]
+        return len(set.intersection(*seen))
 
     def sampled() -> bool:
         files = list(expkit.outputs.glob("sweeps/*/*/*/journal.jsonl"))
         return len(files) == 3 and all('"sample"' in file.read_text() for file in files)
 
     wait_for(sampled)
+    pids = workers()
+    assert len(pids) == 3
     for _ in range(50):
         states.add(awake())
         time.sleep(0.01)
@@ -559,3 +571,231 @@ def test_a_manifest_is_read_as_it_was_written(expkit: Expkit) -> None:
     before = (manifest.folder / "sweep.json").read_text()
     manifest.save()
     assert json.loads((manifest.folder / "sweep.json").read_text()) == json.loads(before)
+
+
+# Found by use
+
+NASTY = {
+    "__init__.py": "",
+    "conf/problem/nasty.yaml": "_target_: broken_plugin.nasty.Nasty\nhow: fine\nn: 8\n",
+    "nasty.py": FRAGILE["fragile.py"]
+    .replace("class Fragile", "class Nasty")
+    .replace(
+        "            def fine(self):",
+        """
+            def forks(self):
+                if os.fork() == 0:
+                    time.sleep(600)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            def spawns(self):
+                import subprocess
+                subprocess.Popen(["sleep", "600"])
+
+            def limits(self):
+                import resource
+                resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+                np.ones(1 << 40)
+
+            def grabs(self):
+                np.ones(1 << 28)
+
+            def chatters(self):
+                print("x" * 10_000_000)
+                raise RuntimeError("enough")
+
+            def fine(self):""",
+    ),
+}
+
+
+def nasty(expkit: Expkit, how: str, *words: str) -> Done:
+    """A sweep over these ways to behave."""
+    expkit.plugin(NASTY)
+    return expkit("-m", "problem=nasty", f"problem.how={how}", *QUICK, "tracking=none", *words)
+
+
+def outcomes(expkit: Expkit) -> list[str | None]:
+    manifest = sweep_of(expkit)
+    return [run.outcome if run else None for run in map(manifest.result, manifest.cells)]
+
+
+@pytest.mark.parametrize("timing", [True, False])
+def test_a_dead_worker_is_noticed_though_its_child_holds_the_pipe(
+    expkit: Expkit, timing: bool
+) -> None:
+    done = nasty(expkit, "forks,fine", "sweep.limit_s=50", f"sweep.timing={timing}")
+    assert done.status == 1, done.err
+    assert "killed by SIGKILL" in done.out
+    assert "sweep.limit_s" not in done.out
+    assert expkit.processes() == []
+
+
+def test_what_a_cell_started_ends_with_its_worker(expkit: Expkit) -> None:
+    assert nasty(expkit, "spawns,fine", "sweep.timing=false").status == 0
+    assert expkit.processes() == []
+
+
+def test_what_a_failed_cell_did_to_its_process_is_not_the_next_ones(expkit: Expkit) -> None:
+    nasty(expkit, "limits,grabs", "sweep.timing=false", "sweep.workers=1")
+    assert outcomes(expkit) == ["failed", "ok"]
+
+
+def test_a_cell_may_print_megabytes(expkit: Expkit) -> None:
+    done = nasty(expkit, "chatters,fine")
+    assert done.status == 1, done.err
+    assert "enough" in done.out
+    assert len(done.out) < 10_000
+
+
+def test_a_worker_whose_parent_died_before_it_began_does_nothing() -> None:
+    words = [sys.executable, "-m", "expkit.sweep.worker", "1"]  # not this process
+    done = subprocess.run(words, input="{}\n", capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
+def test_unlike_work_is_told_in_the_table(expkit: Expkit) -> None:
+    done = expkit(*LINEAR, "backend.dtype=float64,float32", "tracking=none")
+    assert "(unlike work)" in done.out
+    assert "unlike work: numpy · sgd, backend.dtype=float32: dtype: float64 against" in done.out
+    alike = expkit(*LINEAR, "optimizer=sgd,adam", "tracking=none")
+    assert "unlike work" not in alike.out
+
+
+def test_cells_of_two_measures_are_told_apart(expkit: Expkit) -> None:
+    done = expkit("-m", "problem=linear", "measure=quick,standard", "sweep.dry_run=true")
+    assert "numpy · sgd, measure=quick\n" in done.out
+    assert "numpy · sgd, measure=standard\n" in done.out
+
+
+def test_what_a_preset_changes_tells_cells_apart(expkit: Expkit) -> None:
+    done = expkit("-m", "+experiment=large_dot_numpy,large_dot_small", "sweep.dry_run=true")
+    lines = [line[8:] for line in done.out.splitlines() if line.startswith("    ")]
+    assert len(set(lines)) == 2
+    assert all("problem.n=" in line for line in lines)
+
+
+def test_a_diverged_cell_has_no_verdict(expkit: Expkit) -> None:
+    expkit("-m", "problem=sine", "optimizer.lr=1e-6,1e-3", *QUICK, "tracking=none")
+    assert outcomes(expkit) == ["ok", "diverged"]
+    for run in results(expkit).values():
+        assert run is not None
+        assert not [r for r, _ in journal.read(run.folder) if "verdict" in r.get("tags", {})]
+
+
+def test_whoever_reads_the_output_may_have_seen_enough(expkit: Expkit) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "expkit", *LINEAR, "seed=1,2", "tracking=none"]
+    done = subprocess.run(words, env=expkit.env, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert outcomes(expkit) == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("text", ["", '{"words": ["pro', '{"sweep": {"older": 1}}', "[]"])
+def test_a_manifest_that_cannot_be_read_is_one_line(expkit: Expkit, text: str) -> None:
+    file = expkit.outputs / "sweeps/2026-01-01/00-00-00-000000/sweep.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    done = expkit("resume")
+    assert done.status == 2
+    assert done.err.startswith(f"expkit: sweep {file}: ")
+    assert done.err.count("\n") == 1
+
+
+def test_a_folder_that_holds_a_sweep_takes_no_other(expkit: Expkit) -> None:
+    words = ("seed=1,2", "tracking=none", f"hydra.sweep.dir={expkit.place / 'mine'}")
+    assert expkit(*LINEAR, *words).status == 0
+    again = expkit(*LINEAR, *words)
+    assert (again.status, "0 cells" in again.out) == (0, True), again.err
+    other = expkit("-m", "problem=sine", *words)
+    assert other.status == 2
+    assert other.err.startswith("expkit: hydra.sweep.dir: got ")
+    assert other.err.count("\n") == 1
+
+
+def test_resume_needs_no_option_file_and_takes_any_path(expkit: Expkit) -> None:
+    expkit.plugin(FRAGILE)
+    expkit.outputs = expkit.place / "out 'puts' ü"
+    expkit.env["EXPKIT_OUTPUTS"] = str(expkit.outputs)
+    words = ("-m", "problem=fragile", "problem.how=throws,fine", *QUICK, "tracking=none")
+    assert expkit(*words).status == 1
+    (expkit.place / "site/broken_plugin/conf/problem/fragile.yaml").unlink()
+    code = expkit.place / "site/broken_plugin/fragile.py"
+    code.write_text(code.read_text().replace('raise RuntimeError("the data are bad")', "pass"))
+    done = expkit("resume")
+    assert done.status == 0, done.err
+
+
+def test_a_journal_that_a_kill_left_empty_holds_nothing_up(expkit: Expkit) -> None:
+    assert expkit(*LINEAR, "seed=1,2").status == 0
+    folder = sweep_of(expkit).folder / "0-2"
+    folder.mkdir()
+    (folder / journal.FILE).touch()
+    done = expkit("resume")
+    assert done.status == 0, done.err
+    assert runs(expkit) == [("FINISHED", "0"), ("FINISHED", "1")]
+
+
+def test_resume_ends_what_was_left_running(expkit: Expkit) -> None:
+    """Though nothing is left to run: no new run looks for orphans."""
+    assert expkit(*LINEAR, "seed=1,2").status == 0
+    folder = sweep_of(expkit).folder
+    first = (folder / "0" / journal.FILE).read_text().splitlines()[0]
+    opening = json.loads(first) | {"id": "f" * 32}
+    opening["owner"]["started"] = "1"
+    (folder / "0-2").mkdir()
+    (folder / "0-2" / journal.FILE).write_text(json.dumps(opening) + "\n")
+    done = expkit("resume")
+    assert done.status == 0, done.err
+    assert load_outcome(folder / "0-2") == "interrupted"
+    assert runs(expkit) == [("FINISHED", "0"), ("KILLED", "0"), ("FINISHED", "1")]
+
+
+def test_how_to_go_on_is_told_for_a_folder_elsewhere(expkit: Expkit) -> None:
+    expkit.plugin(FRAGILE)
+    place = expkit.place / "my place"
+    words = ("-m", "problem=fragile", "problem.how=slow", "seed=1,2", *QUICK, "tracking=none")
+    process = expkit.start(*words, "sweep.workers=1", f"hydra.sweep.dir='{place}'")
+    wait_for(lambda: list(place.glob("0/journal.jsonl")))
+    os.kill(process.pid, signal.SIGINT)
+    done = expkit.end(process)
+    assert done.status == 130
+    assert f"go on with: expkit resume '{place}'" in done.err
+    assert expkit("resume", str(place)).status == 0
+
+
+searching = pytest.mark.skipif(
+    importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None,
+    reason="hydra-optuna-sweeper is not installed",
+)
+
+
+@searching
+def test_a_search_goes_on_after_a_cell_that_diverged(expkit: Expkit) -> None:
+    rate = "optimizer.lr=tag(log, interval(1e-7,1e-3))"
+    words = ("-m", "hydra/sweeper=optuna", "problem=sine", "hydra.sweeper.sampler.seed=1", rate)
+    done = expkit(*words, "hydra.sweeper.n_trials=6", "sweep.timing=false", "tracking=none")
+    assert "diverged" in done.out
+    assert len(outcomes(expkit)) == 6
+    best = min(run.loss for run in results(expkit).values() if run and run.loss is not None)
+    assert f"best: a final loss of {best:.6g}, by sine · numpy · sgd, optimizer.lr=" in done.out
+
+
+@searching
+def test_a_search_takes_a_value_twice(expkit: Expkit) -> None:
+    words = ("-m", "hydra/sweeper=optuna", "problem=matmul", "backend.threads=choice(1,2)")
+    done = expkit(*words, "hydra.sweeper.n_trials=6", "sweep.objective=seconds", *QUICK)
+    assert done.status == 0, done.err
+    assert "best: " in done.out
+
+
+@searching
+def test_a_search_for_seconds_needs_timing(expkit: Expkit) -> None:
+    words = ("-m", "hydra/sweeper=optuna", "problem=matmul", "backend.threads=choice(1,2)")
+    done = expkit(*words, "sweep.objective=seconds", "sweep.timing=false", "tracking=none")
+    assert done.status == 2
+    assert "expkit: sweep.objective: got 'seconds', takes loss" in done.err
+    assert not list(expkit.outputs.rglob("sweep.json"))

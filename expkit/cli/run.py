@@ -115,8 +115,10 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
     before, sys.argv = sys.argv, ["expkit", *argv]
     try:
         main = hydra.main("pkg://expkit.conf", "config", version_base="1.3")
-        main(command)()
-        command.finish()
+        try:
+            main(command)()
+        finally:
+            command.finish()
     except Exception as error:  # Hydra's, OmegaConf's and YAML's; a cell's do not get here
         if isinstance(error, UserError | OSError) and not isinstance(error, HydraException):
             raise
@@ -155,6 +157,13 @@ class Command:
         folder = Path(master.hydra.sweep.dir).absolute()
         if (folder / manifest.FILE).is_file():
             found = manifest.Manifest.load(folder)
+            given, kept = (
+                [w for w in some if w != "tracking=none" and not manifest.is_for_hydra(w)]
+                for some in (words, found.words)
+            )
+            if given and given != kept:
+                takes = f"another folder, or nothing beside it: this one holds {shlex.join(kept)}"
+                raise ConfigError("hydra.sweep.dir", str(folder), takes)
         else:
             found = plan.plan(master, loader, jobs, words)
         self.statuses.append(sweep.begin(found, self._used(found), launcher))

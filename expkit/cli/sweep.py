@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -11,14 +12,13 @@ from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus
 
-from expkit.cli.run import not_in_mlflow, run, where_told
+from expkit.cli.run import not_in_mlflow, run, show, where_told
 from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
-from expkit.errors import UserError
-from expkit.measure.statistics import summarize
+from expkit.errors import ConfigError, UserError
 from expkit.report import sweep as report
 from expkit.runner import KILLED_LIMIT_S
 from expkit.sweep import elsewhere, engine
-from expkit.sweep.manifest import FILE, Manifest, Planned, locked, named, newest
+from expkit.sweep.manifest import FILE, Manifest, Planned, is_for_hydra, locked, named, newest
 from expkit.tracking.sent import pending
 from expkit.tracking.stored import Stored
 from expkit.tracking.tracker import Tracker, one_line
@@ -91,7 +91,7 @@ def conduct(
 ) -> int:
     """Run what is to be run of a sweep that is locked; returns the exit status."""
     screen = Lines(manifest, todo)
-    stopped, again = False, f"expkit resume {manifest.id}"
+    stopped, again = False, f"expkit resume {manifest.name}"
     try:
         if launcher is None:
             stopped = engine.run(manifest, todo, tracker, screen)
@@ -117,8 +117,8 @@ def tell(manifest: Manifest, tracker: Tracker | None, again: str | None) -> int:
     error = _send_rest(manifest, tracker, None) if tracker else None
     (manifest.folder / "result.txt").write_text(report.result(manifest, None) + "\n")
     left = len(manifest.missing())
-    print(f"\n{report.result(manifest)}\n", flush=True)
-    print(f"{report.count(len(manifest.cells) - left, 'cell')} finished; {manifest.folder}")
+    show(f"\n{report.result(manifest)}\n")
+    show(f"{report.count(len(manifest.cells) - left, 'cell')} finished; {manifest.folder}")
     if error:
         not_in_mlflow(error, manifest.folder)
     if again:
@@ -128,7 +128,7 @@ def tell(manifest: Manifest, tracker: Tracker | None, again: str | None) -> int:
 
 def _send_rest(manifest: Manifest, tracker: Tracker, limit_s: float | None) -> str | None:
     """All that is not in MLflow yet, such as what an earlier process left; why not, if not."""
-    tracker.settle()
+    tracker.settle(limit_s)
     for folder in pending(manifest.folder):
         if error := tracker.update(folder, wait=True, limit_s=limit_s).error:
             return error
@@ -143,7 +143,15 @@ class Search:
         self._manifest: Manifest | None = None
 
     def launch(self, batch: Manifest, numbers: Sequence[int]) -> list[JobReturn]:
-        """Run a batch; the objective of every number, or the reason why it has none."""
+        """Run a batch; the objective of every number, or the reason why it has none.
+
+        Raises:
+            UserError: there can be no objective.
+        """
+        if batch.sweep.objective == "seconds" and not batch.sweep.timing:
+            raise ConfigError("sweep.objective", "seconds", "loss where sweep.timing=false")
+        if batch.sweep.dry_run:
+            raise ConfigError("sweep.dry_run", True, "false: a search chooses as it goes")
         manifest = self._manifest.joined(batch) if self._manifest else batch
         self._manifest = manifest
         with locked(manifest.folder):
@@ -156,20 +164,25 @@ class Search:
         if stopped:
             raise KeyboardInterrupt
         runs = {cell.index: manifest.result(cell) for cell in batch.cells}
-        return [_objective(runs.get(number), manifest.sweep.objective) for number in numbers]
+        twins = {number: batch.again.get(number, number) for number in numbers}
+        return [_objective(runs.get(twins[n]), manifest.sweep.objective) for n in numbers]
 
     def finish(self) -> int | None:
         """Show what came out; the exit status, or None where nothing was searched."""
         if self._manifest is None:
             return None
-        return tell(self._manifest, self._tracker, None)
+        status = tell(self._manifest, self._tracker, None)
+        show(report.best(self._manifest))
+        return status
 
 
 def _objective(run: Stored | None, objective: str) -> JobReturn:
+    if run is not None and run.outcome == "diverged":  # an answer, and the worst there is
+        return JobReturn(_return_value=math.inf, status=JobStatus.COMPLETED)
     if run is None or run.outcome != "ok":
         why = f"{run.outcome}: {run.reason}" if run else "it cannot run"
         return JobReturn(_return_value=RuntimeError(why), status=JobStatus.FAILED)
-    value = run.loss if objective == "loss" else summarize(run.rounds).median
+    value = report.objective(run, objective)
     if value is None:
         raise UserError("sweep.objective: got 'loss', and this problem has none; takes seconds")
     return JobReturn(_return_value=value, status=JobStatus.COMPLETED)
@@ -181,20 +194,29 @@ def resume(word: str | None, outputs: Path) -> int:
         folder = named(word, outputs) if word else newest(outputs)
     except UserError as error:
         return complain(error)
-    manifest = Manifest.load(folder)
-    return run(["-m", *manifest.words, f"hydra.sweep.dir='{folder}'"])
+    try:
+        manifest = Manifest.load(folder)
+    except UserError as error:
+        return complain(error)
+    # All else is in the manifest, and may not be in the option files any more.
+    words = [word for word in manifest.words if is_for_hydra(word)]
+    kinds = {cell.frozen["config"]["tracking"]["kind"] for cell in manifest.cells}
+    tracking = [] if "mlflow" in kinds else ["tracking=none"]
+    place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return run(["-m", *words, *tracking, f"hydra.sweep.dir='{place}'"])
 
 
 def begin(manifest: Manifest, tracker: Tracker | None, launcher: Launcher | None) -> int:
     """Run a sweep, or the rest of it; returns the exit status."""
     if manifest.sweep.dry_run:
-        print(report.planned(manifest, manifest.cells))
+        show(report.planned(manifest, manifest.cells))
         return OK
     with locked(manifest.folder):
         if not (manifest.folder / FILE).is_file():
             manifest.save()
+        manifest.close_orphans()
         todo = manifest.missing()
-        print(report.planned(manifest, todo), flush=True)
+        show(report.planned(manifest, todo))
         if not manifest.cells:
             return complain("nothing can run: every cell is skipped", FAILED)
         try:

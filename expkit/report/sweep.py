@@ -15,6 +15,8 @@ from expkit.tracking.stored import Stored
 SHOWN = 30
 """Rows of a problem on a terminal; the file in the sweep's folder has all."""
 LAST_LINES = 5
+LAST_BYTES = 1000
+"""A process may have printed any amount."""
 
 Row = Sequence[str]
 
@@ -42,10 +44,32 @@ def result(manifest: Manifest, most: int | None = SHOWN) -> str:
         lines = [title, *_aligned([head, *rows[:most]])]
         if most is not None and len(rows) > most:
             lines.append(f"  and {len(rows) - most} more in {manifest.folder / 'result.txt'}")
+        lines += _unlike(cells, runs)[:most] if manifest.sweep.timing else []
         parts.append("\n".join(lines))
     if failures := _failures(manifest, runs):
         parts.append("\n".join(failures))
     return "\n\n".join(parts)
+
+
+def best(manifest: Manifest) -> str:
+    """What a search came to: the least of its objective, and where."""
+    runs = ((cell, manifest.result(cell)) for cell in manifest.cells)
+    kind = manifest.sweep.objective
+    found = [
+        (value, cell)
+        for cell, run in runs
+        if run and run.outcome == "ok" and (value := objective(run, kind)) is not None
+    ]
+    if not found:
+        return f"best: no cell came to a {kind.removesuffix('s')}"
+    value, cell = min(found, key=lambda pair: pair[0])
+    shown = seconds(value) if kind == "seconds" else f"a final loss of {value:.6g}"
+    return f"best: {shown}, by {name(manifest, cell)} (cell {cell.index})"
+
+
+def objective(run: Stored, kind: str) -> float | None:
+    """What a search minimises, of a run that ended well: its final loss, or its seconds."""
+    return run.loss if kind == "loss" else summarize(run.rounds).median
 
 
 def name(manifest: Manifest, cell: Planned) -> str:
@@ -103,9 +127,26 @@ def _verdict(cell: Planned, run: Stored, runs: dict[int, Stored | None]) -> tupl
     found = hold(base, run, cell.cell.measure.threshold)
     if found.verdict is None:
         return "", "not measured in turn" if base.interleaved != run.interleaved else "may not be"
-    ends = "{:.2f} to {:.2f}".format(*found.verdict.interval) if found.verdict.interval else ""
-    unlike = " (unlike work)" if found.unlike and cell.title == run.title else ""
+    ends = "no interval"
+    if found.verdict.interval:
+        ends = "{:.2f} to {:.2f}".format(*found.verdict.interval)
+    unlike = " (unlike work)" if _differences(cell, runs) else ""
     return f"{found.verdict.ratio:.3f} ({ends})", found.verdict.word + unlike
+
+
+def _unlike(cells: Sequence[Planned], runs: dict[int, Stored | None]) -> list[str]:
+    found = ((cell, _differences(cell, runs)) for cell in cells)
+    return [f"  unlike work: {cell.title}: {'; '.join(lines)}" for cell, lines in found if lines]
+
+
+def _differences(cell: Planned, runs: dict[int, Stored | None]) -> list[str]:
+    """Where a cell does not do its baseline's work; not the optimizer, which its title tells."""
+    run = runs[cell.index]
+    base = None if cell.baseline is None else runs[cell.baseline]
+    if base is None or run is None or {run.outcome, base.outcome} != {"ok"}:
+        return []
+    found = hold(base, run, cell.cell.measure.threshold).unlike
+    return [line for line in found if not line.startswith("optimizer: ")]
 
 
 def _failures(manifest: Manifest, runs: dict[int, Stored | None]) -> list[str]:
@@ -131,7 +172,11 @@ def _failures(manifest: Manifest, runs: dict[int, Stored | None]) -> list[str]:
 def _last_lines(folder: Path) -> list[str]:
     """What its process said last."""
     said = folder / SAID
-    return said.read_text(errors="replace").splitlines()[-LAST_LINES:] if said.is_file() else []
+    if not said.is_file():
+        return []
+    with said.open("rb") as file:
+        file.seek(max(0, said.stat().st_size - LAST_BYTES))
+        return file.read().decode(errors="replace").splitlines()[-LAST_LINES:]
 
 
 def _aligned(rows: Sequence[Row]) -> list[str]:

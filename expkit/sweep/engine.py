@@ -100,9 +100,9 @@ class Attempt:
 
     def end(self, outcome: str, reason: str) -> None:
         """See to it that the journal has its end."""
-        self.outcome = outcome
         if not (self.folder / journal.FILE).exists() or not journal.is_ended(self.folder):
             record_failure(self.planned.cell, self.folder, self.tags, outcome, reason)
+        self.outcome = outcome
         self.ledger.screen.ends(self.planned, outcome, reason)
 
     def interrupt(self) -> None:
@@ -122,6 +122,8 @@ class Member:
     facts: Mapping[str, str] = field(default_factory=dict)
     expected_s: float = 0.0
     ready: bool = False
+    refused: bool = False
+    """Whether it has come to no time: diverged, or a wrong answer."""
 
     @property
     def planned(self) -> Planned:
@@ -156,6 +158,7 @@ class Member:
         answer = {} if self.ended else self.ask(do="repeat")
         seconds = answer.get("seconds")
         if seconds is None:
+            self.refused = True
             return False
         self.rounds[-1].append(seconds)
         if tracker := self.attempt.ledger.tracker:
@@ -165,7 +168,7 @@ class Member:
     @property
     def lives(self) -> bool:
         """Whether it has times, and may have more."""
-        return self.ready and not self.ended and bool(self.rounds) and bool(self.rounds[-1])
+        return self.ready and not self.ended and not self.refused and bool(self.rounds)
 
 
 def run(
@@ -390,10 +393,14 @@ def _fill(todo: Sequence[Planned], ledger: Ledger, stop: Stop) -> None:
             if not stop.asked:
                 _occupy(ledger, waiting, posts, free)
             busy = [post for post in posts if post.attempt]
+            if not busy:
+                break  # asked to stop just now
             soonest = min(post.ends_at for post in busy)
-            heard = select.select([p.worker for p in busy], [], [], max(0, soonest - monotonic()))
+            signs = [sign for post in busy for sign in post.worker.signs]
+            heard = select.select(signs, [], [], max(0, soonest - monotonic()))[0]
             for post in busy:
-                if post.worker in heard[0] or post.ends_at <= monotonic():
+                told = any(sign in heard for sign in post.worker.signs)
+                if told or post.ends_at <= monotonic():
                     _vacate(ledger, post, posts, free)
     finally:
         for post in posts:
@@ -471,9 +478,10 @@ def _vacate(ledger: Ledger, post: _Post, posts: list[_Post], free: deque[_Slot])
     assert attempt is not None
     try:
         answer = post.worker.hear(post.ends_at - monotonic())
-        attempt.end(answer["outcome"], answer["reason"])
     except Ended as error:
-        attempt.end("failed", str(error))
+        answer = {"outcome": "failed", "reason": str(error)}
+    attempt.end(answer["outcome"], answer["reason"])
+    if answer["outcome"] == "failed":  # what it has done to its process is not the next cell's
         post.worker.kill()
         posts.remove(post)
         free.append(post.slot)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from expkit.config import Cell, Sweep, thaw
+from expkit.config import Cell, Sweep, default_outputs, thaw
 from expkit.errors import UserError
 from expkit.tracking import journal
 from expkit.tracking.stored import Stored, load
@@ -62,6 +63,7 @@ class Manifest:
         groups: the problems' titles.
         cells: what is to be run.
         skipped: what cannot be or need not be, with the reason.
+        again: of those, the numbers that are another cell again, and which.
     """
 
     folder: Path
@@ -70,6 +72,7 @@ class Manifest:
     groups: Sequence[str]
     cells: Sequence[Planned]
     skipped: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    again: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -86,12 +89,21 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read the sweep that is kept in a folder."""
-        record = json.loads((folder / FILE).read_text())
-        record["sweep"] = Sweep(**record["sweep"])
-        record["cells"] = [Planned(**cell) for cell in record["cells"]]
-        record["skipped"] = [(title, reason) for title, reason in record["skipped"]]
-        return cls(**record | {"folder": folder})
+        """Read the sweep that is kept in a folder.
+
+        Raises:
+            UserError: its file is not whole, or another version of expkit wrote it.
+        """
+        try:
+            record = json.loads((folder / FILE).read_text())
+            record["sweep"] = Sweep(**record["sweep"])
+            record["cells"] = [Planned(**cell) for cell in record["cells"]]
+            record["skipped"] = [(title, reason) for title, reason in record["skipped"]]
+            return cls(**record | {"folder": folder})
+        except (ValueError, KeyError, TypeError) as error:
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            torn = "it is torn, or another version of expkit wrote it"
+            raise UserError(f"sweep {folder / FILE}: {torn} ({said})") from error
 
     def joined(self, more: Manifest) -> Manifest:
         """With the cells of another batch of the same sweep."""
@@ -110,6 +122,18 @@ class Manifest:
             first = self.folder / f"{planned.index}-{number}"
         return found
 
+    def close_orphans(self) -> None:
+        """End the runs of a process that was killed. Call where no other runs this sweep."""
+        for planned in self.cells:
+            for folder in self.attempts(planned):
+                if not (folder / journal.FILE).exists():
+                    continue
+                with journal.locked(folder):  # what is left of that process may be at it too
+                    if journal.opening(folder) is None:
+                        (folder / journal.FILE).unlink()  # it has nothing to tell
+                    else:
+                        journal.close_if_orphaned(folder)
+
     def next_attempt(self, planned: Planned) -> Path:
         """Where to run a cell."""
         number = len(self.attempts(planned)) + 1
@@ -125,10 +149,21 @@ class Manifest:
                     return last
         return last
 
+    @property
+    def name(self) -> str:
+        """What `expkit resume` knows it by: its id, or its folder where that is elsewhere."""
+        kept = default_outputs() / "sweeps" == self.folder.parent.parent
+        return self.id if kept else shlex.quote(str(self.folder))
+
     def missing(self) -> list[Planned]:
         """What has not been finished."""
         results = ((planned, self.result(planned)) for planned in self.cells)
         return [planned for planned, run in results if run is None or run.outcome != "ok"]
+
+
+def is_for_hydra(word: str) -> bool:
+    """Whether a word says how Hydra is to run the sweep, and not what."""
+    return word.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
 def newest(outputs: Path) -> Path:

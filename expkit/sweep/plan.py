@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
@@ -26,7 +28,7 @@ def plan(
     loader: ConfigLoader,
     jobs: Sequence[Sequence[str]],
     words: Sequence[str],
-    first: int = 0,
+    first: int | None = None,
 ) -> Manifest:
     """Compose and check the cells of a sweep.
 
@@ -34,7 +36,7 @@ def plan(
         master: what Hydra composed for the whole.
         jobs: each cell's words.
         words: what was typed after `-m`.
-        first: the number of the first cell.
+        first: the number of the first cell, of a batch among others.
 
     Raises:
         UserError: an unknown option or key, a wrong type or a bad range, in any cell.
@@ -47,33 +49,35 @@ def plan(
     sweep = made[0][1]
     if any(other != sweep for _, other in made):
         raise UserError("sweep: its keys are for the whole sweep, so they take one value each")
-    varying = _varying(jobs)
-    named = [
-        (
-            cell,
-            _title([cell.names["problem"]], cell, varying, "problem."),
-            _title([cell.names[k] for k in CHOICES[1:] if k in cell.names], cell, varying, ""),
-        )
-        for cell, _ in made
-    ]
+    varying = _varying([cell for cell, _ in made])
+    if first is not None:  # what the other batches vary is not known here
+        varying |= {key for job in jobs for key in (word.partition("=")[0] for word in job)}
+    named = []
+    for cell, _ in made:
+        ways = [cell.names[kind] for kind in CHOICES[1:] if kind in cell.names]
+        problem = _title([cell.names["problem"]], cell, varying, of_problem=True)
+        named.append((cell, problem, _title(ways, cell, varying, of_problem=False)))
     finished = _finished(made[0][0].outputs, sweep)
     skipped: list[tuple[str, str]] = []
     kept: list[tuple[int, Cell, str]] = []
     seen: dict[tuple[str, str], int] = {}
-    for number, (cell, problem, label) in enumerate(named, first):
+    again: dict[int, int] = {}
+    for number, (cell, problem, label) in enumerate(named, first or 0):
         title = f"{problem} · {label}"
         key = cell.hash, measured_how(cell.params)
         if reason := _impossible(cell):
             skipped.append((title, reason))
         elif key in seen:
             skipped.append((title, f"it is cell {seen[key]} again"))
+            again[number] = seen[key]
         elif key in finished:
             skipped.append((title, f"finished before, in {finished[key]}"))
         else:
             seen[key] = number
             kept.append((number, cell, label))
     titles = {id(cell): problem for cell, problem, _ in named}
-    return _manifest(Path(master.hydra.sweep.dir).absolute(), words, sweep, kept, titles, skipped)
+    folder = Path(master.hydra.sweep.dir).absolute()
+    return replace(_manifest(folder, words, sweep, kept, titles, skipped), again=again)
 
 
 Composed = tuple[DictConfig, Mapping[str, str]]
@@ -168,29 +172,34 @@ def _finished(outputs: Path, sweep: Sweep) -> Mapping[tuple[str, str], Path]:
     return finished_elsewhere(outputs, sweep.timing) if sweep.skip_finished else {}
 
 
-def _varying(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """The keys of which the words give several values, less the choices themselves."""
-    values: dict[str, set[str]] = {}
-    for job in jobs:
-        for word in job:
-            key, _, value = word.partition("=")
-            values.setdefault(key.lstrip("+"), set()).add(value)
-    return [
-        key
-        for key, found in values.items()
-        if len(found) > 1 and key not in CHOICES and not key.startswith("hydra")
-    ]
+def _varying(cells: Sequence[Cell]) -> set[str]:
+    """The keys in which cells of the same options differ, whatever word it was that made them."""
+    values: dict[tuple[str, ...], dict[str, Any]] = {}
+    varying: set[str] = set()
+    for cell in cells:
+        alike = values.setdefault((*cell.names.values(), _how_long(cell)), {})
+        for key, value in cell.params.items():
+            if alike.setdefault(key, value) != value:
+                varying.add(key)
+    return varying | ({"measure"} if len({_how_long(cell) for cell in cells}) > 1 else set())
 
 
-def _title(names: Sequence[str], cell: Cell, varying: Sequence[str], prefix: str) -> str:
-    """Names, and what the words vary of theirs: keys of this prefix, or all but the problem's."""
+def _how_long(cell: Cell) -> str:
+    return str(cell.frozen["choices"].get("measure"))
+
+
+def _title(names: Sequence[str], cell: Cell, varying: Collection[str], *, of_problem: bool) -> str:
+    """Names, and what varies of theirs: the problem's keys, or all others."""
+    values = {"measure": _how_long(cell)} | cell.params
     said = [
-        f"{key}={cell.params[key]}"
-        for key in varying
-        if key in cell.params
-        and (key.startswith(prefix) if prefix else not key.startswith("problem."))
+        f"{key}={values[key]}"
+        for key in values
+        if key in varying
+        and key.startswith("problem.") == of_problem
+        and key not in CHOICES
+        and not key.startswith("tracking.")
     ]
-    return " · ".join(names) + "".join(f", {word}" for word in said)
+    return ", ".join([" · ".join(names), *said])
 
 
 def _manifest(

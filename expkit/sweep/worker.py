@@ -5,7 +5,7 @@ anything a child that is to be measured is stopped (SIGSTOP): it sleeps, and so 
 which after a parallel loop would go on spinning for a while. Should the parent die, the kernel ends
 the child (Linux).
 
-    python -m expkit.sweep.worker        is the child
+    python -m expkit.sweep.worker PARENT        is the child, of the process of this number
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ class Worker:
 
     def __init__(self, env: Mapping[str, str], cpus: Sequence[int] | None = None) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "expkit.sweep.worker"],
+            [sys.executable, "-m", "expkit.sweep.worker", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **env},
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
+        self._death = os.pidfd_open(self.pid)
         if cpus:
             os.sched_setaffinity(self.pid, cpus)
 
@@ -61,6 +62,11 @@ class Worker:
         """Of its answers, to wait for several."""
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
+
+    @property
+    def signs(self) -> tuple[Worker, int]:
+        """What to wait on for its answer, or its death."""
+        return self, self._death
 
     def tell(self, **request: Any) -> None:
         """Wake it and hand it a request.
@@ -82,9 +88,13 @@ class Worker:
         Raises:
             Ended: it is gone, or was ended here because it took longer than `limit_s`.
         """
-        if limit_s is not None and not select.select([self], [], [], max(0.0, limit_s))[0]:
+        limit_s = None if limit_s is None else max(0.0, limit_s)
+        heard = select.select(self.signs, [], [], limit_s)[0]
+        if not heard:
             self.kill()
             raise Ended("it took longer than sweep.limit_s allows")
+        if self not in heard:  # what it has started may hold its end of the pipe open
+            raise Ended(self._reason())
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -95,6 +105,10 @@ class Worker:
     def sleep(self) -> None:
         """Stop it, threads and all, until it is told something."""
         self._signal(signal.SIGSTOP)
+        with suppress(
+            ChildProcessError
+        ):  # it takes a moment on a busy machine, which is the next's
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def wake(self) -> None:
         """Let it go on."""
@@ -102,18 +116,25 @@ class Worker:
 
     def kill(self) -> None:
         """End it and whatever it started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        self._end_group()
         self.close()
 
     def close(self) -> None:
-        """Let it end, and wait for that."""
+        """Let it end, wait for that, and end whatever it started."""
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with suppress(BrokenPipeError):
                 pipe.close()
         self.wake()
         self._process.wait()
+        self._end_group()
+        if self._death >= 0:
+            os.close(self._death)
+            self._death = -1
+
+    def _end_group(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def _reason(self) -> str:
         status = self._process.wait()
@@ -235,8 +256,8 @@ def _obey(parts: Sequence[Measurement], channel: _Channel) -> tuple[str | None, 
     return request["stopped_by"], Activity(**request["activity"])
 
 
-def _child() -> None:
-    die_with_parent()
+def _child(parent: int) -> None:
+    die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()
     channel = _Channel()
@@ -246,4 +267,4 @@ def _child() -> None:
 
 
 if __name__ == "__main__":
-    _child()
+    _child(int(sys.argv[1]))

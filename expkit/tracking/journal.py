@@ -16,12 +16,14 @@ Times are milliseconds since 1970. Numbers that JSON lacks are written as `"nan"
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,17 @@ def is_ended(folder: Path) -> bool:
 def opening(folder: Path) -> dict[str, Any] | None:
     """The journal's `run` line; None where a kill came before it."""
     return next((record for record, _ in read(folder) if record["kind"] == "run"), None)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time sends a run's journal, or ends it for its dead owner."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def end_orphan(folder: Path) -> None:

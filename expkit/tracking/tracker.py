@@ -106,10 +106,21 @@ class Tracker:
             self.update(folder, wait=True)
             self._stop()
 
-    def settle(self) -> None:
-        """Wait until all that was asked for is done."""
+    def settle(self, limit_s: float | None = None) -> None:
+        """Wait until all that was asked for is done.
+
+        Args:
+            limit_s: the longest to wait; past it the child is ended.
+        """
+        self._signal(signal.SIGCONT)
+        timer = threading.Timer(limit_s, self._child.kill) if limit_s else None
+        if timer:
+            timer.daemon = True
+            timer.start()
         while self._unanswered:
             self._answer()
+        if timer:
+            timer.cancel()
 
     def close(self) -> None:
         """Let the child finish what it was asked and end."""
@@ -172,8 +183,10 @@ def _serve(answers: TextIO) -> None:
             print(json.dumps(reply), file=answers, flush=True)
     for folder in folders:
         with suppress(OSError):  # a full disk: the next start ends it
-            if not journal.is_ended(folder):  # the parent has hung up in the middle of it
-                journal.end_orphan(folder)
+            with journal.locked(folder):
+                if left := not journal.is_ended(folder):
+                    journal.end_orphan(folder)  # the parent has hung up in the middle of it
+            if left:
                 answer(folder, last=True)
 
 

@@ -46,13 +46,13 @@ class Uploader:
             raise ValueError(f"{folder / journal.FILE} has no beginning")
         uri = uri or run["tracking"]["uri"]
         client, experiment = self._open(uri, run["tracking"])
-        with _locked(folder):
+        with journal.locked(folder):
             state = sent.read(folder)
             if state.get("uri") == uri:
                 self._append(client, folder, state)
                 return str(state["run_id"])
         known = self._reap(client, experiment, uri)
-        with _locked(folder):
+        with journal.locked(folder):
             state = sent.read(folder)
             if state.get("uri") != uri:
                 run_id = known.get(run["id"]) or _create(client, experiment, run)
@@ -124,7 +124,7 @@ class Uploader:
                 continue
             folder = Path(tags["expkit.folder"])
             if (folder / journal.FILE).is_file():
-                with _locked(folder):
+                with journal.locked(folder):
                     journal.close_if_orphaned(folder)
                     state = {"uri": uri, "run_id": run_id, "offset": 0} | sent.read(folder)
                     if state["run_id"] == run_id:
@@ -157,14 +157,3 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
     with database.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process sends a run's journal at a time."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
