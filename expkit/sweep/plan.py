@@ -48,12 +48,10 @@ def plan(
     if any(other != sweep for _, other in made):
         raise UserError("sweep: its keys are for the whole sweep, so they take one value each")
     varying = _varying(jobs)
+    shared = [key for key in varying if not _is_own(key)]
+    own = [key for key in varying if _is_own(key)]
     named = [
-        (
-            cell,
-            _title([cell.names["problem"]], cell, varying, "problem."),
-            _title([cell.names[k] for k in CHOICES[1:] if k in cell.names], cell, varying, ""),
-        )
+        (cell, _title(cell, CHOICES[:1], shared), _title(cell, CHOICES[1:], own))
         for cell, _ in made
     ]
     finished = _finished(made[0][0].outputs, sweep)
@@ -182,15 +180,15 @@ def _varying(jobs: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _title(names: Sequence[str], cell: Cell, varying: Sequence[str], prefix: str) -> str:
-    """Names, and what the words vary of theirs: keys of this prefix, or all but the problem's."""
-    said = [
-        f"{key}={cell.params[key]}"
-        for key in varying
-        if key in cell.params
-        and (key.startswith(prefix) if prefix else not key.startswith("problem."))
-    ]
-    return " · ".join(names) + "".join(f", {word}" for word in said)
+def _is_own(key: str) -> bool:
+    """Whether a key is one in which cells of the same work may differ."""
+    return key.partition(".")[0] in ("backend", "optimizer", "seed", "tracking")
+
+
+def _title(cell: Cell, kinds: Sequence[str], keys: Sequence[str]) -> str:
+    """The options of these kinds, and these keys with their values."""
+    names = " · ".join(cell.names[kind] for kind in kinds if kind in cell.names)
+    return names + "".join(f", {key}={cell.params[key]}" for key in keys if key in cell.params)
 
 
 def _manifest(
@@ -220,9 +218,8 @@ def _manifest(
 
 
 def _work(cell: Cell) -> str:
-    """What cells share that are to be compared: problem, sizes, steps, data, how to measure."""
-    apart = ("backend", "optimizer", "tracking")
-    shared = {k: v for k, v in cell.params.items() if k.partition(".")[0] not in apart}
+    """What cells share that are to be compared: problem, sizes, steps, how to measure."""
+    shared = {key: value for key, value in cell.params.items() if not _is_own(key)}
     return json.dumps(shared, sort_keys=True)
 
 
