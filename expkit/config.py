@@ -292,8 +292,9 @@ def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
 
 def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
     node = config[group]
-    values = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(values, dict)
+    container = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(container, dict)
+    values: dict[str, Any] = {str(key): value for key, value in container.items()}
     if group in OWN:
         cls: type[Any] = OWN[group]
     elif "_target_" in values:
@@ -304,7 +305,7 @@ def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
         who = f"{getattr(cls, '__name__', cls)} in {getattr(cls, '__module__', 'its module')}"
         raise PluginError(f"{group}: {who} is no dataclass, whose fields would be its keys")
     known = [field.name for field in fields(cls)]
-    for name in map(str, values):
+    for name in values:
         if name not in known:
             raise UserError(f"{group}.{name}: no such key; {group} takes {', '.join(known)}")
     for name, value in defaults.items():

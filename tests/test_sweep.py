@@ -449,6 +449,31 @@ def test_a_cell_is_in_the_team_of_its_baseline_where_that_has_room() -> None:
     assert [[p.index for p in team] for team in found] == [[0, 2, 4], [1, 3, 5]]
 
 
+def test_the_baseline_leads_where_a_cluster_is_larger_than_a_team() -> None:
+    todo = cells((0, 2), (0, 2), (0, None), (0, 2))
+    assert [[p.index for p in team] for team in teams(todo, 2)] == [[2, 0], [1, 3]]
+
+
+def test_a_cell_is_held_against_the_baselines_cell_that_is_most_like_it(expkit: Expkit) -> None:
+    expkit(*LINEAR, "tracking=none", "backend=numpy,torch", "optimizer=sgd,adam", "seed=1,2")
+    manifest = sweep_of(expkit)
+    for cell in manifest.cells:
+        base = None if cell.baseline is None else manifest.cells[cell.baseline].title
+        expected = cell.title.replace("torch", "numpy")
+        assert base == (None if expected == cell.title else expected)
+
+
+@pytest.mark.parametrize("timing", [True, False])
+def test_a_worker_that_is_busy_dies_with_its_parent(expkit: Expkit, timing: bool) -> None:
+    expkit.plugin(FRAGILE)
+    words = ("-m", "problem=fragile", "problem.how=hangs", f"sweep.timing={timing}", *QUICK)
+    process = expkit.start(*words, "seed=1,2", "tracking=none")
+    wait_for(lambda: len(list(expkit.outputs.glob("sweeps/*/*/*/output.txt"))) == 2)
+    process.kill()
+    expkit.end(process)
+    wait_for(lambda: expkit.processes() == [], limit_s=5)
+
+
 @pytest.mark.parametrize("timing", [True, False])
 def test_after_a_killed_parent_every_cell_is_finished_once(expkit: Expkit, timing: bool) -> None:
     words = (*LINEAR, "seed=range(6)", f"sweep.timing={timing}", "sweep.workers=2")
@@ -664,8 +689,8 @@ def test_unlike_work_is_told_in_the_table(expkit: Expkit) -> None:
 
 def test_cells_of_two_measures_are_told_apart(expkit: Expkit) -> None:
     done = expkit("-m", "problem=linear", "measure=quick,standard", "sweep.dry_run=true")
-    assert "numpy · sgd, measure=quick\n" in done.out
-    assert "numpy · sgd, measure=standard\n" in done.out
+    assert "linear, measure=quick · numpy · sgd\n" in done.out
+    assert "linear, measure=standard · numpy · sgd\n" in done.out
 
 
 def test_what_a_preset_changes_tells_cells_apart(expkit: Expkit) -> None:

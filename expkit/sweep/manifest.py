@@ -34,7 +34,7 @@ class Planned:
     Attributes:
         index: its number in the sweep.
         hash: of what determines its result.
-        title: what tells it from the others.
+        title: what tells it from the others of its problem.
         group: the number of its problem: cells of one group do the same work.
         baseline: the index of the cell that it is held against; None for that cell itself.
         frozen: what `expkit.config.thaw` makes the cell of.

@@ -51,12 +51,12 @@ def plan(
         raise UserError("sweep: its keys are for the whole sweep, so they take one value each")
     varying = _varying([cell for cell, _ in made])
     if first is not None:  # what the other batches vary is not known here
-        varying |= {key for job in jobs for key in (word.partition("=")[0] for word in job)}
-    named = []
-    for cell, _ in made:
-        ways = [cell.names[kind] for kind in CHOICES[1:] if kind in cell.names]
-        problem = _title([cell.names["problem"]], cell, varying, of_problem=True)
-        named.append((cell, problem, _title(ways, cell, varying, of_problem=False)))
+        varying |= {word.partition("=")[0] for job in jobs for word in job}
+    shared = {key for key in varying if not _is_own(key)}
+    named = [
+        (cell, _title(cell, CHOICES[:1], shared), _title(cell, CHOICES[1:], varying - shared))
+        for cell, _ in made
+    ]
     finished = _finished(made[0][0].outputs, sweep)
     skipped: list[tuple[str, str]] = []
     kept: list[tuple[int, Cell, str]] = []
@@ -188,18 +188,17 @@ def _how_long(cell: Cell) -> str:
     return str(cell.frozen["choices"].get("measure"))
 
 
-def _title(names: Sequence[str], cell: Cell, varying: Collection[str], *, of_problem: bool) -> str:
-    """Names, and what varies of theirs: the problem's keys, or all others."""
+def _is_own(key: str) -> bool:
+    """Whether a key is one in which cells of the same work may differ."""
+    return key.partition(".")[0] in ("backend", "optimizer", "seed", "tracking")
+
+
+def _title(cell: Cell, kinds: Sequence[str], keys: Collection[str]) -> str:
+    """The options of these kinds, and these keys with their values."""
+    names = " · ".join(cell.names[kind] for kind in kinds if kind in cell.names)
     values = {"measure": _how_long(cell)} | cell.params
-    said = [
-        f"{key}={values[key]}"
-        for key in values
-        if key in varying
-        and key.startswith("problem.") == of_problem
-        and key not in CHOICES
-        and not key.startswith("tracking.")
-    ]
-    return ", ".join([" · ".join(names), *said])
+    said = (k for k in values if k in keys and k not in CHOICES and not k.startswith("tracking."))
+    return names + "".join(f", {key}={values[key]}" for key in said)
 
 
 def _manifest(
@@ -229,9 +228,8 @@ def _manifest(
 
 
 def _work(cell: Cell) -> str:
-    """What cells share that are to be compared: problem, sizes, steps, data, how to measure."""
-    apart = ("backend", "optimizer", "tracking")
-    shared = {k: v for k, v in cell.params.items() if k.partition(".")[0] not in apart}
+    """What cells share that are to be compared: problem, sizes, steps, how to measure."""
+    shared = {key: value for key, value in cell.params.items() if not _is_own(key)}
     return json.dumps(shared, sort_keys=True)
 
 
