@@ -6,6 +6,7 @@ that died; and the first that failed ends the waiting for all others, which go o
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
+
+from expkit.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +36,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Submit the jobs and wait for them."""
+        if not shutil.which("sbatch"):
+            raise UserError("hydra/launcher=slurm: no sbatch here; run on a machine that has it")
         folder = Path(self.config.hydra.sweep.dir).absolute()
         name = self.params["name"] = "-".join(["expkit", *folder.parts[-2:]])
         cancel(name)  # of a process that was killed while it waited
@@ -57,6 +62,7 @@ def cancel(name: str) -> None:
 @contextmanager
 def _patient() -> Iterator[None]:
     """Give submitit's jobs a way to be seen dead, and to fail without ending the waiting."""
+    from submitit.core.utils import UncompletedJobError
     from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
     class Queue(SlurmInfoWatcher):  # type: ignore[misc]
@@ -73,8 +79,9 @@ def _patient() -> Iterator[None]:
     def results(job: Any) -> list[JobReturn]:
         try:
             return list(wait(job))
-        except Exception as error:  # submitit's own, or whatever the job has raised
-            return [JobReturn(_return_value=error, status=JobStatus.FAILED)]
+        except UncompletedJobError:
+            said = f"SLURM's job {job.job_id} has no result ({job.state}); see {job.paths.stderr}"
+            return [JobReturn(_return_value=RuntimeError(said), status=JobStatus.FAILED)]
 
     wait, watcher = SlurmJob.results, SlurmJob.watcher
     SlurmJob.results, SlurmJob.watcher = results, Queue(delay_s=ASK_S)
