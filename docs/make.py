@@ -8,17 +8,22 @@ alone.
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from matplotlib.image import imread, imsave
 
 HERE = Path(__file__).parent
+MAKE = ("make", "run")
+EXAMPLE = r"<!-- example: (?P<command>[^\n]*) -->\n(```\n.*?```\n)?"
 README = HERE.parent / "README.md"
 PAGES = {
     "benchmarks.md": ["-m", "benchmarks"],
@@ -29,18 +34,22 @@ PAGES = {
 """Each page with what writes it; one that keeps no promise says so and exits with 1."""
 
 
-def example() -> None:
-    """Run the default cell; put what it prints into README and its pictures side by side."""
+def examples() -> None:
+    """Run every command that a page shows with what it prints, and put that below it."""
     with tempfile.TemporaryDirectory() as outputs:
-        run(f"outputs={outputs}")  # makes the database
-        printed = run(f"outputs={outputs}")
-        folder = Path(re.search(r"where +(\S+)", printed)[1])  # type: ignore[index]
-        pictures = [imread(folder / name) for name in ("fit.png", "loss.png")]
+        run(outputs)  # makes the database
+        for page in (README, HERE / "sweeps.md"):
+            text = re.sub(EXAMPLE, partial(_filled, outputs), page.read_text(), flags=re.DOTALL)
+            page.write_text(text)
+
+
+def _filled(outputs: str, found: re.Match[str]) -> str:
+    command = found["command"]
+    printed = run(outputs, *shlex.split(command.removeprefix("python -m expkit")))
+    if where := re.search(r"where +(\S+)", printed):
+        pictures = [imread(Path(where[1], name)) for name in ("fit.png", "loss.png")]
         imsave(HERE / "sine.png", np.hstack(pictures))
-        printed = printed.replace(outputs, "outputs")
-    pattern = r"(<!-- example: make run -->\n```\n).*?(```)"
-    text = re.sub(pattern, lambda m: m[1] + printed + m[2], README.read_text(), flags=re.DOTALL)
-    README.write_text(text)
+    return f"<!-- example: {command} -->\n```\n{printed.replace(outputs, 'outputs')}```\n"
 
 
 def measured() -> None:
@@ -53,20 +62,21 @@ def measured() -> None:
             shutil.copy(file, HERE)
 
 
-def run(*words: str) -> str:
-    """What `python -m expkit` prints."""
-    command = [sys.executable, "-m", "expkit", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def run(outputs: str, *words: str) -> str:
+    """What `make run` prints, or `python -m expkit` with these words."""
+    command = [sys.executable, "-m", "expkit", *(word for word in words if word not in MAKE)]
+    env = {**os.environ, "EXPKIT_OUTPUTS": outputs}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
 
 
 def main() -> None:
     """Make all, or all that is quick."""
     parser = argparse.ArgumentParser(prog="python docs/make.py")
-    parser.add_argument("--quick", action="store_true", help="the example alone")
+    parser.add_argument("--quick", action="store_true", help="the examples alone")
     given = parser.parse_args()
     if not given.quick:
         measured()
-    example()
+    examples()
 
 
 if __name__ == "__main__":

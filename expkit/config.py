@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,10 @@ class Sweep:
         require(self.workers is None or self.workers >= 1, "workers", self.workers, takes)
         require(self.limit_s > 0, "limit_s", self.limit_s, "a number of seconds above 0")
         require(self.objective in OBJECTIVES, "objective", self.objective, " or ".join(OBJECTIVES))
+
+
+OWN: Mapping[str, type[Any]] = {"measure": Measure, "tracking": Tracking, "sweep": Sweep}
+"""The groups whose one class is the core's."""
 
 
 @dataclass
@@ -290,8 +294,8 @@ def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
     node = config[group]
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)
-    if group in ("measure", "tracking", "sweep"):
-        cls: type[Any] = {"measure": Measure, "tracking": Tracking, "sweep": Sweep}[group]
+    if group in OWN:
+        cls: type[Any] = OWN[group]
     elif "_target_" in values:
         cls = _load(str(values.pop("_target_")), group)
     else:
@@ -307,10 +311,20 @@ def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
         if values.get(name, "???") == "???":
             values[name] = value
     with _named(group, cls):
-        typed = OmegaConf.merge(OmegaConf.structured(cls), values)
-        for missing in sorted(OmegaConf.missing_keys(typed)):
-            raise ConfigError(missing, None, "a value: there is no recommendation, so set it")
-        return OmegaConf.to_object(typed)
+        # Thousands of cells share these few settings; what a plugin brings is each cell's own.
+        return _own(cls, json.dumps(values)) if group in OWN else _typed(cls, values)
+
+
+def _typed(cls: type[Any], values: Mapping[str, Any]) -> Any:
+    typed = OmegaConf.merge(OmegaConf.structured(cls), values)
+    for missing in sorted(OmegaConf.missing_keys(typed)):
+        raise ConfigError(missing, None, "a value: there is no recommendation, so set it")
+    return OmegaConf.to_object(typed)
+
+
+@lru_cache(maxsize=100)
+def _own(cls: type[Any], values: str) -> Any:
+    return _typed(cls, json.loads(values))
 
 
 @contextmanager

@@ -12,9 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hydra import initialize_config_module
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
 
+from expkit import config
 from expkit.sweep.engine import teams
 from expkit.sweep.manifest import Manifest, Planned
+from expkit.sweep.plan import Composer
 from expkit.tracking import journal
 from expkit.tracking.stored import Stored
 
@@ -181,6 +189,64 @@ def test_editing_an_option_file_changes_nothing_in_a_sweep_that_runs(expkit: Exp
         opening = journal.opening(run.folder)
         assert opening is not None
         assert opening["params"]["problem.n"] == 8
+
+
+SHARING = {
+    "values": ("problem=linear", "seed=3", "optimizer.lr=0.5"),
+    "again": ("problem=linear", "seed=4", "optimizer.lr=0.25"),
+    "a choice after a value of its": ("optimizer.lr=0.5", "problem=linear", "optimizer=adam"),
+    "a preset": ("+experiment=sine_numpy", "steps=7"),
+    "a value over a preset's": ("problem.n=5", "+experiment=sine_numpy"),
+    "a key that is added": ("+optimizer.more=1", "optimizer.lr=0.5"),
+    "a key that is deleted": ("problem=linear", "seed=1", "~problem.batch_size"),
+    "a whole option's values": ("optimizer={lr: 0.5}", "seed=1"),
+    "another option and a value of its": ("measure=thorough", "measure.budget_s=7"),
+    "Hydra's own": ("hydra.job.name=mine", "seed=1"),
+    "a reference": ("steps=${seed}", "seed=9", "backend.threads=${steps}"),
+    "several values of one key": ("seed=1", "seed=2"),
+}
+
+
+def loader_of_hydra() -> ConfigLoader:
+    """Inside of Hydra's `initialize`."""
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    return hydra.config_loader
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_cells_share_is_composed_once_and_to_the_same(order: int) -> None:
+    config.register()
+    with initialize_config_module("expkit.conf", version_base="1.3"):
+        loader = loader_of_hydra()
+        master = loader.load_configuration("config", ["seed=1,2"], RunMode.MULTIRUN)
+        composer = Composer(master, loader)
+        for words in list(SHARING.values())[::order]:
+            alone = loader.load_sweep_config(master, list(words))
+            choices = dict(alone.hydra.runtime.choices)
+            with open_dict(alone):
+                del alone["hydra"]
+            composed, chosen = composer(words)
+            assert chosen == choices
+            assert composed == alone
+            assert OmegaConf.to_yaml(composed) == OmegaConf.to_yaml(alone)
+            assert OmegaConf.to_yaml(composed, resolve=True) == OmegaConf.to_yaml(
+                alone, resolve=True
+            )
+
+
+@pytest.mark.parametrize("words", [("seed=abc",), ("nonsense=1",), ("optimizer=nonsense",)])
+def test_what_cannot_be_composed_is_told_as_hydra_tells_it(words: tuple[str, ...]) -> None:
+    config.register()
+    with initialize_config_module("expkit.conf", version_base="1.3"):
+        loader = loader_of_hydra()
+        master = loader.load_configuration("config", [], RunMode.MULTIRUN)
+        with pytest.raises(HydraException) as alone:
+            loader.load_sweep_config(master, list(words))
+        with pytest.raises(HydraException) as shared:
+            Composer(master, loader)(words)
+    assert type(shared.value) is type(alone.value)
+    assert str(shared.value) == str(alone.value)
 
 
 @pytest.mark.parametrize("word", ["sweep.workers=0", "sweep.limit_s=-1", "sweep.objective=luck"])

@@ -246,7 +246,7 @@ def reported(work: Callable[[], int], folder: Path) -> int:
             complain(f"interrupted; what was measured is in {folder}")
         raise
     except Exception as error:
-        return complain(f"the run failed: {one_line(error)}{_report(folder)}", FAILED)
+        return complain(f"the run failed: {one_line(error)}{where_told(folder)}", FAILED)
 
 
 def show(text: str) -> None:
@@ -263,7 +263,7 @@ def not_in_mlflow(error: str, folder: Path) -> int:
     return complain(f"not in MLflow ({error}); {later}", FAILED)
 
 
-def _report(folder: Path) -> str:
+def where_told(folder: Path) -> str:
     """Where to read the whole error; nothing where it could not be written, as on a full disk."""
     report = folder / "error.txt"
     with suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus
 
-from expkit.cli.run import not_in_mlflow, run
+from expkit.cli.run import not_in_mlflow, run, where_told
 from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
 from expkit.errors import UserError
 from expkit.measure.statistics import summarize
@@ -20,10 +21,13 @@ from expkit.sweep import elsewhere, engine
 from expkit.sweep.manifest import FILE, Manifest, Planned, locked, named, newest
 from expkit.tracking.sent import pending
 from expkit.tracking.stored import Stored
-from expkit.tracking.tracker import Tracker
+from expkit.tracking.tracker import Tracker, one_line
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
+
+
+REDRAW_S = 0.2
 
 
 class Lines:
@@ -33,6 +37,8 @@ class Lines:
         self._manifest, self._total = manifest, len(todo)
         self._done = self._failed = 0
         self._running: dict[int, str] = {}
+        self._now = ""
+        self._shown = 0.0
         self._begun = monotonic()
         self._live = sys.stderr.isatty()
 
@@ -40,9 +46,15 @@ class Lines:
         self._running[planned.index] = planned.title
         self._show()
 
+    def measures(self, planned: Planned, rounds: int) -> None:
+        self._now = f" (round {rounds}: {planned.title})"
+        if monotonic() - self._shown > REDRAW_S:
+            self._show()
+
     def ends(self, planned: Planned, outcome: str, reason: str) -> None:
         self._running.pop(planned.index, None)
         self._done += 1
+        self._now = ""
         self._failed += outcome != "ok"
         what = f"[{self._done}/{self._total}] {report.name(self._manifest, planned)}"
         self.says(f"{what}: {outcome}" + (f": {reason}" if reason else ""))
@@ -62,12 +74,12 @@ class Lines:
             return
         parts = [f"{self._done} of {self._total} done", f"{self._failed} failed"]
         if self._running:
-            first = next(iter(self._running.values()))
-            parts.append(f"{len(self._running)} running ({first}, ...)")
+            parts.append(f"{len(self._running)} running{self._now}")
         if self._done:
             left = (monotonic() - self._begun) / self._done * (self._total - self._done)
             parts.append(f"about {left:.0f} s left")
-        line = ", ".join(parts)[:118]
+        self._shown = monotonic()
+        line = ", ".join(parts)[: shutil.get_terminal_size().columns - 1]
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
@@ -185,4 +197,8 @@ def begin(manifest: Manifest, tracker: Tracker | None, launcher: Launcher | None
         print(report.planned(manifest, todo), flush=True)
         if not manifest.cells:
             return complain("nothing can run: every cell is skipped", FAILED)
-        return conduct(manifest, todo, tracker, launcher)
+        try:
+            return conduct(manifest, todo, tracker, launcher)
+        except Exception as error:
+            told = where_told(manifest.folder)
+            return complain(f"the sweep failed: {one_line(error)}{told}", FAILED)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from statistics import fmean
@@ -78,7 +79,7 @@ def environment(root: Path = ROOT) -> dict[str, Any]:
         "threadpools": threadpoolctl.threadpool_info(),
         "thread_variables": {k: v for k, v in os.environ.items() if k.endswith("_NUM_THREADS")},
         "versions": versions(),
-        "git": git_state(Path.cwd()),
+        "git": _git_of_process(Path.cwd()),
         "gpus": gpus(),
     }
 
@@ -242,13 +243,22 @@ def _observed_resolution() -> float | None:
 
 def versions() -> dict[str, str]:
     """Version by package, of those that are installed."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = ((package, _version(package)) for package in PACKAGES)
+    return {package: said for package, said in found if said is not None}
+
+
+@cache
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def _git_of_process(folder: Path) -> dict[str, Any] | None:
+    """As it was when it was first asked for: what has been imported by then stays as it was."""
+    return git_state(folder)
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

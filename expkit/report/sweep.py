@@ -88,7 +88,8 @@ def _ranked(
             summary = summarize(run.rounds)
             ends = f"{seconds(summary.low)} to {seconds(summary.high)}"
             ratio, verdict = _verdict(cell, run, runs)
-            row = (cell.title, seconds(summary.median), ends, ratio, verdict, loss, outcome)
+            stable = outcome if run.stable else f"{outcome}, unstable"
+            row = (cell.title, seconds(summary.median), ends, ratio, verdict, loss, stable)
             rows.append((summary.median, row))
     return [row for _, row in sorted(rows, key=lambda ranked: ranked[0])]
 
@@ -108,27 +109,29 @@ def _verdict(cell: Planned, run: Stored, runs: dict[int, Stored | None]) -> tupl
 
 
 def _failures(manifest: Manifest, runs: dict[int, Stored | None]) -> list[str]:
-    lines: list[str] = []
-    bad = [c for c in manifest.cells if (run := runs[c.index]) and run.outcome != "ok"]
-    for cell in bad:
+    """Every failed cell; those that failed alike and said nothing of their own, together."""
+    alike: dict[tuple[str, ...], list[tuple[Planned, Stored]]] = {}
+    for cell in manifest.cells:
         run = runs[cell.index]
-        assert run is not None
-        lines.append(f"{name(manifest, cell)}: {run.outcome}: {run.reason}")
-        lines += [f"    {line}" for line in _last_lines(run.folder)]
-        lines.append(f"    in {run.folder}")
+        if run and run.outcome != "ok":
+            key = (run.outcome, run.reason, *_last_lines(run.folder))
+            alike.setdefault(key, []).append((cell, run))
+    lines: list[str] = []
+    for (outcome, reason, *said), failed in alike.items():
+        lines += [f"  {name(manifest, cell)}  ({run.folder})" for cell, run in failed]
+        lines.append(f"    {outcome}: {reason}")
+        lines += [f"    | {line}" for line in said]
+    bad = sum(map(len, alike.values()))
     missing = sum(runs[cell.index] is None for cell in manifest.cells)
-    head = [f"{count(len(bad), 'cell')} failed"] if bad else []
+    head = [f"{count(bad, 'cell')} failed"] if bad else []
     tail = [f"{count(missing, 'cell')} not run"] if missing else []
     return [*head, *lines, *tail]
 
 
 def _last_lines(folder: Path) -> list[str]:
-    """What its process said last, but for what the reason tells already."""
-    for file in (folder / SAID,):
-        if file.is_file():
-            said = file.read_text(errors="replace").splitlines()
-            return said[-LAST_LINES:]
-    return []
+    """What its process said last."""
+    said = folder / SAID
+    return said.read_text(errors="replace").splitlines()[-LAST_LINES:] if said.is_file() else []
 
 
 def _aligned(rows: Sequence[Row]) -> list[str]:

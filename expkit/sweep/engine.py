@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from expkit.measure import parity
-from expkit.measure.environment import Activity, Snapshot
+from expkit.measure.environment import Activity, Snapshot, gpus
 from expkit.measure.rounds import run_rounds
 from expkit.measure.stopping import is_narrow
 from expkit.measure.verdict import judge
@@ -33,6 +33,7 @@ from expkit.tracking.tracker import Tracker
 
 ALIVE = 8
 """Workers that are alive together by default, where one at a time is measured."""
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -40,6 +41,8 @@ class Screen(Protocol):
     """Shows how a sweep goes."""
 
     def begins(self, planned: Planned) -> None: ...
+
+    def measures(self, planned: Planned, rounds: int) -> None: ...
 
     def ends(self, planned: Planned, outcome: str, reason: str) -> None: ...
 
@@ -59,22 +62,74 @@ class Stop:
         self._screen.says("interrupted: what is being measured is finished; again ends it now")
 
 
+@dataclass(frozen=True)
+class Ledger:
+    """Where a sweep's runs are written down, and told of."""
+
+    manifest: Manifest
+    tracker: Tracker | None
+    screen: Screen
+
+    def begin(self, planned: Planned, mark: Mapping[str, str]) -> Attempt:
+        """A new run of a cell, with this tag."""
+        tags = {"sweep": self.manifest.id, "sweep.cell": str(planned.index), **mark}
+        self.screen.begins(planned)
+        return Attempt(planned, self.manifest.next_attempt(planned), tags, self)
+
+    def send(self, attempt: Attempt) -> None:
+        """To MLflow, some time soon. Not while the tracker is stopped."""
+        if self.tracker and (attempt.folder / journal.FILE).exists():
+            self.tracker.update(attempt.folder)
+
+
+@dataclass
+class Attempt:
+    """A run of a cell."""
+
+    planned: Planned
+    folder: Path
+    tags: Mapping[str, str]
+    ledger: Ledger
+    outcome: str | None = None
+    """Once there is one."""
+
+    @property
+    def request(self) -> Message:
+        """What its worker is told."""
+        return {"cell": self.planned.frozen, "folder": str(self.folder), "tags": self.tags}
+
+    def end(self, outcome: str, reason: str) -> None:
+        """See to it that the journal has its end."""
+        self.outcome = outcome
+        if not (self.folder / journal.FILE).exists() or not journal.is_ended(self.folder):
+            record_failure(self.planned.cell, self.folder, self.tags, outcome, reason)
+        self.ledger.screen.ends(self.planned, outcome, reason)
+
+    def interrupt(self) -> None:
+        """End it where nothing else has."""
+        if self.outcome is None:
+            self.end("interrupted", "stopped before its end")
+
+
 @dataclass
 class Member:
     """One cell of a team, and the worker that holds it: a source of repeats."""
 
-    planned: Planned
-    folder: Path
-    tags: dict[str, str]
+    attempt: Attempt
     worker: Worker
     left_s: float
-    tracker: Tracker | None
     rounds: list[list[float]] = field(default_factory=list)
     facts: Mapping[str, str] = field(default_factory=dict)
     expected_s: float = 0.0
     ready: bool = False
-    ended: tuple[str, str] | None = None
-    """Outcome and reason, once there is one."""
+
+    @property
+    def planned(self) -> Planned:
+        return self.attempt.planned
+
+    @property
+    def ended(self) -> bool:
+        return self.attempt.outcome is not None
 
     def ask(self, **request: Any) -> Message:
         """Hand it a request and wait for the answer; then it sleeps. `done` if it is gone."""
@@ -83,18 +138,18 @@ class Member:
             if request:
                 self.worker.tell(**request)
             answer = self.worker.hear(self.left_s)
-            if answer["is"] == "done":
-                self.ended = answer["outcome"], answer["reason"]
         except Ended as error:
-            self.ended = "failed", str(error)
-            answer = {"is": "done"}
+            answer = {"is": "done", "outcome": "failed", "reason": str(error)}
         self.worker.sleep()
+        if answer["is"] == "done":
+            self.attempt.end(answer["outcome"], answer["reason"])
         self.left_s -= monotonic() - begun
         return answer
 
     def place(self) -> None:
         if not self.ended:
             self.rounds.append([])
+            self.attempt.ledger.screen.measures(self.planned, len(self.rounds))
             self.ask(do="place")
 
     def repeat(self) -> bool:
@@ -103,14 +158,14 @@ class Member:
         if seconds is None:
             return False
         self.rounds[-1].append(seconds)
-        if self.tracker:
-            self.tracker.refresh(self.folder)
+        if tracker := self.attempt.ledger.tracker:
+            tracker.refresh(self.attempt.folder)
         return True
 
     @property
     def lives(self) -> bool:
         """Whether it has times, and may have more."""
-        return self.ready and self.ended is None and bool(self.rounds) and bool(self.rounds[-1])
+        return self.ready and not self.ended and bool(self.rounds) and bool(self.rounds[-1])
 
 
 def run(
@@ -121,14 +176,15 @@ def run(
     Raises:
         KeyboardInterrupt: it was asked twice; what was running is ended and recorded so.
     """
+    ledger = Ledger(manifest, tracker, screen)
     with _interruptible(screen) as stop:
         if manifest.sweep.timing:
             for team in teams(todo, manifest.sweep.workers or ALIVE):
                 if stop.asked:
                     break
-                _measure(manifest, team, tracker, screen)
+                _measure(team, ledger)
         else:
-            _fill(manifest, todo, tracker, screen, stop)
+            _fill(todo, ledger, stop)
     return stop.asked
 
 
@@ -166,53 +222,45 @@ def teams(todo: Iterable[Planned], most: int) -> list[list[Planned]]:
     return found
 
 
-def environment(planned: Planned) -> dict[str, str]:
+def environment(planned: Planned, gpu: str | None = None) -> dict[str, str]:
     """What a worker's libraries read when they are imported."""
     threads = planned.frozen["config"]["backend"].get("threads")
-    return dict.fromkeys(THREADS, str(threads)) if threads else {}
+    env = dict.fromkeys(THREADS, str(threads)) if threads else {}
+    if gpu is not None and _wants_gpu(planned):
+        env[VISIBLE] = gpu
+    return env
 
 
-def _tags(manifest: Manifest, planned: Planned) -> dict[str, str]:
-    return {"sweep": manifest.id, "sweep.cell": str(planned.index)}
+def _wants_gpu(planned: Planned) -> bool:
+    """Whether any GPU will do: a cell that names one (`cuda:1`) chooses for itself."""
+    return bool(planned.frozen["config"]["backend"].get("device") == "cuda")
 
 
-def _measure(
-    manifest: Manifest, team: Sequence[Planned], tracker: Tracker | None, screen: Screen
-) -> None:
+def _measure(team: Sequence[Planned], ledger: Ledger) -> None:
     """Measure cells in turn, each in an interpreter of its own, one awake at a time."""
-    together = f"{manifest.id}/{datetime.now():%H-%M-%S-%f}"
+    mark = {"interleaved": f"{ledger.manifest.id}/{datetime.now():%H-%M-%S-%f}"}
     with ExitStack() as stack:
         members = []
         for planned in team:
             worker = Worker(environment(planned))
             stack.callback(worker.kill)
-            tags = _tags(manifest, planned) | {"interleaved": together}
-            folder = manifest.next_attempt(planned)
-            left_s = manifest.sweep.limit_s
-            members.append(Member(planned, folder, tags, worker, left_s, tracker))
+            attempt = ledger.begin(planned, mark)
+            members.append(Member(attempt, worker, ledger.manifest.sweep.limit_s))
         try:
-            _take_turns(members, screen)
-        except BaseException:
-            for member in members:
-                member.worker.kill()
-                if member.ended is None:
-                    member.ended = "interrupted", "stopped before its end"
-            raise
+            _take_turns(members)
         finally:
             for member in members:
-                assert member.ended is not None
-                _close(member.planned, member.folder, member.tags, *member.ended)
-                _send(tracker, member.folder)
-                screen.ends(member.planned, *member.ended)
+                if not member.ended:
+                    member.worker.kill()
+                    member.attempt.interrupt()
+            for member in members:
+                ledger.send(member.attempt)
 
 
-def _take_turns(members: Sequence[Member], screen: Screen) -> None:
+def _take_turns(members: Sequence[Member]) -> None:
     for member in members:  # importing is not timed: all at once
-        screen.begins(member.planned)
-        with suppress(Ended):
-            cell = member.planned.frozen
-            request = {"cell": cell, "folder": str(member.folder), "tags": member.tags}
-            member.worker.tell(timed=True, **request)
+        with suppress(Ended):  # told by the next answer
+            member.worker.tell(timed=True, **member.attempt.request)
     for member in members:
         member.ask()
     with _quiet(members):
@@ -222,7 +270,7 @@ def _take_turns(members: Sequence[Member], screen: Screen) -> None:
     _require_alike(members)
     ready = [member for member in members if member.ready and not member.ended]
     for member in ready:
-        _send(member.tracker, member.folder)
+        member.attempt.ledger.send(member.attempt)
     with _quiet(ready):
         pids = [member.worker.pid for member in ready]
         start = Snapshot.take(pids=pids)
@@ -247,9 +295,9 @@ def _quiet(members: Sequence[Member]) -> Iterator[None]:
     """Nothing of ours beside the clock; first let long runs appear in MLflow."""
     with ExitStack() as quiet:
         for member in members:
-            if member.tracker:
+            if tracker := member.attempt.ledger.tracker:
                 expected_s = member.expected_s * len(members)
-                quiet.enter_context(member.tracker.quiet(member.folder, expected_s))
+                quiet.enter_context(tracker.quiet(member.attempt.folder, expected_s))
         yield
 
 
@@ -308,56 +356,72 @@ def _unlike(member: Member, members: Sequence[Member]) -> list[str]:
     return parity.differences(base.facts, member.facts, names)
 
 
+@dataclass(frozen=True)
+class _Slot:
+    """What a worker has to itself while others run beside it."""
+
+    cpus: Sequence[int]
+    gpu: str | None
+
+
 @dataclass
 class _Post:
     """A worker that runs one cell after another."""
 
     worker: Worker
     key: tuple[str, ...]
-    cpus: Sequence[int]
-    planned: Planned | None = None
-    folder: Path = Path()
+    slot: _Slot
+    attempt: Attempt | None = None
     ends_at: float = 0.0
 
 
-def _fill(
-    manifest: Manifest,
-    todo: Sequence[Planned],
-    tracker: Tracker | None,
-    screen: Screen,
-    stop: Stop,
-) -> None:
+def _fill(todo: Sequence[Planned], ledger: Ledger, stop: Stop) -> None:
     """Keep as many cells running at once as there are workers; none of them is timed.
 
     A worker takes cells of one backend and its settings, one after another: what a library fixes
-    when it is imported is then right for all of them. Each has its share of the CPUs to itself.
+    when it is imported is then right for all of them. Each has its share of the CPUs to itself, and
+    a GPU if its cells ask for one.
     """
-    cpus = sorted(os.sched_getaffinity(0))
-    count = min(manifest.sweep.workers or len(cpus), len(todo))
-    free: deque[Sequence[int]] = deque(
-        cpus[i % len(cpus) :: min(count, len(cpus))] for i in range(count)
-    )
+    free = deque(_slots(todo, ledger.manifest.sweep.workers))
     waiting = deque(sorted(todo, key=_key))
     posts: list[_Post] = []
     try:
-        while (waiting and not stop.asked) or any(post.planned for post in posts):
+        while (waiting and not stop.asked) or any(post.attempt for post in posts):
             if not stop.asked:
-                _occupy(manifest, waiting, posts, free, screen)
-            busy = [post for post in posts if post.planned]
+                _occupy(ledger, waiting, posts, free)
+            busy = [post for post in posts if post.attempt]
             soonest = min(post.ends_at for post in busy)
             heard = select.select([p.worker for p in busy], [], [], max(0, soonest - monotonic()))
             for post in busy:
                 if post.worker in heard[0] or post.ends_at <= monotonic():
-                    _vacate(manifest, post, posts, free, tracker, screen)
+                    _vacate(ledger, post, posts, free)
     finally:
         for post in posts:
-            if post.planned:
+            if post.attempt:
                 post.worker.kill()
-                end = "interrupted", "stopped before its end"
-                _close(post.planned, post.folder, _untimed(manifest, post.planned), *end)
-                _send(tracker, post.folder)
-                screen.ends(post.planned, *end)
+                post.attempt.interrupt()
+                ledger.send(post.attempt)
             post.worker.close()
+
+
+def _slots(todo: Sequence[Planned], workers: int | None) -> list[_Slot]:
+    """One for every worker: its share of the CPUs, and a GPU as long as there are any."""
+    cpus = sorted(os.sched_getaffinity(0))
+    count = min(workers or len(cpus), len(todo))
+    devices = _gpus() if any(map(_wants_gpu, todo)) else []
+    shares = min(count, len(cpus))
+    return [
+        _Slot(cpus[i % len(cpus) :: shares], devices[i] if i < len(devices) else None)
+        for i in range(count)
+    ]
+
+
+def _gpus() -> list[str]:
+    """The devices that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    visible = os.environ.get(VISIBLE)
+    if visible is not None:
+        return [word for word in visible.split(",") if word]
+    return [str(gpu["index"]) for gpu in gpus()]
 
 
 def _key(planned: Planned) -> tuple[str, ...]:
@@ -367,70 +431,51 @@ def _key(planned: Planned) -> tuple[str, ...]:
 
 
 def _occupy(
-    manifest: Manifest,
-    waiting: deque[Planned],
-    posts: list[_Post],
-    free: deque[Sequence[int]],
-    screen: Screen,
+    ledger: Ledger, waiting: deque[Planned], posts: list[_Post], free: deque[_Slot]
 ) -> None:
     """Give every worker that has nothing to do a cell; replace those of another kind."""
-    for post in [post for post in posts if post.planned is None]:
+    for post in [post for post in posts if post.attempt is None]:
         if waiting and post.key != _key(waiting[0]):
             post.worker.close()
             posts.remove(post)
-            free.append(post.cpus)
-    while free and waiting and len([p for p in posts if p.planned is None]) < len(waiting):
-        cpus = free.popleft()
-        worker = Worker(environment(waiting[0]), cpus)
-        posts.append(_Post(worker, _key(waiting[0]), cpus))
-    for post in posts:
-        if waiting and post.planned is None and post.key == _key(waiting[0]):
-            planned = waiting.popleft()
-            post.planned, post.folder = planned, manifest.next_attempt(planned)
-            post.ends_at = monotonic() + manifest.sweep.limit_s
-            screen.begins(planned)
-            tags = _untimed(manifest, planned)
-            with suppress(Ended):  # told by the next answer
-                request = {"cell": planned.frozen, "folder": str(post.folder), "tags": tags}
-                post.worker.tell(timed=False, **request)
+            free.append(post.slot)
+    while waiting:
+        key = _key(waiting[0])
+        idle = next((p for p in posts if p.attempt is None and p.key == key), None)
+        if idle is None:
+            slot = _suitable(waiting[0], free, posts)
+            if slot is None:
+                return
+            idle = _Post(Worker(environment(waiting[0], slot.gpu), slot.cpus), key, slot)
+            posts.append(idle)
+        idle.attempt = ledger.begin(waiting.popleft(), {"timed": "no"})
+        idle.ends_at = monotonic() + ledger.manifest.sweep.limit_s
+        with suppress(Ended):  # told by the next answer
+            idle.worker.tell(timed=False, **idle.attempt.request)
 
 
-def _vacate(
-    manifest: Manifest,
-    post: _Post,
-    posts: list[_Post],
-    free: deque[Sequence[int]],
-    tracker: Tracker | None,
-    screen: Screen,
-) -> None:
+def _suitable(planned: Planned, free: deque[_Slot], posts: Sequence[_Post]) -> _Slot | None:
+    """A free slot, taken: one with a GPU for a cell that asks for one, if there are any."""
+    wants = _wants_gpu(planned) and any(slot.gpu is not None for slot in free)
+    if _wants_gpu(planned) and not wants and any(post.slot.gpu is not None for post in posts):
+        return None  # every GPU has its cell
+    found = next((slot for slot in free if slot.gpu is not None or not wants), None)
+    if found:
+        free.remove(found)
+    return found
+
+
+def _vacate(ledger: Ledger, post: _Post, posts: list[_Post], free: deque[_Slot]) -> None:
     """Take in what a worker has answered; let go of one that is gone."""
-    assert post.planned is not None
+    attempt = post.attempt
+    assert attempt is not None
     try:
         answer = post.worker.hear(post.ends_at - monotonic())
-        end = answer["outcome"], answer["reason"]
+        attempt.end(answer["outcome"], answer["reason"])
     except Ended as error:
-        end = "failed", str(error)
+        attempt.end("failed", str(error))
         post.worker.kill()
         posts.remove(post)
-        free.append(post.cpus)
-    _close(post.planned, post.folder, _untimed(manifest, post.planned), *end)
-    _send(tracker, post.folder)
-    screen.ends(post.planned, *end)
-    post.planned = None
-
-
-def _untimed(manifest: Manifest, planned: Planned) -> dict[str, str]:
-    return _tags(manifest, planned) | {"timed": "no"}
-
-
-def _close(
-    planned: Planned, folder: Path, tags: Mapping[str, str], outcome: str, reason: str
-) -> None:
-    """See to it that the cell's journal has its end."""
-    if not (folder / journal.FILE).exists() or not journal.is_ended(folder):
-        record_failure(planned.cell, folder, tags, outcome, reason)
-
-
-def _send(tracker: Tracker | None, folder: Path) -> None:
-    if tracker and (folder / journal.FILE).exists():
-        tracker.update(folder)
+        free.append(post.slot)
+    ledger.send(attempt)
+    post.attempt = None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, open_dict
 
 from expkit.config import Cell, Sweep, build_cell, build_sweep
@@ -38,7 +42,8 @@ def plan(
     """
     if not jobs:
         raise UserError("-m: these words make no cell")
-    made = [_compose(master, loader, job) for job in jobs]
+    compose = Composer(master, loader)
+    made = [_build(*compose(job)) for job in jobs]
     sweep = made[0][1]
     if any(other != sweep for _, other in made):
         raise UserError("sweep: its keys are for the whole sweep, so they take one value each")
@@ -71,11 +76,78 @@ def plan(
     return _manifest(Path(master.hydra.sweep.dir).absolute(), words, sweep, kept, titles, skipped)
 
 
-def _compose(master: DictConfig, loader: ConfigLoader, job: Sequence[str]) -> tuple[Cell, Sweep]:
-    composed = loader.load_sweep_config(master, list(job))
-    choices = dict(composed.hydra.runtime.choices)
-    with open_dict(composed):
-        del composed["hydra"]
+Composed = tuple[DictConfig, Mapping[str, str]]
+"""A configuration without Hydra's own part, and the option chosen in each group."""
+
+
+class Composer:
+    """Composes cells as Hydra does; what cells share is composed once.
+
+    Values such as `seed=3` are applied after everything else and have no say in what is chosen, so
+    cells of the same choices differ by them alone. Where a word adds or deletes a key, or is meant
+    for Hydra itself, Hydra composes the cell from the start.
+    """
+
+    def __init__(self, master: DictConfig, loader: ConfigLoader) -> None:
+        self._master, self._loader = master, loader
+        self._parser = OverridesParser.create(config_loader=loader)
+        self._parsed: dict[str, Override] = {}
+        self._groups: dict[str, bool] = {}
+        self._shared: dict[tuple[str, ...], Composed] = {}
+
+    def __call__(self, job: Sequence[str]) -> Composed:
+        """What these words compose.
+
+        Raises:
+            HydraException, OmegaConfBaseException, YAMLError: the words do not fit.
+        """
+        words = [self._parse(word) for word in job]
+        values = [word for word in words if self._is_value(word)]
+        rest = [word for word in words if not self._is_value(word)]
+        if not all(self._is_choice(word) for word in rest):
+            return self._compose(job)
+        key = tuple(str(word.input_line) for word in rest)
+        if key not in self._shared:
+            self._shared[key] = self._compose(key)
+        shared, choices = self._shared[key]
+        composed = copy.deepcopy(shared)
+        ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+        return composed, choices
+
+    def _compose(self, job: Sequence[str]) -> Composed:
+        composed = self._loader.load_sweep_config(self._master, list(job))
+        choices = dict(composed.hydra.runtime.choices)
+        with open_dict(composed):
+            del composed["hydra"]
+        return composed, choices
+
+    def _parse(self, word: str) -> Override:
+        if word not in self._parsed:
+            self._parsed[word] = self._parser.parse_override(word)
+        return self._parsed[word]
+
+    def _is_value(self, word: Override) -> bool:
+        """Whether it replaces the value of a key that is there."""
+        plain = word.type == OverrideType.CHANGE and word.package is None
+        return plain and not word.is_hydra_override() and not self._is_group(word)
+
+    def _is_choice(self, word: Override) -> bool:
+        changes = word.type in (OverrideType.CHANGE, OverrideType.ADD)
+        ours = changes and not word.is_hydra_override() and self._is_group(word)
+        return ours and not isinstance(word.value(), dict)
+
+    def _is_group(self, word: Override) -> bool:
+        group = word.key_or_group
+        if group not in self._groups:
+            about = self._master.hydra
+            found = self._loader.get_group_options(
+                group, None, about.job.config_name, list(about.overrides.hydra)
+            )
+            self._groups[group] = bool(found)
+        return self._groups[group]
+
+
+def _build(composed: DictConfig, choices: Mapping[str, str]) -> tuple[Cell, Sweep]:
     cell, sweep = build_cell(composed, choices), build_sweep(composed)
     if cell.measure.processes > 1:
         takes = "1: a sweep gives every cell one process; expkit compare takes several"

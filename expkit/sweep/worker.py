@@ -172,6 +172,8 @@ def _run(request: Message, channel: _Channel) -> None:
     if not (folder / SAID).stat().st_size:
         (folder / SAID).unlink()
     gc.collect()
+    if not gc.get_freeze_count():
+        gc.freeze()  # what the first cell leaves are libraries: no collection looks at them again
     channel.write("done", outcome=outcome, reason=reason)
 
 

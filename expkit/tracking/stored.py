@@ -29,6 +29,7 @@ class Stored:
         interleaved: the name that runs share whose rounds were measured in turn; else None.
         loss: the last; None where there is none.
         timed: false where other things ran meanwhile, by intent.
+        stable: false where there are reasons to distrust the times.
     """
 
     folder: Path
@@ -43,6 +44,7 @@ class Stored:
     interleaved: str | None
     loss: float | None
     timed: bool
+    stable: bool
 
     @property
     def rounds(self) -> Rounds:
@@ -97,6 +99,7 @@ def load(folder: Path) -> Stored:
         interleaved=tags.get("interleaved"),
         loss=last["final/loss"],
         timed=timed,
+        stable=tags.get("stable", "yes") == "yes",
     )
 
 
