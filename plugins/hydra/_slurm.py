@@ -6,7 +6,6 @@ that died; and the first that failed ends the waiting for all others, which go o
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -36,14 +35,16 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Submit the jobs and wait for them."""
-        if not shutil.which("sbatch"):
-            raise UserError("hydra/launcher=slurm: no sbatch here; run on a machine that has it")
         folder = Path(self.config.hydra.sweep.dir).absolute()
         name = self.params["name"] = "-".join(["expkit", *folder.parts[-2:]])
         cancel(name)  # of a process that was killed while it waited
         with _patient():
             try:
                 found: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)
+            except Exception as error:  # a job's own does not get here, so none was submitted
+                raise UserError(
+                    f"hydra/launcher=slurm: {str(error).strip().splitlines()[-1]}"
+                ) from error
             except BaseException:
                 cancel(name)
                 raise
@@ -52,7 +53,12 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
 
 def cancel(name: str) -> None:
     """End all jobs of this name, and wait until they have ended."""
-    subprocess.run(["scancel", "--me", f"--name={name}"], check=True)
+    try:
+        command = ["scancel", "--me", f"--name={name}"]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        raise UserError(f"hydra/launcher=slurm: {said.strip().splitlines()[-1]}") from error
     queue = [*QUEUE, f"--name={name}"]
     end = time.monotonic() + END_S
     while subprocess.run(queue, capture_output=True).stdout and time.monotonic() < end:
