@@ -167,6 +167,7 @@ def test_a_sweep_on_slurm_that_is_ended_leaves_no_job_to_the_resumed_one(
     done = finish(on_slurm, "resume")
     assert done.status == 0, done.out + done.err
     assert once(runs(on_slurm), 8), runs(on_slurm)
+    assert len(list(sweep_of(on_slurm).folder.glob(".submitit/[0-9]*_0"))) == 2, "resumed on SLURM"
     assert slurm.ask("squeue", "--noheader") == ""
 
 
