@@ -236,31 +236,37 @@ def test_a_sweep_that_is_killed_and_resumed_is_whole_on_a_tracking_server(
 
 
 @pytest.mark.parametrize("through", ["server", "database"])
-def test_eight_begin_at_once_on_a_fresh_database(
+def test_eight_processes_open_a_fresh_database_at_once(
     expkit: Expkit, postgres: Postgres, request: pytest.FixtureRequest, through: str
 ) -> None:
     if through == "server":
         server: TrackingServer = request.getfixturevalue("tracking_server")
-        uri, database = server.address, server.database
+        uri = server.address
     else:
-        uri = database = postgres.database("fresh")
-    ready = time.time() + 20
+        uri = postgres.database("fresh")
     script = f"""
-        import sys, time
+        import pathlib, sys, time
         from expkit.tracking.upload import Uploader
 
         uploader = Uploader()
-        time.sleep(max(0, {ready} - time.time()))
+        pathlib.Path(f"ready-{{sys.argv[1]}}").touch()
+        while not pathlib.Path("go").exists():
+            time.sleep(0.001)
         for name in ("one", "two", "three"):
             uploader._open({uri!r}, {{"experiment": name, "artifacts": "/nowhere"}})
     """
-    processes = [expkit._start("-c", dedent(script)) for _ in range(8)]
+    processes = [expkit._start("-c", dedent(script), str(number)) for number in range(8)]
+    wait_for(lambda: len(list(expkit.place.glob("ready-*"))) == 8)
+    (expkit.place / "go").touch()
     for done in [expkit.end(process, LIMIT_S) for process in processes]:
         assert done.status == 0, done.err
-    sweeps = [
-        expkit.start("-m", "problem=linear", "steps=20", *QUICK, f"seed={i}", f"tracking.uri={uri}")
-        for i in range(8)
-    ]
+
+
+def test_eight_sweeps_begin_at_once_on_a_fresh_tracking_server(
+    expkit: Expkit, tracking_server: TrackingServer
+) -> None:
+    words = ("problem=linear", "steps=20", *QUICK, f"tracking.uri={tracking_server.address}")
+    sweeps = [expkit.start("-m", *words, f"seed={number}") for number in range(8)]
     for done in [expkit.end(sweep, LIMIT_S) for sweep in sweeps]:
         assert done.status == 0, done.out + done.err
-    assert runs(expkit, database) == [("0", "FINISHED")] * 8
+    assert runs(expkit, tracking_server.database) == [("0", "FINISHED")] * 8

@@ -38,6 +38,7 @@ class ExpkitSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run every combination of the words."""
         assert self.hydra_context is not None
+        assert self.config is not None
         loader = self.hydra_context.config_loader
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(
             [*self._parse_config(), *arguments]
