@@ -13,6 +13,10 @@ from textwrap import dedent
 from typing import NamedTuple
 
 import pytest
+from services import postgres as postgres
+from services import ray_cluster as ray_cluster
+from services import slurm as slurm
+from services import tracking_server as tracking_server
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 DEADLINE_S = 60.0
@@ -45,11 +49,11 @@ class Expkit:
         """Run a small script in the same surroundings."""
         return self.end(self._start("-c", dedent(code)))
 
-    def end(self, process: subprocess.Popen[str]) -> Done:
+    def end(self, process: subprocess.Popen[str], limit_s: float = DEADLINE_S) -> Done:
         """Wait for the process's end."""
         with process:
             try:
-                out, err = process.communicate(timeout=DEADLINE_S)
+                out, err = process.communicate(timeout=limit_s)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise

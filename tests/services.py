@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -321,8 +321,8 @@ def run_postgres(programs: Path) -> Iterator[Postgres]:
         with daemon(init, *begin, place=place, env=surroundings, user=user) as process:
             assert process.wait(START_S) == 0, (place / "initdb.log").read_text()
         command = server, "-p", env["PGPORT"], *options
-        kind = {"place": place, "env": surroundings, "user": user}
-        with daemon(*command, **kind, stop=signal.SIGINT):  # SIGTERM waits for its clients
+        stop = signal.SIGINT  # SIGTERM would wait for its clients
+        with daemon(*command, place=place, env=surroundings, user=user, stop=stop):
             answers = [str(programs / "pg_isready"), "--quiet"]
             wait_until(lambda: succeeds(*answers, env=env), "PostgreSQL", place)
             yield Postgres(env, programs)
@@ -339,35 +339,40 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
+@dataclass(frozen=True)
+class TrackingServer:
+    """MLflow's server, by its address, and the database behind it."""
+
+    address: str
+    database: str
+
+
 @contextmanager
-def run_tracking_server(database: str) -> Iterator[str]:
-    """MLflow's server on a database; its address."""
+def run_tracking_server(database: str) -> Iterator[TrackingServer]:
     with folder("mlflow") as place:
-        port = str(free_port())
-        options: Sequence[str] = (
-            f"--backend-store-uri={database}",
-            f"--artifacts-destination={place / 'artifacts'}",
-            "--host=127.0.0.1",
-            f"--port={port}",
-            "--workers=1",
-        )
+        port = free_port()
+        options = {
+            "backend-store-uri": database,
+            "artifacts-destination": place / "artifacts",
+            "host": "127.0.0.1",
+            "port": port,
+            "workers": 1,
+        }
+        words = [f"--{key}={value}" for key, value in options.items()]
         env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "TMPDIR": str(place)}
-        command = sys.executable, "-m", "mlflow", "server", *options
-        with (
-            nothing_left(f"TMPDIR={place}"),
-            daemon(*command, place=place, env=env),
-        ):
-            wait_until(lambda: _listens(int(port)), "MLflow's server", place)
-            yield f"http://127.0.0.1:{port}"
+        command = sys.executable, "-m", "mlflow", "server", *words
+        with nothing_left(f"TMPDIR={place}"), daemon(*command, place=place, env=env):
+            wait_until(lambda: listens(port), "MLflow's server", place)
+            yield TrackingServer(f"http://127.0.0.1:{port}", database)
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture
-def tracking_server(postgres: Postgres) -> Iterator[str]:
-    """MLflow's server on an empty database of PostgreSQL: its address."""
-    with run_tracking_server(postgres.database(f"mlflow_{secrets.token_hex(4)}")) as address:
-        yield address
+def tracking_server(postgres: Postgres) -> Iterator[TrackingServer]:
+    """MLflow's server on an empty database of PostgreSQL."""
+    with run_tracking_server(postgres.database(f"mlflow_{secrets.token_hex(4)}")) as server:
+        yield server

@@ -221,6 +221,8 @@ def begin(manifest: Manifest, tracker: Tracker | None, launcher: Launcher | None
             return complain("nothing can run: every cell is skipped", FAILED)
         try:
             return conduct(manifest, todo, tracker, launcher)
+        except UserError:
+            raise
         except Exception as error:
             told = where_told(manifest.folder)
             return complain(f"the sweep failed: {one_line(error)}{told}", FAILED)

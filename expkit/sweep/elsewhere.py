@@ -20,6 +20,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from expkit.config import Sweep
+from expkit.errors import UserError
 from expkit.runner import record_failure
 from expkit.sweep import engine
 from expkit.sweep.manifest import Manifest, Planned
@@ -55,17 +56,22 @@ def launch(manifest: Manifest, todo: Sequence[Planned], launcher: Launcher) -> N
     ]
     try:
         returns = launcher.launch(jobs, initial_job_idx=0)
+        for planned, job in zip(todo, returns, strict=True):
+            if job.status != JobStatus.COMPLETED:
+                _lost(manifest, planned, "failed", f"its job failed: {one_line(job._return_value)}")
+            else:
+                _take_in(manifest, job.return_value)
+    except UserError:
+        raise
     except Exception as error:  # it gives up on all that it had not told of
         for planned in todo:
             run = manifest.result(planned)
             if run is None or run.outcome == "running":
-                _lost(manifest, planned, f"the launcher ended: {one_line(error)}")
-        return
-    for planned, job in zip(todo, returns, strict=True):
-        if job.status != JobStatus.COMPLETED:
-            _lost(manifest, planned, f"its job failed: {one_line(job._return_value)}")
-        else:
-            _take_in(manifest, job.return_value)
+                _lost(manifest, planned, "failed", f"the launcher ended: {one_line(error)}")
+    finally:
+        for planned in todo:  # what is still open has nobody left to end it
+            for folder in _open(manifest, planned):
+                _end(manifest, planned, folder, "interrupted", "stopped before its end")
 
 
 def run_there(composed: DictConfig) -> dict[str, Files]:
@@ -74,11 +80,15 @@ def run_there(composed: DictConfig) -> dict[str, Files]:
     planned = Planned(**packed["planned"])
     folder, sweep = Path(packed["folder"]), Sweep(**packed["sweep"])
     manifest = Manifest(folder, [], sweep, [], [planned])
-    attempt = manifest.next_attempt(planned)
-    uri = planned.cell.tracking.uri
-    reachable = planned.cell.tracking.kind == "mlflow" and uri and not address.database(uri)
-    with closing(Tracker()) if reachable else nullcontext() as tracker:
-        engine.run(manifest, [planned], tracker, Silent())
+    run = manifest.result(planned)
+    if run and run.outcome == "ok":  # by a job of a process that was killed meanwhile
+        attempt = run.folder
+    else:
+        attempt = manifest.next_attempt(planned)
+        uri = planned.cell.tracking.uri
+        reachable = planned.cell.tracking.kind == "mlflow" and uri and not address.database(uri)
+        with closing(Tracker()) if reachable else nullcontext() as tracker:
+            engine.run(manifest, [planned], tracker, Silent())
     files = {file.name: file.read_bytes() for file in attempt.iterdir() if file.is_file()}
     return {attempt.name: files}
 
@@ -102,8 +112,17 @@ def _take_in(manifest: Manifest, came: Mapping[str, Files]) -> None:
                 (folder / file).write_bytes(content)
 
 
-def _lost(manifest: Manifest, planned: Planned, reason: str) -> None:
+def _open(manifest: Manifest, planned: Planned) -> list[Path]:
+    """The cell's attempts that have not ended."""
+    begun = (f for f in manifest.attempts(planned) if (f / journal.FILE).exists())
+    return [folder for folder in begun if not journal.is_ended(folder)]
+
+
+def _lost(manifest: Manifest, planned: Planned, outcome: str, reason: str) -> None:
+    folders = _open(manifest, planned) or [manifest.next_attempt(planned)]
+    _end(manifest, planned, folders[-1], outcome, reason)
+
+
+def _end(manifest: Manifest, planned: Planned, folder: Path, outcome: str, reason: str) -> None:
     tags = {"sweep": manifest.id, "sweep.cell": str(planned.index)}
-    begun = manifest.attempts(planned)
-    folder = begun[-1] if begun and not journal.is_ended(begun[-1]) else None
-    record_failure(planned.cell, folder or manifest.next_attempt(planned), tags, "failed", reason)
+    record_failure(planned.cell, folder, tags, outcome, reason)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +21,15 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
 from expkit.tracking import address, journal, sent
 
 OWNER = ("host", "namespace", "pid", "started")
 BATCH = 1000
 """MLflow's limit on metrics in one request."""
+FILLING_S = (1, 2, 4, 8, 16)
+"""Pauses while another process fills an empty database."""
 
 
 class Uploader:
@@ -65,17 +69,12 @@ class Uploader:
         name = tracking["experiment"]
         with _one_at_a_time(uri):
             if uri not in self._clients:
-                self._clients[uri] = MlflowClient(uri)
+                self._clients[uri] = _client(uri)
             client = self._clients[uri]
             if (uri, name) not in self._experiments:
                 local = address.database(uri) is not None
                 place = Path(tracking["artifacts"]).as_uri() if local else None
-                found = client.get_experiment_by_name(name)
-                self._experiments[uri, name] = (
-                    found.experiment_id
-                    if found
-                    else client.create_experiment(name, artifact_location=place)
-                )
+                self._experiments[uri, name] = _experiment(client, name, place)
         return client, self._experiments[uri, name]
 
     def _append(self, client: MlflowClient, folder: Path, state: dict[str, Any]) -> None:
@@ -138,6 +137,33 @@ class Uploader:
 def _metrics(record: dict[str, Any]) -> list[Metric]:
     pairs = zip(record["values"], record["steps"], strict=True)
     return [Metric(record["key"], float(v), record["time"], step) for v, step in pairs]
+
+
+def _client(uri: str) -> MlflowClient:
+    """Of several that open an empty database at once one fills it; the others fail, and wait."""
+    if uri.startswith("http"):
+        return MlflowClient(uri)
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    for pause_s in FILLING_S:
+        try:
+            return MlflowClient(uri)
+        except (IntegrityError, ProgrammingError, MlflowException):
+            time.sleep(pause_s)
+    return MlflowClient(uri)
+
+
+def _experiment(client: MlflowClient, name: str, place: str | None) -> str:
+    """Its id; it is made here unless it is there, or somebody else was faster."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=place))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
 
 
 def _create(client: MlflowClient, experiment: str, run: dict[str, Any]) -> str:

@@ -38,12 +38,19 @@ class ExpkitSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run every combination of the words."""
         assert self.hydra_context is not None
+        assert self.config is not None
         loader = self.hydra_context.config_loader
-        words = OverridesParser.create(config_loader=loader).parse_overrides(
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(
             [*self._parse_config(), *arguments]
         )
-        (jobs,) = self.split_arguments(words, None)
-        return self._command.sweep(self.config, loader, jobs, arguments, self.launcher)
+        (jobs,) = self.split_arguments(parsed, None)
+        hydras = [
+            word
+            for word in self.config.hydra.overrides.hydra  # such as hydra/launcher=slurm
+            if not word.startswith(("hydra.mode=", "hydra.sweep.dir="))
+        ]
+        words = [*hydras, *arguments]
+        return self._command.sweep(self.config, loader, jobs, words, self.launcher)
 
 
 class LocalLauncher(Launcher):

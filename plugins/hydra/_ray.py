@@ -12,6 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_ray_launcher import ray_launcher
 
 from expkit.errors import UserError
+from expkit.tracking.tracker import one_line
 
 
 class RayLauncher(ray_launcher.RayLauncher):  # type: ignore[misc]
@@ -24,13 +25,18 @@ class RayLauncher(ray_launcher.RayLauncher):  # type: ignore[misc]
         import ray
         from hydra_plugins.hydra_ray_launcher import _core
 
-        _core.start_ray(self.ray_cfg.init)
+        try:
+            _core.start_ray(self.ray_cfg.init)
+        except (ConnectionError, ray.exceptions.RayError) as error:
+            raise UserError(f"hydra/launcher=ray: {one_line(error)}") from error
         try:
             offered = ray.cluster_resources()
             for name, amount in self.ray_cfg.remote.get("resources", {}).items():
                 if name not in offered:  # the tasks would wait for ever
                     start = f"ray start --resources='{{\"{name}\": {amount}}}'"
-                    raise UserError(f"ray: no node offers {name!r}; begin nodes with {start}")
+                    raise UserError(
+                        f"hydra/launcher=ray: no node offers {name!r}; begin nodes with {start}"
+                    )
             _core.ray = _Patient  # all that it uses of the module is get
             found: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)
         finally:

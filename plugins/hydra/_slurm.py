@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 
+from expkit.errors import UserError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -39,6 +41,10 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
         with _patient():
             try:
                 found: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)
+            except Exception as error:  # a job's own does not get here, so none was submitted
+                raise UserError(
+                    f"hydra/launcher=slurm: {str(error).strip().splitlines()[-1]}"
+                ) from error
             except BaseException:
                 cancel(name)
                 raise
@@ -47,7 +53,12 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
 
 def cancel(name: str) -> None:
     """End all jobs of this name, and wait until they have ended."""
-    subprocess.run(["scancel", "--me", f"--name={name}"], check=True)
+    try:
+        command = ["scancel", "--me", f"--name={name}"]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        raise UserError(f"hydra/launcher=slurm: {said.strip().splitlines()[-1]}") from error
     queue = [*QUEUE, f"--name={name}"]
     end = time.monotonic() + END_S
     while subprocess.run(queue, capture_output=True).stdout and time.monotonic() < end:
@@ -57,6 +68,7 @@ def cancel(name: str) -> None:
 @contextmanager
 def _patient() -> Iterator[None]:
     """Give submitit's jobs a way to be seen dead, and to fail without ending the waiting."""
+    from submitit.core.utils import UncompletedJobError
     from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
     class Queue(SlurmInfoWatcher):  # type: ignore[misc]
@@ -73,8 +85,9 @@ def _patient() -> Iterator[None]:
     def results(job: Any) -> list[JobReturn]:
         try:
             return list(wait(job))
-        except Exception as error:  # submitit's own, or whatever the job has raised
-            return [JobReturn(_return_value=error, status=JobStatus.FAILED)]
+        except UncompletedJobError:
+            said = f"SLURM's job {job.job_id} has no result ({job.state}); see {job.paths.stderr}"
+            return [JobReturn(_return_value=RuntimeError(said), status=JobStatus.FAILED)]
 
     wait, watcher = SlurmJob.results, SlurmJob.watcher
     SlurmJob.results, SlurmJob.watcher = results, Queue(delay_s=ASK_S)
