@@ -315,7 +315,7 @@ def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
         return _own(cls, json.dumps(values)) if group in OWN else _typed(cls, values)
 
 
-def _typed(cls: type[Any], values: Mapping[str, Any]) -> Any:
+def _typed(cls: type[Any], values: dict[Any, Any]) -> Any:
     typed = OmegaConf.merge(OmegaConf.structured(cls), values)
     for missing in sorted(OmegaConf.missing_keys(typed)):
         raise ConfigError(missing, None, "a value: there is no recommendation, so set it")

@@ -93,8 +93,10 @@ class Worker:
         return answer
 
     def sleep(self) -> None:
-        """Stop it, threads and all, until it is told something."""
+        """Stop it, threads and all, until it is told something; returns when it has stopped."""
         self._signal(signal.SIGSTOP)
+        with suppress(ChildProcessError):  # gone, and known to be
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def wake(self) -> None:
         """Let it go on."""
@@ -172,8 +174,6 @@ def _run(request: Message, channel: _Channel) -> None:
     if not (folder / SAID).stat().st_size:
         (folder / SAID).unlink()
     gc.collect()
-    if not gc.get_freeze_count():
-        gc.freeze()  # what the first cell leaves are libraries: no collection looks at them again
     channel.write("done", outcome=outcome, reason=reason)
 
 
@@ -239,9 +239,12 @@ def _child() -> None:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()
-    channel = _Channel()
+    channel, frozen = _Channel(), False
     while (request := channel.read()) is not None:
         _run(request, channel)
+        if not frozen:
+            gc.freeze()  # what the first cell leaves are libraries: no collection looks at them
+            frozen = True
     os._exit(0)  # the interpreter's tidying up takes longer than the work
 
 
