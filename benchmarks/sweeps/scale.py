@@ -1,7 +1,8 @@
 """What a cell costs among many: `python -m benchmarks.sweeps.scale`.
 
-Sweeps of a small problem in throughput mode, on two CPUs, MLflow's database included: seconds a cell
-of the whole command, from its start to its end, and the greatest memory of each kind of process.
+Sweeps of a small problem in throughput mode, on two CPUs, MLflow's database included: seconds a
+cell of the whole command, from its start to its end, and the greatest memory of each kind of
+process.
 """
 
 from __future__ import annotations
@@ -87,7 +88,11 @@ def main() -> int:
             "Memory is\nthe most that one process of its kind held."
         )
         write_section(
-            given.output, "Many cells", "python -m benchmarks.sweeps.scale", about, table(HEAD, rows)
+            given.output,
+            "Many cells",
+            "python -m benchmarks.sweeps.scale",
+            about,
+            table(HEAD, rows),
         )
     return 0 if float(str(rows[-1][2])) <= MOST_S else 1
 

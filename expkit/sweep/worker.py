@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -173,7 +174,8 @@ def _run(request: Message, channel: _Channel) -> None:
     sys.stderr.flush()
     if not (folder / SAID).stat().st_size:
         (folder / SAID).unlink()
-    gc.collect()
+    if not request["timed"]:  # else this process ends
+        gc.collect()
     channel.write("done", outcome=outcome, reason=reason)
 
 
@@ -202,6 +204,7 @@ def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, st
     except UserError as error:
         return "unavailable", str(error)
     cell.backend.configure()
+    _spare_libraries()
     if timed:
         channel.ask("here")
     jobs = [(cell, folder)]
@@ -212,6 +215,12 @@ def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, st
     except UserError as error:
         return "failed", str(error)
     return result.outcome, result.reason or ""
+
+
+@cache
+def _spare_libraries() -> None:
+    """Before the first cell: no collection looks again at what has been imported."""
+    gc.freeze()
 
 
 def _obey(parts: Sequence[Measurement], channel: _Channel) -> tuple[str | None, Activity]:
@@ -239,12 +248,9 @@ def _child() -> None:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()
-    channel, frozen = _Channel(), False
+    channel = _Channel()
     while (request := channel.read()) is not None:
         _run(request, channel)
-        if not frozen:
-            gc.freeze()  # what the first cell leaves are libraries: no collection looks at them
-            frozen = True
     os._exit(0)  # the interpreter's tidying up takes longer than the work
 
 
