@@ -59,7 +59,8 @@ def run_benchopt(python: Path, words: tuple[str, ...]) -> None:
     with TemporaryDirectory() as folder:
         benchmark = Path(folder) / "benchmark_sine"
         shutil.copytree(FILES, benchmark)
-        command = [python, "-m", "benchopt", "run", benchmark, "-r", str(REPEATS), *words]
+        run = ("-m", "benchopt", "run", str(benchmark), "-r", str(REPEATS))
+        command = [str(python), *run, *words]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode or not list(benchmark.glob("outputs/*.parquet")):
             raise RuntimeError(f"benchopt: status {done.returncode}\n{done.stdout}{done.stderr}")
