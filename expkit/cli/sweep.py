@@ -179,7 +179,9 @@ def begin(manifest: Manifest, tracker: Tracker | None, launcher: Launcher | None
         print(report.planned(manifest, manifest.cells))
         return OK
     with locked(manifest.folder):
-        if not (manifest.folder / FILE).is_file():
+        if (manifest.folder / FILE).is_file():
+            engine.end_what_was_left(manifest)
+        else:
             manifest.save()
         todo = manifest.missing()
         print(report.planned(manifest, todo), flush=True)

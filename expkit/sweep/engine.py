@@ -132,6 +132,19 @@ def run(
     return stop.asked
 
 
+def end_what_was_left(manifest: Manifest) -> None:
+    """End the journals of a sweep whose process was killed, and its workers with it."""
+    for planned in manifest.cells:
+        for folder in manifest.attempts(planned):
+            if not (folder / journal.FILE).exists() or journal.is_ended(folder):
+                continue
+            opening = journal.opening(folder)
+            if opening is None or journal.is_dead(opening["owner"]):
+                tags = opening["tags"] if opening else _tags(manifest, planned)
+                end = "interrupted", "its sweep was killed"
+                record_failure(planned.cell, folder, tags, *end)
+
+
 @contextmanager
 def _interruptible(screen: Screen) -> Iterator[Stop]:
     stop = Stop(screen)

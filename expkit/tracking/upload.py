@@ -66,6 +66,7 @@ class Uploader:
         name = tracking["experiment"]
         with _one_at_a_time(uri):
             if uri not in self._clients:
+                _make_database(uri)
                 self._clients[uri] = MlflowClient(uri)
             client = self._clients[uri]
             if (uri, name) not in self._experiments:
@@ -186,6 +187,21 @@ def _create(
     tags = {**run["tags"], **later, "expkit.journal": run["id"]}
     tags |= {f"expkit.{key}": value for key, value in run["owner"].items()}
     return str(client.create_run(experiment, run["time"], tags, run["name"]).info.run_id)
+
+
+def _make_database(uri: str) -> None:
+    """Make a new local database, whole or not at all.
+
+    MLflow makes it by some 70 migrations; one that a kill tore apart cannot be opened any more.
+    """
+    database = address.database(uri)
+    if database is None or database.exists():
+        return
+    fresh = database.with_name(f"{database.name}.new")
+    for left in (fresh, fresh.with_name(f"{fresh.name}-journal")):
+        left.unlink(missing_ok=True)
+    MlflowClient(address.of(fresh)).search_experiments(max_results=1)
+    fresh.replace(database)
 
 
 @contextmanager
