@@ -144,9 +144,10 @@ def _serve(answers: TextIO) -> None:
     from expkit.tracking import journal
 
     try:
-        from expkit.tracking.upload import Uploader
+        from expkit.tracking.upload import Uploader, preload
 
         uploader, broken = Uploader(), None
+        preload()
     except Exception as error:  # a broken MLflow must not cost the run
         uploader, broken = None, one_line(error)
     gc.freeze()  # the libraries stay, what a run leaves goes: a sweep has thousands
