@@ -332,3 +332,17 @@ def test_no_program_is_too_short_for_the_canary(tmp_path: Path, backend: str, wo
         folder = tmp_path / str(trial)
         found = runner.run(cell, folder, None, lambda *_: None, lambda *_: [])
         assert (found.outcome, found.reason) == ("ok", None)
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+@pytest.mark.parametrize("seed", range(4))
+def test_adams_first_steps_in_float32_are_no_wrong_answer(seed: int, steps: int) -> None:
+    """Its bias correction, 1 - beta**t, makes a thousand rounding errors of one."""
+    words = ("problem=linear", "optimizer=adam", "backend.dtype=float32", "tracking=none")
+    cell = compose_cell(*words, f"steps={steps}", f"seed={seed}")
+    right = answer.reference(cell.backend, cell.workload, "float32", 100)
+    assert isinstance(right, answer.Answer)
+    program = cell.backend.build(cell.workload)
+    program.advance(steps)
+    assert right.wrong_losses(program.losses()) is None
+    assert right.wrong_params(program.params()) is None

@@ -12,7 +12,7 @@ error (Monte Carlo arithmetic: Parker, Pierce and Eggert 2000), and what that ch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,10 +28,12 @@ from expkit.contracts import (
     HostArray,
     Mark,
     Operation,
+    Optimizer,
     Params,
     Problem,
     Program,
     Random,
+    Slots,
     Workload,
 )
 from expkit.program import StepProgram, host_rng, manual, unmarked
@@ -175,7 +177,9 @@ def _answer(
     epsilon, tiny = EPSILON[dtype], TINY[dtype]
     with np.errstate(all="ignore"):
         right = _run(_Host(backend), workload, steps, shifted=shifted)
-        moved = _run(_Disturbed(backend, epsilon), workload, steps, shifted=shifted)
+        disturbed = _Disturbed(backend, epsilon)
+        rounded = replace(workload, optimizer=disturbed.optimizer(workload.optimizer))
+        moved = _run(disturbed, rounded, steps, shifted=shifted)
         losses, params = right.losses(), right.params()
         off = _nearby_max(np.abs(moved.losses() - losses))
         params_off = {
@@ -266,6 +270,24 @@ class _Disturbed(_Host):
         params |= {name: self.disturb(array) for name, array in params.items()}
         loss, grads = super().loss_and_grad(problem, params, batch, mark)
         return self.disturb(loss), {name: self.disturb(grad) for name, grad in grads.items()}
+
+    def optimizer(self, optimizer: Optimizer | None) -> Optimizer | None:
+        """The same with its state off as well: 1 - beta**t in adam makes much of little."""
+        return None if optimizer is None else _Rounded(optimizer, self)
+
+
+class _Rounded:
+    """An optimizer whose state is kept no better than the dtype can."""
+
+    def __init__(self, optimizer: Optimizer, host: _Disturbed) -> None:
+        self._optimizer, self._host = optimizer, host
+
+    def init(self, xp: Any, params: Params) -> Slots:
+        return self._optimizer.init(xp, params)
+
+    def update(self, xp: Any, params: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
+        params, slots = self._optimizer.update(xp, params, grads, slots)
+        return params, {name: self._host.disturb(slot) for name, slot in slots.items()}
 
 
 class _Redrawn:
