@@ -4,6 +4,8 @@ The core's problems and optimizers are options by being files: each module under
 `expkit.problems` and `expkit.optimizers` defines one frozen dataclass, and its fields are the
 option's keys. Plugins bring theirs as YAML files that name a class in `_target_`. Either way the
 composed values are checked against the class.
+
+Hydra is imported by what composes: a sweep's worker thaws its cell, and has no need of it.
 """
 
 from __future__ import annotations
@@ -22,16 +24,12 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import expkit
 import expkit.optimizers
 import expkit.problems
-from expkit import plugins
 from expkit.contracts import Backend, Operation, Optimizer, Problem, Recommended, Workload
 from expkit.errors import ConfigError, PluginError, UserError, require
 from expkit.measure.stopping import Measure
@@ -164,6 +162,10 @@ class Cell:
 @cache
 def register() -> None:
     """Make the schema and every installed option known to Hydra. Call before it composes."""
+    from hydra.core.config_store import ConfigStore
+
+    from expkit import plugins
+
     if not OmegaConf.has_resolver("expkit.outputs"):
         OmegaConf.register_new_resolver("expkit.outputs", lambda: str(default_outputs()))
     store = ConfigStore.instance()
@@ -190,6 +192,9 @@ def build_sweep(config: DictConfig) -> Sweep:
 
 def options(group: str) -> list[str]:
     """The installed options of a group, such as `problem` or `backend`."""
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
     register()
     with initialize_config_module("expkit.conf", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
@@ -205,6 +210,8 @@ def compose_cell(*words: str) -> Cell:
     Raises:
         UserError: an unknown option or key, a wrong type or a bad range.
     """
+    from hydra import compose, initialize_config_module
+
     register()
     with initialize_config_module("expkit.conf", version_base="1.3"):
         composed = compose("config", list(words), return_hydra_config=True)
@@ -316,7 +323,7 @@ def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
         return _own(cls, json.dumps(values)) if group in OWN else _typed(cls, values)
 
 
-def _typed(cls: type[Any], values: Mapping[str, Any]) -> Any:
+def _typed(cls: type[Any], values: dict[Any, Any]) -> Any:
     typed = OmegaConf.merge(OmegaConf.structured(cls), values)
     for missing in sorted(OmegaConf.missing_keys(typed)):
         raise ConfigError(missing, None, "a value: there is no recommendation, so set it")

@@ -27,6 +27,7 @@ from expkit import config
 from expkit.sweep.engine import teams
 from expkit.sweep.manifest import Manifest, Planned
 from expkit.sweep.plan import Composer
+from expkit.sweep.worker import Worker
 from expkit.tracking import journal
 from expkit.tracking.stored import Stored
 
@@ -498,9 +499,92 @@ def test_after_a_killed_parent_every_cell_is_finished_once(expkit: Expkit, timin
     assert runs(expkit) == found
 
 
+@pytest.mark.parametrize("tracking", ["mlflow", "none"])
+def test_what_a_killed_parent_left_open_is_ended(expkit: Expkit, tracking: str) -> None:
+    assert expkit(*LINEAR, "seed=range(3)", f"tracking={tracking}").status == 0
+    manifest = sweep_of(expkit)
+    for cell, lines in zip(manifest.cells, (0, 2), strict=False):  # of the journal, that are left
+        (folder,) = manifest.attempts(cell)
+        (folder / "mlflow.json").unlink(missing_ok=True)
+        file = folder / "journal.jsonl"
+        file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:lines]))
+    done = expkit("resume")
+    assert (done.status, done.err.count("expkit:")) == (0, 0), done.err
+    for cell in manifest.cells:
+        folders = manifest.attempts(cell)
+        assert all(journal.is_ended(folder) for folder in folders)
+        assert load_outcome(folders[-1]) == "ok"
+        assert [load_outcome(folder) for folder in folders[:-1]] in ([], ["interrupted"])
+    assert len(manifest.attempts(manifest.cells[0])) == 2
+
+
+def test_a_run_is_made_once_though_a_kill_came_before_its_id_was_noted(expkit: Expkit) -> None:
+    assert expkit("problem=linear", "steps=20", *QUICK, "tracking=none").status == 0
+    (folder,) = expkit.folders()
+    done = expkit.python(f"""
+        from pathlib import Path
+        from expkit.tracking import journal, sent
+        from expkit.tracking.upload import MlflowClient, Uploader
+
+        folder, write = Path({str(folder)!r}), sent.write
+        journal.is_dead = lambda owner: False  # the sweep goes on
+
+        def killed(folder, state):
+            if "run_id" in state:
+                raise SystemExit
+            write(folder, state)
+
+        sent.write = killed
+        try:
+            Uploader().send(folder)
+        except SystemExit:
+            sent.write = write
+        made = Uploader().send(folder)
+        runs = MlflowClient(sent.read(folder)["uri"]).search_runs(["1"])
+        assert [run.info.run_id for run in runs] == [made], runs
+        assert runs[0].info.status == "FINISHED"
+    """)
+    assert done.status == 0, done.err
+
+
+def test_a_database_is_made_anew_where_a_kill_came_while_it_was_made(expkit: Expkit) -> None:
+    assert expkit("problem=linear", "steps=20", *QUICK, "tracking=none").status == 0
+    (folder,) = expkit.folders()
+    killed = expkit.python(f"""
+        import os
+        from pathlib import Path
+        from expkit.tracking.upload import Uploader
+        from sqlalchemy import Engine, event
+
+        def end(connection, cursor, statement, *rest):
+            if "ADD COLUMN" in statement:  # one of a migration's several steps
+                os._exit(9)
+
+        event.listen(Engine, "after_cursor_execute", end)
+        Uploader().send(Path({str(folder)!r}))
+    """)
+    assert killed.status == 9, killed.err
+    done = expkit("sync", str(folder))
+    assert done.status == 0, done.err
+
+
+def test_a_worker_is_asleep_when_it_was_told_to_sleep() -> None:
+    worker = Worker({})
+    try:
+        for _ in range(50):
+            worker.wake()
+            worker.sleep()
+            state = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            assert state == "T"
+        worker.kill()
+        worker.sleep()
+    finally:
+        worker.kill()
+
+
 def load_outcome(folder: Path) -> str:
-    tags: dict[str, str] = {}
-    for record, _ in journal.read(folder):
+    tags = {"outcome": "killed before its journal began"}
+    for record, _ in journal.read(folder) if (folder / journal.FILE).exists() else ():
         tags |= record.get("tags", {})
     return tags["outcome"]
 
@@ -761,7 +845,7 @@ def test_a_journal_that_a_kill_left_empty_holds_nothing_up(expkit: Expkit) -> No
     (folder / journal.FILE).touch()
     done = expkit("resume")
     assert done.status == 0, done.err
-    assert runs(expkit) == [("FINISHED", "0"), ("FINISHED", "1")]
+    assert runs(expkit) == [("FINISHED", "0"), ("KILLED", "0"), ("FINISHED", "1")]
 
 
 def test_resume_ends_what_was_left_running(expkit: Expkit) -> None:

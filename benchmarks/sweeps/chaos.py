@@ -120,7 +120,11 @@ def _check(place: Place, played: Round) -> None:
             losses[tags["sweep.cell"]].append(loss)
     played.wrong += [f"cell {k} finished {len(v)} times" for k, v in losses.items() if len(v) != 1]
     played.finished = sum(len(found) == 1 for found in losses.values())
-    kept = _in_mlflow(place.database, played)
+    try:
+        kept = _in_mlflow(place.database, played)
+    except sqlite3.Error as error:
+        played.wrong.append(f"MLflow's database: {error}")
+        return
     played.wrong += [f"cell {k}: MLflow has {kept[k]}" for k in losses if kept[k] != losses[k]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import signal
@@ -154,6 +155,8 @@ class Command:
         from expkit.cli import sweep
         from expkit.sweep import manifest, plan
 
+        gc.freeze()  # the libraries stay, what composing a cell leaves goes: there may be thousands
+        gc.enable()
         folder = Path(master.hydra.sweep.dir).absolute()
         if (folder / manifest.FILE).is_file():
             found = manifest.Manifest.load(folder)

@@ -20,6 +20,7 @@ from typing import Any
 
 from expkit.config import Cell, Sweep, default_outputs, thaw
 from expkit.errors import UserError
+from expkit.runner import record_failure
 from expkit.tracking import journal
 from expkit.tracking.stored import Stored, load
 
@@ -130,7 +131,9 @@ class Manifest:
                     continue
                 with journal.locked(folder):  # what is left of that process may be at it too
                     if journal.opening(folder) is None:
-                        (folder / journal.FILE).unlink()  # it has nothing to tell
+                        tags = {"sweep": self.id, "sweep.cell": str(planned.index)}
+                        reason = "killed before its run began"
+                        record_failure(planned.cell, folder, tags, "interrupted", reason)
                     else:
                         journal.close_if_orphaned(folder)
 

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -103,11 +104,9 @@ class Worker:
         return answer
 
     def sleep(self) -> None:
-        """Stop it, threads and all, until it is told something."""
+        """Stop it, threads and all, until it is told something; returns when it has stopped."""
         self._signal(signal.SIGSTOP)
-        with suppress(
-            ChildProcessError
-        ):  # it takes a moment on a busy machine, which is the next's
+        with suppress(ChildProcessError):  # gone, and known to be
             os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def wake(self) -> None:
@@ -192,9 +191,8 @@ def _run(request: Message, channel: _Channel) -> None:
     sys.stderr.flush()
     if not (folder / SAID).stat().st_size:
         (folder / SAID).unlink()
-    gc.collect()
-    if not gc.get_freeze_count():
-        gc.freeze()  # what the first cell leaves are libraries: no collection looks at them again
+    if not request["timed"]:  # else this process ends
+        gc.collect()
     channel.write("done", outcome=outcome, reason=reason)
 
 
@@ -223,6 +221,7 @@ def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, st
     except UserError as error:
         return "unavailable", str(error)
     cell.backend.configure()
+    _spare_libraries()
     if timed:
         channel.ask("here")
     jobs = [(cell, folder)]
@@ -233,6 +232,12 @@ def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, st
     except UserError as error:
         return "failed", str(error)
     return result.outcome, result.reason or ""
+
+
+@cache
+def _spare_libraries() -> None:
+    """Before the first cell: no collection looks again at what has been imported."""
+    gc.freeze()
 
 
 def _obey(parts: Sequence[Measurement], channel: _Channel) -> tuple[str | None, Activity]:

@@ -14,7 +14,12 @@ def local(outputs: Path) -> str:
     >>> local(Path("/a b/50%"))
     'sqlite:////a%20b/50%25/mlflow.db'
     """
-    return SQLITE + quote(str(outputs / "mlflow.db"))
+    return of(outputs / "mlflow.db")
+
+
+def of(database: Path) -> str:
+    """The address of a local database."""
+    return SQLITE + quote(str(database))
 
 
 def database(uri: str) -> Path | None:

@@ -9,6 +9,7 @@ dies, the kernel wakes the child (Linux), which ends the run as KILLED with all 
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import subprocess
@@ -154,11 +155,14 @@ def _serve(answers: TextIO) -> None:
     from expkit.tracking import journal
 
     try:
-        from expkit.tracking.upload import Uploader
+        from expkit.tracking.upload import Uploader, preload
 
         uploader, broken = Uploader(), None
+        preload()
     except Exception as error:  # a broken MLflow must not cost the run
         uploader, broken = None, one_line(error)
+    gc.freeze()  # the libraries stay, what a run leaves goes: a sweep has thousands
+    gc.enable()
     folders: set[Path] = set()
 
     failed: dict[Path, Sent] = {}
@@ -198,7 +202,6 @@ def one_line(error: BaseException) -> str:
 
 def _child() -> None:
     import ctypes
-    import gc
     import os
 
     gc.disable()  # MLflow's imports make much that stays and little that goes

@@ -9,8 +9,10 @@ import fcntl
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,16 @@ from expkit.tracking import address, journal, sent
 
 OWNER = ("host", "namespace", "pid", "started")
 BATCH = 1000
-"""MLflow's limit on metrics in one request."""
+"""MLflow's limit on what one request may hold,"""
+FEW = 100
+"""and on the params and on the tags of that."""
 FILLING_S = (1, 2, 4, 8, 16)
 """Pauses while another process fills an empty database."""
+
+
+def preload() -> None:
+    """Import what MLflow would at the first request to a database: half a second, now to spare."""
+    import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 class Uploader:
@@ -38,6 +47,7 @@ class Uploader:
     def __init__(self) -> None:
         self._clients: dict[str, MlflowClient] = {}
         self._experiments: dict[tuple[str, str], str] = {}
+        self._reaped: set[tuple[str, str]] = set()
 
     def send(self, folder: Path, uri: str | None = None) -> str:
         """Send what is new in a run's journal and return MLflow's id of the run.
@@ -50,25 +60,23 @@ class Uploader:
             raise ValueError(f"{folder / journal.FILE} has no beginning")
         uri = uri or run["tracking"]["uri"]
         client, experiment = self._open(uri, run["tracking"])
+        if (uri, experiment) not in self._reaped:
+            self._reap(client, experiment, uri)
+            self._reaped.add((uri, experiment))
         with journal.locked(folder):
             state = sent.read(folder)
-            if state.get("uri") == uri:
-                self._append(client, folder, state)
-                return str(state["run_id"])
-        known = self._reap(client, experiment, uri)
-        with journal.locked(folder):
-            state = sent.read(folder)
-            if state.get("uri") != uri:
-                run_id = known.get(run["id"]) or _create(client, experiment, run)
-                state = {"uri": uri, "run_id": run_id, "offset": 0}
-                sent.write(folder, state)
-            self._append(client, folder, state)
+            known = state.get("uri") == uri
+            news = _read(folder, state["offset"] if known else 0)
+            if not known:
+                state = _begin(client, experiment, folder, run, uri, state, news)
+            _append(client, folder, state, news)
         return str(state["run_id"])
 
     def _open(self, uri: str, tracking: dict[str, str]) -> tuple[MlflowClient, str]:
         name = tracking["experiment"]
         with _one_at_a_time(uri):
             if uri not in self._clients:
+                _make_database(uri)
                 self._clients[uri] = _client(uri)
             client = self._clients[uri]
             if (uri, name) not in self._experiments:
@@ -77,48 +85,12 @@ class Uploader:
                 self._experiments[uri, name] = _experiment(client, name, place)
         return client, self._experiments[uri, name]
 
-    def _append(self, client: MlflowClient, folder: Path, state: dict[str, Any]) -> None:
-        run_id = state["run_id"]
-        metrics: list[Metric] = []
-        tags: dict[str, str] = {}
-        status = None
-        offset = state["offset"]
-        for record, offset in journal.read(folder, state["offset"]):  # noqa: B007
-            kind = record["kind"]
-            if kind == "run":
-                params = [Param(key, str(value)) for key, value in record["params"].items()]
-                for start in range(0, len(params), 100):
-                    client.log_batch(run_id, params=params[start : start + 100])
-            elif kind == "metric":
-                metrics += _metrics(record)
-            elif kind == "tags":
-                tags |= record["tags"]
-            elif kind == "artifact":
-                client.log_artifact(run_id, str(folder / record["file"]))
-            elif kind == "end":
-                status = record
-        if tags:
-            client.log_batch(run_id, tags=[RunTag(key, str(tags[key])) for key in tags])
-        for start in range(0, len(metrics), BATCH):
-            client.log_batch(run_id, metrics=metrics[start : start + BATCH])
-        if status is not None:
-            client.set_terminated(run_id, status["status"], status["time"])
-            state["done"] = True
-        state["offset"] = offset
-        sent.write(folder, state)
-
-    def _reap(self, client: MlflowClient, experiment: str, uri: str) -> dict[str, str]:
-        """End the runs that a dead process of this host left RUNNING, with all they measured.
-
-        Returns the RUNNING runs of this host, journal's id to run's id: a kill may have come
-        between the making of a run and the noting of its id.
-        """
+    def _reap(self, client: MlflowClient, experiment: str, uri: str) -> None:
+        """End the runs that a dead process of this host left RUNNING, with all they measured."""
         host = platform.node()
         query = f"attributes.status = 'RUNNING' AND tags.`expkit.host` = '{host}'"
-        known = {}
         for run in client.search_runs([experiment], query):
             tags, run_id = run.data.tags, run.info.run_id
-            known[tags["expkit.journal"]] = run_id
             if not journal.is_dead({key: tags[f"expkit.{key}"] for key in OWNER}):
                 continue
             folder = Path(tags["expkit.folder"])
@@ -127,11 +99,86 @@ class Uploader:
                     journal.close_if_orphaned(folder)
                     state = {"uri": uri, "run_id": run_id, "offset": 0} | sent.read(folder)
                     if state["run_id"] == run_id:
-                        self._append(client, folder, state)
+                        _append(client, folder, state, _read(folder, state["offset"]))
                         continue
             client.set_tag(run_id, "outcome", "interrupted")
             client.set_terminated(run_id, "KILLED")
-        return known
+
+
+@dataclass
+class _News:
+    """What a journal says from a byte on."""
+
+    offset: int
+    """The byte after it."""
+    params: list[Param] = field(default_factory=list)
+    metrics: list[Metric] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    end: dict[str, Any] | None = None
+
+
+def _read(folder: Path, offset: int) -> _News:
+    news = _News(offset)
+    for record, after in journal.read(folder, offset):
+        news.offset = after
+        kind = record["kind"]
+        if kind == "run":
+            news.params += [Param(key, str(value)) for key, value in record["params"].items()]
+        elif kind == "metric":
+            news.metrics += _metrics(record)
+        elif kind == "tags":
+            news.tags |= {key: str(value) for key, value in record["tags"].items()}
+        elif kind == "artifact":
+            news.files.append(record["file"])
+        elif kind == "end":
+            news.end = record
+    return news
+
+
+def _begin(
+    client: MlflowClient,
+    experiment: str,
+    folder: Path,
+    run: dict[str, Any],
+    uri: str,
+    state: dict[str, Any],
+    news: _News,
+) -> dict[str, Any]:
+    """Make the run in MLflow, or find the one that a process made which a kill kept from noting it.
+
+    A note before the making tells whether there is one to find: looking takes longer than making.
+    """
+    run_id = _find(client, experiment, run["id"]) if state.get("begun") == uri else None
+    if run_id is None:
+        sent.write(folder, state | {"begun": uri})
+        run_id = _create(client, experiment, run, news.tags)
+    state = {"uri": uri, "run_id": run_id, "offset": 0}
+    sent.write(folder, state)
+    return state
+
+
+def _find(client: MlflowClient, experiment: str, journal_id: str) -> str | None:
+    found = client.search_runs([experiment], f"tags.`expkit.journal` = '{journal_id}'")
+    return str(found[0].info.run_id) if found else None
+
+
+def _append(client: MlflowClient, folder: Path, state: dict[str, Any], news: _News) -> None:
+    """Send it in as few requests as MLflow takes; each costs several milliseconds."""
+    run_id = state["run_id"]
+    params, metrics = news.params, news.metrics
+    tags = [RunTag(key, value) for key, value in news.tags.items()]
+    while params or tags or metrics:
+        room = BATCH - len(params[:FEW]) - len(tags[:FEW])
+        client.log_batch(run_id, metrics[:room], params[:FEW], tags[:FEW])
+        params, tags, metrics = params[FEW:], tags[FEW:], metrics[room:]
+    for file in news.files:
+        client.log_artifact(run_id, str(folder / file))
+    if news.end is not None:
+        client.set_terminated(run_id, news.end["status"], news.end["time"])
+        state["done"] = True
+    state["offset"] = news.offset
+    sent.write(folder, state)
 
 
 def _metrics(record: dict[str, Any]) -> list[Metric]:
@@ -166,10 +213,27 @@ def _experiment(client: MlflowClient, name: str, place: str | None) -> str:
     return str(found.experiment_id)
 
 
-def _create(client: MlflowClient, experiment: str, run: dict[str, Any]) -> str:
-    tags = {**run["tags"], "expkit.journal": run["id"]}
+def _create(
+    client: MlflowClient, experiment: str, run: dict[str, Any], later: Mapping[str, str]
+) -> str:
+    tags = {**run["tags"], **later, "expkit.journal": run["id"]}
     tags |= {f"expkit.{key}": value for key, value in run["owner"].items()}
     return str(client.create_run(experiment, run["time"], tags, run["name"]).info.run_id)
+
+
+def _make_database(uri: str) -> None:
+    """Make a new local database, whole or not at all.
+
+    MLflow makes it by some 70 migrations; one that a kill tore apart cannot be opened any more.
+    """
+    database = address.database(uri)
+    if database is None or database.exists():
+        return
+    fresh = database.with_name(f"{database.name}.new")
+    for left in (fresh, fresh.with_name(f"{fresh.name}-journal")):
+        left.unlink(missing_ok=True)
+    MlflowClient(address.of(fresh)).search_experiments(max_results=1)
+    fresh.replace(database)
 
 
 @contextmanager
