@@ -113,8 +113,10 @@ def marked(entry: str) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
-def need(*programs: str, path: str = PATH) -> None:
-    missing = [program for program in programs if not shutil.which(program, path=path)]
+def need(*programs: str, packages: tuple[str, ...] = ()) -> None:
+    """Skip the test where one of these is not installed."""
+    missing = [program for program in programs if not shutil.which(program, path=PATH)]
+    missing += [package for package in packages if not find_spec(package)]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
 
@@ -204,7 +206,8 @@ def run_slurm() -> Iterator[Slurm]:
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Slurm]:
     """SLURM on this machine."""
-    need("slurmctld", "slurmd", "munged", "sbatch", "setpriv")
+    programs = "slurmctld", "slurmd", "munged", "sbatch", "setpriv"
+    need(*programs, packages=("submitit", "hydra_plugins.hydra_submitit_launcher"))
     with run_slurm() as cluster:
         yield cluster
 
@@ -273,8 +276,7 @@ def run_ray() -> Iterator[Ray]:
 @pytest.fixture
 def ray_cluster() -> Iterator[Ray]:
     """Ray on this machine, fresh for every test: tests kill its nodes."""
-    if not find_spec("ray"):
-        pytest.skip("not installed: ray")
+    need("setpriv", packages=("ray", "hydra_plugins.hydra_ray_launcher"))
     with run_ray() as cluster:
         yield cluster
 
@@ -331,10 +333,10 @@ def run_postgres(programs: Path) -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """PostgreSQL on this machine."""
+    need("setpriv", packages=("psycopg2",))
     programs = postgres_programs()
-    need("setpriv")
-    if programs is None or not find_spec("psycopg2"):
-        pytest.skip(f"not installed: {'psycopg2' if programs else 'postgresql'}")
+    if programs is None:
+        pytest.skip("not installed: postgresql")
     with run_postgres(programs) as server:
         yield server
 

@@ -111,7 +111,7 @@ def at_once(expkit: Expkit) -> int:
     return max(alive)
 
 
-def wait_for(what: Callable[[], Any], limit_s: float = 60) -> None:
+def wait_for(what: Callable[[], Any], limit_s: float = 120) -> None:
     end = time.monotonic() + limit_s
     while not what():
         assert time.monotonic() < end, "waited in vain"
