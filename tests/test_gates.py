@@ -13,7 +13,7 @@ import pytest
 from expkit import runner
 from expkit.config import compose_cell, options
 from expkit.contracts import Operation
-from expkit.measure import parity
+from expkit.measure import answer, parity
 from expkit.measure.canary import listen
 from expkit.tracking import journal
 

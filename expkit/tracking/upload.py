@@ -9,6 +9,7 @@ import fcntl
 import os
 import platform
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -225,13 +226,14 @@ def _make_database(uri: str) -> None:
     """Make a new local database, whole or not at all.
 
     MLflow makes it by some 70 migrations; one that a kill tore apart cannot be opened any more.
+    Each attempt has a name of its own: MLflow keeps connections, by name, to what is gone.
     """
     database = address.database(uri)
     if database is None or database.exists():
         return
-    fresh = database.with_name(f"{database.name}.new")
-    for left in (fresh, fresh.with_name(f"{fresh.name}-journal")):
-        left.unlink(missing_ok=True)
+    for left in database.parent.glob(f"{database.name}.*.new*"):
+        left.unlink()
+    fresh = database.with_name(f"{database.name}.{uuid.uuid4().hex}.new")
     MlflowClient(address.of(fresh)).search_experiments(max_results=1)
     fresh.replace(database)
 
