@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN = .venv/bin
 ARGS ?=
+# `make test EXTRAS=all` also installs what the tests of clusters and PostgreSQL need.
+EXTRAS ?= dev
 
 run: .venv/ready
 	$(BIN)/python -m expkit $(ARGS)
@@ -22,7 +24,7 @@ docs: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 clean:

@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -113,12 +114,19 @@ def marked(entry: str) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
+def _absent(what: str) -> NoReturn:
+    """Skip, unless all services were to be there."""
+    if os.environ.get("EXPKIT_TEST_SERVICES") == "all":
+        pytest.fail(f"not installed: {what}")
+    pytest.skip(f"not installed: {what}")
+
+
 def need(*programs: str, packages: tuple[str, ...] = ()) -> None:
     """Skip the test where one of these is not installed."""
     missing = [program for program in programs if not shutil.which(program, path=PATH)]
     missing += [package for package in packages if not find_spec(package)]
     if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}")
+        _absent(", ".join(missing))
 
 
 # SLURM
@@ -336,7 +344,7 @@ def postgres() -> Iterator[Postgres]:
     need("setpriv", packages=("psycopg2",))
     programs = postgres_programs()
     if programs is None:
-        pytest.skip("not installed: postgresql")
+        _absent("postgresql")
     with run_postgres(programs) as server:
         yield server
 
