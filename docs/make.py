@@ -1,8 +1,8 @@
 """`make docs`: everything in README and docs/ that a run printed or drew, made again by a run.
 
-Writes README's example, docs/sine.png, docs/benchmarks.md, docs/verdicts.md, docs/faults.md and
-docs/tutorials.md. That takes most of an hour and wants a quiet machine; `--quick` makes the example
-alone.
+Writes the examples in README and docs/sweeps.md, docs/sine.png and the pages of measurements. That
+takes most of an hour and wants a quiet machine; `--quick` makes the examples alone. `--clusters`
+makes those of docs/clusters.md alone: SLURM and Ray must be installed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import numpy as np
 from matplotlib.image import imread, imsave
 
 HERE = Path(__file__).parent
-MAKE = ("make", "run")
+EXPKIT = "python -m expkit"
 EXAMPLE = r"<!-- example: (?P<command>[^\n]*) -->\n(```\n.*?```\n)?"
 README = HERE.parent / "README.md"
 PAGES = {
@@ -34,22 +35,34 @@ PAGES = {
 """Each page with what writes it; one that keeps no promise says so and exits with 1."""
 
 
-def examples() -> None:
-    """Run every command that a page shows with what it prints, and put that below it."""
+def examples(pages: Sequence[Path], env: Mapping[str, str]) -> None:
+    """Run every command that these pages show with what it prints, and put that below it."""
     with tempfile.TemporaryDirectory() as outputs:
-        run(outputs)  # makes the database
-        for page in (README, HERE / "sweeps.md"):
-            text = re.sub(EXAMPLE, partial(_filled, outputs), page.read_text(), flags=re.DOTALL)
-            page.write_text(text)
+        env = {**os.environ, **env, "EXPKIT_OUTPUTS": outputs}
+        run(EXPKIT, env)  # makes the database
+        for page in pages:
+            fill = partial(_filled, env)
+            page.write_text(re.sub(EXAMPLE, fill, page.read_text(), flags=re.DOTALL))
 
 
-def _filled(outputs: str, found: re.Match[str]) -> str:
+def _filled(env: Mapping[str, str], found: re.Match[str]) -> str:
     command = found["command"]
-    printed = run(outputs, *shlex.split(command.removeprefix("python -m expkit")))
+    printed = run(EXPKIT if command == "make run" else command, env)
     if where := re.search(r"where +(\S+)", printed):
         pictures = [imread(Path(where[1], name)) for name in ("fit.png", "loss.png")]
         imsave(HERE / "sine.png", np.hstack(pictures))
-    return f"<!-- example: {command} -->\n```\n{printed.replace(outputs, 'outputs')}```\n"
+    printed = printed.replace(env["EXPKIT_OUTPUTS"], "outputs")
+    return f"<!-- example: {command} -->\n```\n{printed}```\n"
+
+
+def clusters() -> None:
+    """Run the sessions of docs/clusters.md, on clusters that are started here."""
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    from services import run_ray, run_slurm
+
+    with run_slurm() as slurm, run_ray() as ray:
+        env = {**slurm.env, **ray.env, "RAY_ADDRESS": ray.address}
+        examples([HERE / "clusters.md"], env)
 
 
 def measured() -> None:
@@ -62,21 +75,25 @@ def measured() -> None:
             shutil.copy(file, HERE)
 
 
-def run(outputs: str, *words: str) -> str:
-    """What `make run` prints, or `python -m expkit` with these words."""
-    command = [sys.executable, "-m", "expkit", *(word for word in words if word not in MAKE)]
-    env = {**os.environ, "EXPKIT_OUTPUTS": outputs}
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
+def run(command: str, env: Mapping[str, str]) -> str:
+    """What a command prints, `python` being this one."""
+    words = shlex.split(command)
+    words[0] = sys.executable if words[0] == "python" else words[0]
+    return subprocess.run(words, capture_output=True, text=True, check=True, env=env).stdout
 
 
 def main() -> None:
-    """Make all, or all that is quick."""
+    """Make all, or what is asked for."""
     parser = argparse.ArgumentParser(prog="python docs/make.py")
     parser.add_argument("--quick", action="store_true", help="the examples alone")
+    parser.add_argument("--clusters", action="store_true", help="docs/clusters.md alone")
     given = parser.parse_args()
+    if given.clusters:
+        clusters()
+        return
     if not given.quick:
         measured()
-    examples()
+    examples([README, HERE / "sweeps.md"], {})
 
 
 if __name__ == "__main__":
