@@ -209,14 +209,14 @@ def resume(word: str | None, outputs: Path) -> int:
 def begin(manifest: Manifest, tracker: Tracker | None, launcher: Launcher | None) -> int:
     """Run a sweep, or the rest of it; returns the exit status."""
     if manifest.sweep.dry_run:
-        show(report.planned(manifest, manifest.cells))
+        show(report.planned(manifest, manifest.cells, apart=launcher is not None))
         return OK
     with locked(manifest.folder):
         if not (manifest.folder / FILE).is_file():
             manifest.save()
         manifest.close_orphans()
         todo = manifest.missing()
-        show(report.planned(manifest, todo))
+        show(report.planned(manifest, todo, apart=launcher is not None))
         if not manifest.cells:
             return complain("nothing can run: every cell is skipped", FAILED)
         try:

@@ -21,9 +21,10 @@ LAST_BYTES = 1000
 Row = Sequence[str]
 
 
-def planned(manifest: Manifest, todo: Sequence[Planned]) -> str:
-    """What will run, and what will not."""
-    how = "timed, in turn" if manifest.sweep.timing else "several at once, without times"
+def planned(manifest: Manifest, todo: Sequence[Planned], *, apart: bool) -> str:
+    """What will run, and what will not; `apart` where each is a job of its own."""
+    turns = "each by itself" if apart else "in turn"
+    how = f"timed, {turns}" if manifest.sweep.timing else "several at once, without times"
     lines = [f"sweep {manifest.id}: {count(len(todo), 'cell')}, {how}"]
     shown = list(todo)[:SHOWN]
     lines += [f"  {p.index:>4}  {name(manifest, p)}" for p in shown]
