@@ -30,6 +30,7 @@ COLUMNS = [
     "tags.`dtype`",
     "tags.`stable`",
     "tags.`verdict`",
+    "tags.`sweep`",
 ]
 """What the table shows beside a run's name; by default MLflow shows neither metrics nor tags."""
 
