@@ -136,9 +136,10 @@ def end_what_was_left(manifest: Manifest) -> None:
     """End the journals of a sweep whose process was killed, and its workers with it."""
     for planned in manifest.cells:
         for folder in manifest.attempts(planned):
-            if not (folder / journal.FILE).exists() or journal.is_ended(folder):
+            begun = (folder / journal.FILE).exists()
+            if begun and journal.is_ended(folder):
                 continue
-            opening = journal.opening(folder)
+            opening = journal.opening(folder) if begun else None
             if opening is None or journal.is_dead(opening["owner"]):
                 tags = opening["tags"] if opening else _tags(manifest, planned)
                 end = "interrupted", "its sweep was killed"
