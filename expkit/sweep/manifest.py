@@ -127,10 +127,9 @@ class Manifest:
         """End the runs of a process that was killed. Call where no other runs this sweep."""
         for planned in self.cells:
             for folder in self.attempts(planned):
-                if not (folder / journal.FILE).exists():
-                    continue
                 with journal.locked(folder):  # what is left of that process may be at it too
-                    if journal.opening(folder) is None:
+                    begun = (folder / journal.FILE).exists()
+                    if not begun or journal.opening(folder) is None:
                         tags = {"sweep": self.id, "sweep.cell": str(planned.index)}
                         reason = "killed before its run began"
                         record_failure(planned.cell, folder, tags, "interrupted", reason)
