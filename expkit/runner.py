@@ -86,6 +86,7 @@ def run_together(
     draw: Draw,
     *,
     tags: Mapping[str, str],
+    prepared: Callable[[], None] = lambda: None,
     drive: Drive = in_turn,
     timed: bool = True,
 ) -> list[Result]:
@@ -95,6 +96,7 @@ def run_together(
 
     Args:
         tags: of every run.
+        prepared: called when other things may run beside this until the repeats begin.
         drive: where the repeats are asked for: here, or by a sweep's other process.
         timed: false where other things run meanwhile: the results without times.
 
@@ -115,6 +117,9 @@ def run_together(
         # A loss that is not finite is found and named below.
         with np.errstate(all="ignore"), _collecting_garbage():
             ready = [part for part in parts if part.prepare()]
+            prepared()
+            for part in ready:
+                part.find_answer()
             _hold_side_by_side(parts)
             with ExitStack() as quiet:
                 for part in ready:

@@ -87,6 +87,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="a Markdown page, its section is replaced")
     given = parser.parse_args()
     python = environment(given.environment)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # both keep what they compile, as by default
     rows = []
     print(*table(HEAD, []), sep="\n", flush=True)
     for way in WAYS:

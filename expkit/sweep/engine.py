@@ -269,11 +269,20 @@ def _take_turns(members: Sequence[Member]) -> None:
     with _quiet(members):
         for member in members:
             if not member.ended:
-                _prepare(member)
+                member.ask(do="prepare")
+    prepared = [member for member in members if not member.ended]
+    for member in prepared:
+        member.attempt.ledger.send(member.attempt)
+    for member in prepared:  # what a right answer is: all at once again
+        with suppress(Ended):
+            member.worker.tell(do="answer")
+    for member in prepared:
+        answer = member.ask()
+        if answer["is"] == "ready":
+            member.ready, member.facts = True, answer["facts"]
+            member.expected_s = answer["expected_s"]
     _require_alike(members)
     ready = [member for member in members if member.ready and not member.ended]
-    for member in ready:
-        member.attempt.ledger.send(member.attempt)
     with _quiet(ready):
         pids = [member.worker.pid for member in ready]
         start = Snapshot.take(pids=pids)
@@ -302,13 +311,6 @@ def _quiet(members: Sequence[Member]) -> Iterator[None]:
                 expected_s = member.expected_s * len(members)
                 quiet.enter_context(tracker.quiet(member.attempt.folder, expected_s))
         yield
-
-
-def _prepare(member: Member) -> None:
-    answer = member.ask(do="prepare")
-    if answer["is"] == "ready":
-        member.ready, member.facts = True, answer["facts"]
-        member.expected_s = answer["expected_s"]
 
 
 def _require_alike(members: Sequence[Member]) -> None:

@@ -209,6 +209,12 @@ def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, st
             return None, Activity(None, None, None)
         return _obey(parts, channel)
 
+    def prepared() -> None:
+        if timed:
+            channel.ask("prepared")
+
+    def silent(*_: Any) -> None: ...
+
     def draw(cell: Cell, result: Result, folder: Path) -> list[str]:
         if not timed:
             return []
@@ -227,7 +233,7 @@ def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, st
     jobs = [(cell, folder)]
     try:
         (result,) = runner.run_together(
-            jobs, None, lambda *_: None, draw, tags=tags, drive=drive, timed=timed
+            jobs, None, silent, draw, tags=tags, prepared=prepared, drive=drive, timed=timed
         )
     except UserError as error:
         return "failed", str(error)
