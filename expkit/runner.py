@@ -9,6 +9,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -298,10 +299,17 @@ def _finish(
     if tracker:
         tracker.update(journal.folder)
     (journal.folder / "config.yaml").write_text(OmegaConf.to_yaml(cell.resolved))
-    about = environment() | {"backend": cell.backend.describe()}
+    found = environment() if result.timed else _environment_of_process()
+    about = found | {"backend": cell.backend.describe()}
     (journal.folder / "environment.json").write_text(json.dumps(about, indent=2) + "\n")
     for name in ("config.yaml", "environment.json", *draw(cell, result, journal.folder)):
         journal.artifact(name)
+
+
+@cache
+def _environment_of_process() -> dict[str, Any]:
+    """As it was at its first cell: what changes since is of interest beside times alone."""
+    return environment()
 
 
 def _write_step_seconds(journal: Journal, result: Result) -> None:

@@ -221,7 +221,7 @@ def _manifest(
     cells = []
     for (number, cell, label), group in zip(kept, group_of, strict=True):
         peers = [(n, c) for (n, c, _), g in zip(kept, group_of, strict=True) if g == group]
-        baseline = _baseline(cell, peers, sweep)
+        baseline = _baseline(cell, peers, sweep) if sweep.timing else None
         own = None if baseline == number else baseline
         cells.append(Planned(number, cell.hash, label, group, own, cell.frozen))
     return Manifest(folder, list(words), sweep, groups, cells, skipped)
