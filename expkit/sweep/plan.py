@@ -198,7 +198,12 @@ def _title(cell: Cell, kinds: Sequence[str], keys: Collection[str]) -> str:
     names = " · ".join(cell.names[kind] for kind in kinds if kind in cell.names)
     values = {"measure": _how_long(cell)} | cell.params
     said = (k for k in values if k in keys and k not in CHOICES and not k.startswith("tracking."))
-    return names + "".join(f", {key}={values[key]}" for key in said)
+    return names + "".join(f", {key}={_short(values[key])}" for key in said)
+
+
+def _short(value: Any) -> str:
+    """As a person writes it: a recommended rate has seventeen digits."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _manifest(
