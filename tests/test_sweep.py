@@ -464,6 +464,20 @@ def test_a_cell_is_held_against_the_baselines_cell_that_is_most_like_it(expkit: 
         assert base == (None if expected == cell.title else expected)
 
 
+def test_seeds_are_not_held_against_each_other(expkit: Expkit) -> None:
+    """They are other data, so parity could not be required of them."""
+    done = expkit(*LINEAR, "tracking=none", "seed=1,2", "measure.parity=require")
+    assert done.status == 0, done.err
+    assert "unlike" not in done.out
+    assert [cell.baseline for cell in sweep_of(expkit).cells] == [None, None]
+
+
+def test_an_unknown_key_among_lists_is_told_what_there_is(expkit: Expkit) -> None:
+    done = expkit("-m", "problem=linear,sine", "optimzer=sgd")
+    assert done.status == 2
+    assert done.err.startswith("expkit: optimzer: no such key; the top level takes problem, ")
+
+
 @pytest.mark.parametrize("timing", [True, False])
 def test_a_worker_that_is_busy_dies_with_its_parent(expkit: Expkit, timing: bool) -> None:
     expkit.plugin(FRAGILE)

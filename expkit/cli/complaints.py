@@ -45,7 +45,7 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
 def _siblings(key: str, argv: Sequence[str]) -> str:
     """The keys that stand where this one was looked for."""
     parent = key.rpartition(".")[0]
-    choices = [word for word in argv if "=" in word and "." not in word.partition("=")[0]]
+    choices = [w.split(",")[0] for w in argv if "=" in w and "." not in w.partition("=")[0]]
     GlobalHydra.instance().clear()
     with suppress(HydraException, OmegaConfBaseException):
         with initialize_config_module("expkit.conf", version_base="1.3"):

@@ -241,6 +241,8 @@ def _work(cell: Cell) -> str:
 def _baseline(cell: Cell, peers: Sequence[tuple[int, Cell]], sweep: Sweep) -> int | None:
     """The cell of the same work to hold this one against: the most alike of the baseline's."""
     kind, name = _baseline_name([peer for _, peer in peers], sweep)
+    # Another seed is other data: its time may be compared by no one but the reader.
+    peers = [(n, peer) for n, peer in peers if peer.workload.seed == cell.workload.seed]
     if kind is None:
         return peers[0][0]
     candidates = [(n, peer) for n, peer in peers if peer.names.get(kind) == name]
