@@ -11,6 +11,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from services import free_port
 from sqlalchemy import create_engine, text
 
 from expkit.sweep.manifest import Manifest
@@ -270,3 +271,12 @@ def test_eight_sweeps_begin_at_once_on_a_fresh_tracking_server(
     for done in [expkit.end(sweep, LIMIT_S) for sweep in sweeps]:
         assert done.status == 0, done.out + done.err
     assert runs(expkit, tracking_server.database) == [("0", "FINISHED")] * 8
+
+
+def test_a_database_server_that_is_not_there_is_told_at_once(expkit: Expkit) -> None:
+    pytest.importorskip("psycopg2")
+    uri = f"postgresql+psycopg2://u:p@127.0.0.1:{free_port()}/d"
+    done = expkit("problem=linear", "steps=20", *QUICK, f"tracking.uri={uri}")  # within its limit
+    assert done.status == 1
+    assert "not in MLflow (OperationalError: " in done.err
+    assert "expkit sync" in done.err

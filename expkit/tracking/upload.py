@@ -191,8 +191,10 @@ def _client(uri: str) -> MlflowClient:
     """Of several that open an empty database at once one fills it; the others fail, and wait."""
     if uri.startswith("http"):
         return MlflowClient(uri)
+    from sqlalchemy import create_engine
     from sqlalchemy.exc import IntegrityError, ProgrammingError
 
+    create_engine(uri).connect().close()  # a server that is not there: MLflow tries for minutes
     for pause_s in FILLING_S:
         try:
             return MlflowClient(uri)
