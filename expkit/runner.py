@@ -88,6 +88,7 @@ def run_together(
     *,
     tags: Mapping[str, str],
     prepared: Callable[[], None] = lambda: None,
+    measured: Callable[[], None] = lambda: None,
     drive: Drive = in_turn,
     timed: bool = True,
 ) -> list[Result]:
@@ -98,6 +99,7 @@ def run_together(
     Args:
         tags: of every run.
         prepared: called when other things may run beside this until the repeats begin.
+        measured: called when they may again, until the end.
         drive: where the repeats are asked for: here, or by a sweep's other process.
         timed: false where other things run meanwhile: the results without times.
 
@@ -130,6 +132,7 @@ def run_together(
             for part in ready:
                 part.conclude(stopped_by, activity)
             _judge(parts)
+        measured()
         for part in parts:
             part.configure()
             _finish(part.cell, part.journal, tracker, draw, part.result)

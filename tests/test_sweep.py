@@ -327,19 +327,21 @@ def test_a_backend_that_is_not_there_is_told_and_the_others_go_on(expkit: Expkit
 # Timing
 
 
+def workers(expkit: Expkit) -> list[int]:
+    """The processes that run cells, or will."""
+    found = []
+    for pid in expkit.processes():
+        with suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            found += [pid] if "expkit.sweep.child" in words else []
+    return found
+
+
 def test_cells_of_a_problem_take_turns_and_sleep_meanwhile(expkit: Expkit) -> None:
     words = ("-m", "problem=sine", "steps=2000", "optimizer=sgd,adam,momentum")
     long = ("measure.budget_s=2", "measure.repeats_max=100000", "measure.target_ci=0")
     process = expkit.start(*words, "tracking=none", *long)
     states: set[int] = set()
-
-    def workers() -> list[int]:
-        found = []
-        for pid in expkit.processes():
-            with suppress(OSError):
-                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-                found += [pid] if "expkit.sweep.worker" in words else []
-        return found
 
     def awake() -> int:
         """At once: those that are awake before and after a look at all of them."""
@@ -354,7 +356,7 @@ def test_cells_of_a_problem_take_turns_and_sleep_meanwhile(expkit: Expkit) -> No
         return len(files) == 3 and all('"sample"' in file.read_text() for file in files)
 
     wait_for(sampled)
-    pids = workers()
+    pids = workers(expkit)
     assert len(pids) == 3
     for _ in range(50):
         states.add(awake())
@@ -775,7 +777,7 @@ def test_a_cell_may_print_megabytes(expkit: Expkit) -> None:
 
 
 def test_a_worker_whose_parent_died_before_it_began_does_nothing() -> None:
-    words = [sys.executable, "-m", "expkit.sweep.worker", "1"]  # not this process
+    words = [sys.executable, "-m", "expkit.sweep.child", "1"]  # not this process
     done = subprocess.run(words, input="{}\n", capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
@@ -925,3 +927,80 @@ def test_a_search_for_seconds_needs_timing(expkit: Expkit) -> None:
     assert done.status == 2
     assert "expkit: sweep.objective: got 'seconds', takes loss" in done.err
     assert not list(expkit.outputs.rglob("sweep.json"))
+
+
+# Beside the cells
+
+
+def test_a_worker_that_no_cell_needs_is_gone_before_the_clock_runs(expkit: Expkit) -> None:
+    long = ("measure.budget_s=20", "measure.repeats_max=100000", "measure.target_ci=0")
+    process = expkit.start("-m", "problem=linear", "steps=50", "tracking=none", *long)
+    wait_for(lambda: expkit.processes() and "sample" in journal_text(expkit))
+    assert len(workers(expkit)) == 1
+    process.send_signal(signal.SIGTERM)
+    assert expkit.end(process).status == 143
+    assert expkit.processes() == []
+
+
+def journal_text(expkit: Expkit) -> str:
+    return "".join(file.read_text() for file in expkit.outputs.glob("sweeps/*/*/*/journal.jsonl"))
+
+
+@pytest.mark.parametrize("words", [("optimizer.lr=0.1,abc",), ("problem=linear,nothing",)])
+def test_a_refused_sweep_leaves_no_process(expkit: Expkit, words: tuple[str, ...]) -> None:
+    assert expkit("-m", *words).status == 2
+    assert expkit.processes() == []
+
+
+def test_a_worker_has_the_threads_that_a_bare_run_has(expkit: Expkit) -> None:
+    assert expkit(*LINEAR, "seed=1,2,3", "tracking=none").status == 0
+    assert expkit(*LINEAR[1:], "tracking=none").status == 0
+    files = [*expkit.outputs.glob("sweeps/*/*/*/environment.json")]
+    (bare,) = expkit.outputs.glob("runs/*/*/environment.json")
+    found = [json.loads(file.read_text()) for file in [*files, bare]]
+    assert len(found) == 4
+    for key in ("thread_variables", "threadpools"):
+        assert all(about[key] == found[-1][key] for about in found)
+
+
+PICTURES = ("tracking=none", "tracking.pictures=true")
+
+
+def test_a_timed_cells_pictures_are_drawn_and_nothing_else_is_left(expkit: Expkit) -> None:
+    done = expkit("-m", "problem=sine", "steps=50", "seed=1,2", *QUICK, *PICTURES)
+    assert done.status == 0, done.err
+    for run in results(expkit).values():
+        assert run is not None
+        pictures = {"loss.png", "fit.png", "step.png"}
+        kept = {file.name for file in run.folder.iterdir()}
+        assert kept == pictures | {"config.yaml", "environment.json", "journal.jsonl"}
+        journaled = {record["file"] for record, _ in journal.read(run.folder) if "file" in record}
+        assert pictures < journaled
+
+
+def test_a_picture_that_cannot_be_drawn_is_its_cells_affair(expkit: Expkit) -> None:
+    expkit.plugin(CROOKED)
+    done = expkit("-m", "problem=crooked,sine", "steps=50", *QUICK, *PICTURES)
+    assert done.status == 1, done.err
+    assert outcomes(expkit) == ["failed", "ok"]
+    assert "same first dimension" in done.out
+    assert not [*expkit.outputs.rglob("*.pickle")]
+
+
+CROOKED = {
+    "__init__.py": "",
+    "conf/problem/crooked.yaml": "_target_: broken_plugin.crooked.Crooked\nn: 50\n",
+    "crooked.py": """
+        from dataclasses import dataclass
+
+        import numpy as np
+
+        from expkit.problems.sine import Sine
+
+
+        @dataclass(frozen=True)
+        class Crooked(Sine):
+            def curves(self, params):
+                return {"fit": (np.arange(3), np.arange(2))}
+    """,
+}

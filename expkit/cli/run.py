@@ -9,13 +9,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from expkit.cli.status import FAILED, INTERRUPTED, MISUSED, OK, TERMINATED, complain
 from expkit.errors import ConfigError, Unavailable, UserError
+from expkit.sweep.worker import spares
 from expkit.tracking.tracker import Tracker, one_line
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from expkit.config import Cell
     from expkit.sweep.manifest import Manifest
 
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+NOT_TIMED_HERE = ("sweep.timing=false", "sweep.dry_run=true", "hydra/launcher=")
+LEAST_CELLS = 2
 NO_RUN = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc")
 
 
@@ -39,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
     """Compose and run; one line on stderr for whatever goes wrong."""
 
     def work() -> int:
-        with tracker_for(argv) as tracker:
+        with tracker_for(argv) as tracker, _workers_for(argv):
             return max(_compose_and_run(argv, tracker), default=OK)
 
     return interruptible(work)
@@ -73,11 +77,39 @@ def _interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
     return error
 
 
+def _runs_nothing(argv: Sequence[str]) -> bool:
+    return any(word in NO_RUN or word.startswith(("--cfg=", "--info=")) for word in argv)
+
+
+def _workers_for(argv: Sequence[str]) -> AbstractContextManager[None]:
+    """A sweep's first workers, which import what every cell needs while Hydra composes them."""
+    here = not any(word.startswith(NOT_TIMED_HERE) for word in argv)
+    if _is_sweep(argv) and here and not _runs_nothing(argv):
+        return spares(LEAST_CELLS)
+    return nullcontext()
+
+
+def _is_sweep(argv: Sequence[str]) -> bool:
+    return "-m" in argv or "--multirun" in argv
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """While NumPy is imported for no arithmetic: the threads it starts spin beside the workers."""
+    if BLAS_THREADS in os.environ:
+        yield
+        return
+    os.environ[BLAS_THREADS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[BLAS_THREADS]  # the workers' is their own
+
+
 @contextmanager
 def tracker_for(argv: Sequence[str]) -> Iterator[Tracker | None]:
     """MLflow's process, started before anything is imported: it is what takes longest."""
-    runs_nothing = any(word in NO_RUN or word.startswith(("--cfg=", "--info=")) for word in argv)
-    if "tracking=none" in argv or runs_nothing:
+    if "tracking=none" in argv or _runs_nothing(argv):
         yield None
         return
     tracker = Tracker()
@@ -106,7 +138,8 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
 
-    from expkit import config
+    with _one_blas_thread() if _is_sweep(argv) else nullcontext():
+        from expkit import config
 
     command = Command(tracker)
     config.register()

@@ -261,7 +261,10 @@ class _Disturbed(_Host):
     def disturb(self, array: Array) -> Array:
         # A stretch of ready factors from a random place on: fresh ones take longer than the step.
         start = self._rng.integers(1 << 15)
-        return array * np.resize(self._factors[start:], np.shape(array))
+        factors = self._factors[start : start + np.size(array)]
+        if factors.size < np.size(array):
+            factors = np.resize(self._factors[start:], np.size(array))
+        return array * factors.reshape(np.shape(array))
 
     def loss_and_grad(
         self, problem: Problem, params: Params, batch: Batch, mark: Mark = unmarked

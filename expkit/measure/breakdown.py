@@ -11,7 +11,7 @@ import numpy as np
 from expkit.contracts import HostArray, Mark, Program
 from expkit.measure.clock import laps
 
-TRACED_S = 0.1
+TRACED_S = 0.05
 """About how long the traced steps take together."""
 STEPS_MIN = 3
 MARKS = 1000

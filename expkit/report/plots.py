@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expkit.contracts import HostArray, Plotted
+from expkit.measure.breakdown import Breakdown
 from expkit.report import breakdown
 
 if TYPE_CHECKING:
@@ -20,31 +23,63 @@ if TYPE_CHECKING:
     from expkit.measurement import Result
 
 
+DECADES = 1e3
+"""From so much on the powers of ten alone tell how far a curve goes."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the pictures of a run show, ready to be drawn in any process.
+
+    Attributes:
+        losses: of each step; empty where there are none.
+        curves: of the fit, by name: x and y.
+    """
+
+    title: str
+    losses: HostArray
+    breakdown: Breakdown | None
+    curves: Mapping[str, tuple[HostArray, HostArray]]
+
+
+def shown(cell: Cell, result: Result) -> Shown:
+    """What there is to draw of a run."""
+    problem, params = cell.workload.problem, result.params
+    finite = all(np.isfinite(array).all() for array in params.values())
+    curves = problem.curves(params) if isinstance(problem, Plotted) and params and finite else {}
+    return Shown(cell.title, result.losses, result.breakdown, curves)
+
+
 def draw(cell: Cell, result: Result, folder: Path) -> list[str]:
     """Draw what there is to draw into the folder, and return the files' names."""
-    if not cell.tracking.pictures:
-        return []
+    return draw_shown(shown(cell, result), folder) if cell.tracking.pictures else []
+
+
+def draw_shown(what: Shown, folder: Path) -> list[str]:
+    """The same in another process than the run's."""
     drawn = []
-    if result.losses.size:
-        with _picture(folder / "loss.png", cell.title, "step", "loss") as axes:
-            _loss(axes, result.losses)
+    if what.losses.size:
+        with _picture(folder / "loss.png", what.title, "step", "loss") as axes:
+            _loss(axes, what.losses)
         drawn.append("loss.png")
-    if result.breakdown:
-        with _picture(folder / "step.png", cell.title, "", "") as axes:
-            breakdown.bar(axes, result.breakdown)
+    if what.breakdown:
+        with _picture(folder / "step.png", what.title, "", "") as axes:
+            breakdown.bar(axes, what.breakdown)
         drawn.append("step.png")
-    problem, finite = (
-        cell.workload.problem,
-        all(np.isfinite(p).all() for p in result.params.values()),
-    )
-    if isinstance(problem, Plotted) and result.params and finite:
-        with _picture(folder / "fit.png", cell.title, "x", "y") as axes:
-            curves = problem.curves(result.params)
-            for (name, (x, y)), style in zip(curves.items(), cycle(("-", "--", ":")), strict=False):
+    if what.curves:
+        with _picture(folder / "fit.png", what.title, "x", "y") as axes:
+            styles = cycle(("-", "--", ":"))
+            for (name, (x, y)), style in zip(what.curves.items(), styles, strict=False):
                 axes.plot(x, y, style, label=name)
             axes.legend(frameon=False)
         drawn.append("fit.png")
     return drawn
+
+
+def preload() -> None:
+    """Import what draws, at a time to spare: half a second."""
+    for module in ("matplotlib.figure", "matplotlib.backends.backend_agg"):
+        import_module(module)
 
 
 def _loss(axes: Axes, losses: HostArray) -> None:
@@ -54,7 +89,10 @@ def _loss(axes: Axes, losses: HostArray) -> None:
     if shown.any() and np.all(losses[shown] > 0):
         axes.set_yscale("log")
         # A loss that diverged leaves the top: beyond, the ticks overflow.
-        axes.set_ylim(max(losses[shown].min() / 2, 1e-100), min(losses[shown].max() * 2, 1e100))
+        low, high = max(losses[shown].min() / 2, 1e-100), min(losses[shown].max() * 2, 1e100)
+        axes.set_ylim(low, high)
+        if high / low > DECADES:
+            axes.yaxis.minorticks_off()
     if not shown.all():
         bad = int(np.flatnonzero(~shown)[0])
         axes.axvline(bad, color="C3", linestyle="--", label=f"not finite from step {bad}")
@@ -68,8 +106,12 @@ def _picture(file: Path, title: str, x: str, y: str) -> Iterator[Axes]:
 
     figure = Figure(figsize=(6.4, 4), dpi=100)
     axes = figure.add_axes((0.12, 0.13, 0.85, 0.77))
-    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.set(xlabel=x, ylabel=y)
+    axes.locator_params(nbins=5)
+    axes.set_title(title, y=1)  # places are given: to look for one takes longer than to draw
+    axes.xaxis.set_label_coords(0.5, -0.1)
+    axes.yaxis.set_label_coords(-0.09, 0.5)
     axes.spines[["top", "right"]].set_visible(False)
     with np.errstate(all="ignore"):  # the scale of a loss that diverged
         yield axes
-        figure.savefig(file)
+        figure.savefig(file, pil_kwargs={"compress_level": 1})

@@ -7,6 +7,7 @@ others go on. This process alone sends runs to MLflow.
 from __future__ import annotations
 
 import os
+import pickle
 import select
 import signal
 from collections import deque
@@ -25,11 +26,12 @@ from expkit.measure.environment import Activity, Snapshot, gpus
 from expkit.measure.rounds import run_rounds
 from expkit.measure.stopping import is_narrow
 from expkit.measure.verdict import judge
+from expkit.report import plots
 from expkit.runner import record_failure
 from expkit.sweep.manifest import Manifest, Planned
-from expkit.sweep.worker import Ended, Message, Worker
+from expkit.sweep.worker import DRAWING, Ended, Message, Worker, end_spares
 from expkit.tracking import journal
-from expkit.tracking.tracker import Tracker
+from expkit.tracking.tracker import Tracker, one_line
 
 ALIVE = 8
 """Workers that are alive together by default, where one at a time is measured."""
@@ -249,6 +251,7 @@ def _measure(team: Sequence[Planned], ledger: Ledger) -> None:
             stack.callback(worker.kill)
             attempt = ledger.begin(planned, mark)
             members.append(Member(attempt, worker, ledger.manifest.sweep.limit_s))
+        end_spares()
         try:
             _take_turns(members)
         finally:
@@ -264,6 +267,8 @@ def _take_turns(members: Sequence[Member]) -> None:
     for member in members:  # importing is not timed: all at once
         with suppress(Ended):  # told by the next answer
             member.worker.tell(timed=True, **member.attempt.request)
+    if any(member.planned.cell.tracking.pictures for member in members):
+        plots.preload()
     for member in members:
         member.ask()
     with _quiet(members):
@@ -297,9 +302,20 @@ def _take_turns(members: Sequence[Member]) -> None:
     waiting = [member for member in members if not member.ended]
     for member in waiting:
         with suppress(Ended):  # told by the next line
-            member.worker.tell(do="draw")
+            member.worker.tell(do="finish")
+        member.attempt.ledger.send(member.attempt)
     for member in waiting:
-        member.ask()
+        if member.ask()["is"] == "drawing":
+            member.ask(**_drawn(member.attempt.folder))
+
+
+def _drawn(folder: Path) -> Message:
+    """Draw what a worker has left to be drawn."""
+    try:
+        what = pickle.loads((folder / DRAWING).read_bytes())
+        return {"files": plots.draw_shown(what, folder)}
+    except Exception as error:  # its run tells of it
+        return {"error": one_line(error)}
 
 
 @contextmanager
@@ -390,6 +406,7 @@ def _fill(todo: Sequence[Planned], ledger: Ledger, stop: Stop) -> None:
     free = deque(_slots(todo, ledger.manifest.sweep.workers))
     waiting = deque(sorted(todo, key=_key))
     posts: list[_Post] = []
+    end_spares()
     try:
         while (waiting and not stop.asked) or any(post.attempt for post in posts):
             if not stop.asked:

@@ -1,39 +1,59 @@
-"""A process that runs cells for a sweep: a fresh interpreter that is asked, line by line.
+"""The parent's side of a process that runs cells for a sweep: a fresh interpreter.
 
 The parent sends a line of JSON a request, the child answers with one or more. While it is not asked
 anything a child that is to be measured is stopped (SIGSTOP): it sleeps, and so do its threads,
 which after a parallel loop would go on spinning for a while. Should the parent die, the kernel ends
-the child (Linux).
-
-    python -m expkit.sweep.worker PARENT        is the child, of the process of this number
+the child (Linux). Its own side is `expkit.sweep.child`.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from functools import cache
-from pathlib import Path
-from typing import Any, BinaryIO
-
-from expkit.config import thaw
-from expkit.errors import ParityError, UserError
-from expkit.measure.environment import Activity
-from expkit.measurement import Measurement
-from expkit.processes import die_with_parent
-from expkit.tracking.tracker import one_line
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
 
 SAID = "output.txt"
 """What a cell's process printed."""
+DRAWING = "drawing.pickle"
+"""What the parent is to draw, until it has."""
 
 Message = dict[str, Any]
+
+
+_spares: list[subprocess.Popen[bytes]] = []
+
+
+@contextmanager
+def spares(count: int) -> Iterator[None]:
+    """Start interpreters that get ready beside what is done here, for the first workers."""
+    _spares.extend(_start({}) for _ in range(count))
+    try:
+        yield
+    finally:
+        end_spares()
+
+
+def end_spares() -> None:
+    """End those that no worker has taken."""
+    while _spares:
+        with _spares.pop() as process:
+            process.kill()
+
+
+def _start(env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "expkit.sweep.child", str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, **env},
+        start_new_session=True,  # Ctrl-C is the parent's to handle
+    )
 
 
 class Ended(Exception):
@@ -41,16 +61,11 @@ class Ended(Exception):
 
 
 class Worker:
-    """The parent's side."""
+    """A child, and what it is asked. A spare one where it needs nothing of its own."""
 
     def __init__(self, env: Mapping[str, str], cpus: Sequence[int] | None = None) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "expkit.sweep.worker", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **env},
-            start_new_session=True,  # Ctrl-C is the parent's to handle
-        )
+        taken = _spares.pop() if _spares and not env and not cpus else None
+        self._process = taken or _start(env)
         self._death = os.pidfd_open(self.pid)
         if cpus:
             os.sched_setaffinity(self.pid, cpus)
@@ -146,136 +161,3 @@ class Worker:
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:
             self._process.send_signal(number)
-
-
-class _Channel:
-    """The child's side of the pipes. Whatever a cell reads or prints goes elsewhere."""
-
-    def __init__(self) -> None:
-        self._requests: BinaryIO = os.fdopen(os.dup(0), "rb")
-        self._answers: BinaryIO = os.fdopen(os.dup(1), "wb")
-        nothing = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nothing, 0)
-        os.dup2(2, 1)
-        os.close(nothing)
-
-    def read(self) -> Message | None:
-        line = self._requests.readline()
-        return json.loads(line) if line else None
-
-    def write(self, kind: str, **fields: Any) -> None:
-        self._answers.write(json.dumps({"is": kind, **fields}).encode() + b"\n")
-        self._answers.flush()
-
-    def ask(self, kind: str, **fields: Any) -> Message:
-        """Say so, and wait for what comes."""
-        self.write(kind, **fields)
-        request = self.read()
-        if request is None:
-            os._exit(0)  # the parent has hung up
-        return request
-
-
-def _run(request: Message, channel: _Channel) -> None:
-    """One cell, from its import to its end; every way to fail is an answer."""
-    folder = Path(request["folder"])
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / SAID).open("ab") as said:
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
-    try:
-        outcome, reason = _outcome(request, folder, channel)
-    except BaseException as error:  # sys.exit too: it is this cell's affair alone
-        outcome, reason = "failed", one_line(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if not (folder / SAID).stat().st_size:
-        (folder / SAID).unlink()
-    if not request["timed"]:  # else this process ends
-        gc.collect()
-    channel.write("done", outcome=outcome, reason=reason)
-
-
-def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, str]:
-    from expkit import runner
-    from expkit.config import Cell
-    from expkit.measurement import Result
-    from expkit.report import plots
-
-    def drive(parts: Sequence[Measurement]) -> tuple[str | None, Activity]:
-        if not timed:
-            for part in parts:
-                part.repeat()
-            return None, Activity(None, None, None)
-        return _obey(parts, channel)
-
-    def prepared() -> None:
-        if timed:
-            channel.ask("prepared")
-
-    def silent(*_: Any) -> None: ...
-
-    def draw(cell: Cell, result: Result, folder: Path) -> list[str]:
-        if not timed:
-            return []
-        channel.ask("measured")  # drawing takes a while, and may be done beside others' drawing
-        return plots.draw(cell, result, folder)
-
-    cell, timed, tags = thaw(request["cell"]), request["timed"], request["tags"]
-    try:
-        runner.require(cell)
-    except UserError as error:
-        return "unavailable", str(error)
-    cell.backend.configure()
-    _spare_libraries()
-    if timed:
-        channel.ask("here")
-    jobs = [(cell, folder)]
-    try:
-        (result,) = runner.run_together(
-            jobs, None, silent, draw, tags=tags, prepared=prepared, drive=drive, timed=timed
-        )
-    except UserError as error:
-        return "failed", str(error)
-    return result.outcome, result.reason or ""
-
-
-@cache
-def _spare_libraries() -> None:
-    """Before the first cell: no collection looks again at what has been imported."""
-    gc.freeze()
-
-
-def _obey(parts: Sequence[Measurement], channel: _Channel) -> tuple[str | None, Activity]:
-    """Repeats as the parent asks for them."""
-    if not parts:
-        return None, Activity(None, None, None)
-    (part,) = parts
-    request = channel.ask("ready", facts=part.result.facts, expected_s=part.expected_s)
-    if request["do"] == "refuse":
-        raise ParityError(request["unlike"])
-    while request["do"] != "stop":
-        if request["do"] == "place":
-            part.place()
-            request = channel.ask("placed")
-        else:
-            more = part.repeat()
-            last = part.result.processes[0][-1][-1] if more else None
-            request = channel.ask("repeated", seconds=last)
-    part.result.unlike += request["unlike"]
-    part.journal.tags(request["tags"])
-    return request["stopped_by"], Activity(**request["activity"])
-
-
-def _child(parent: int) -> None:
-    die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gc.disable()
-    channel = _Channel()
-    while (request := channel.read()) is not None:
-        _run(request, channel)
-    os._exit(0)  # the interpreter's tidying up takes longer than the work
-
-
-if __name__ == "__main__":
-    _child(int(sys.argv[1]))

@@ -1,0 +1,170 @@
+"""A worker's own side: a fresh interpreter that runs the cells it is asked for, line by line.
+
+python -m expkit.sweep.child PARENT        is the child, of the process of this number
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from expkit import runner
+from expkit.config import Cell, thaw
+from expkit.errors import ParityError, UserError
+from expkit.measure.environment import Activity
+from expkit.measurement import Measurement, Result
+from expkit.processes import die_with_parent
+from expkit.report import plots
+from expkit.sweep.worker import DRAWING, SAID, Message
+from expkit.tracking.tracker import one_line
+
+
+class _Channel:
+    """The child's side of the pipes. Whatever a cell reads or prints goes elsewhere."""
+
+    def __init__(self) -> None:
+        self._requests: BinaryIO = os.fdopen(os.dup(0), "rb")
+        self._answers: BinaryIO = os.fdopen(os.dup(1), "wb")
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(2, 1)
+        os.close(nothing)
+
+    def read(self) -> Message | None:
+        line = self._requests.readline()
+        return json.loads(line) if line else None
+
+    def write(self, kind: str, **fields: Any) -> None:
+        self._answers.write(json.dumps({"is": kind, **fields}).encode() + b"\n")
+        self._answers.flush()
+
+    def ask(self, kind: str, **fields: Any) -> Message:
+        """Say so, and wait for what comes."""
+        self.write(kind, **fields)
+        request = self.read()
+        if request is None:
+            os._exit(0)  # the parent has hung up
+        return request
+
+
+def _run(request: Message, channel: _Channel) -> None:
+    """One cell, from its import to its end; every way to fail is an answer."""
+    folder = Path(request["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / SAID).open("ab") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    try:
+        outcome, reason = _outcome(request, folder, channel)
+    except BaseException as error:  # sys.exit too: it is this cell's affair alone
+        outcome, reason = "failed", one_line(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not (folder / SAID).stat().st_size:
+        (folder / SAID).unlink()
+    if not request["timed"]:  # else this process ends
+        gc.collect()
+    channel.write("done", outcome=outcome, reason=reason)
+
+
+def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, str]:
+    cell, timed, tags = thaw(request["cell"]), request["timed"], request["tags"]
+
+    def drive(parts: Sequence[Measurement]) -> tuple[str | None, Activity]:
+        if timed:
+            return _obey(parts, channel)
+        for part in parts:
+            part.repeat()
+        return None, Activity(None, None, None)
+
+    def pause(kind: str) -> None:
+        if timed:
+            channel.ask(kind)
+
+    def draw(cell: Cell, result: Result, folder: Path) -> list[str]:
+        return _drawn(cell, result, folder, channel) if timed and cell.tracking.pictures else []
+
+    def silent(*_: Any) -> None: ...
+
+    try:
+        runner.require(cell)
+    except UserError as error:
+        return "unavailable", str(error)
+    cell.backend.configure()
+    _keep_libraries()
+    pause("here")
+    try:
+        (result,) = runner.run_together(
+            [(cell, folder)],
+            None,
+            silent,
+            draw,
+            tags=tags,
+            prepared=lambda: pause("prepared"),
+            measured=lambda: pause("measured"),
+            drive=drive,
+            timed=timed,
+        )
+    except UserError as error:
+        return "failed", str(error)
+    return result.outcome, result.reason or ""
+
+
+def _drawn(cell: Cell, result: Result, folder: Path, channel: _Channel) -> list[str]:
+    """Pictures that the parent draws: its drawing library is imported once for all cells."""
+    file = folder / DRAWING
+    file.write_bytes(pickle.dumps(plots.shown(cell, result)))
+    reply = channel.ask("drawing")
+    file.unlink()
+    if "error" in reply:
+        raise RuntimeError(reply["error"])
+    return list(reply["files"])
+
+
+@cache
+def _keep_libraries() -> None:
+    """Before the first cell: no collection looks again at what has been imported."""
+    gc.freeze()
+
+
+def _obey(parts: Sequence[Measurement], channel: _Channel) -> tuple[str | None, Activity]:
+    """Repeats as the parent asks for them."""
+    if not parts:
+        return None, Activity(None, None, None)
+    (part,) = parts
+    request = channel.ask("ready", facts=part.result.facts, expected_s=part.expected_s)
+    if request["do"] == "refuse":
+        raise ParityError(request["unlike"])
+    while request["do"] != "stop":
+        if request["do"] == "place":
+            part.place()
+            request = channel.ask("placed")
+        else:
+            more = part.repeat()
+            last = part.result.processes[0][-1][-1] if more else None
+            request = channel.ask("repeated", seconds=last)
+    part.result.unlike += request["unlike"]
+    part.journal.tags(request["tags"])
+    return request["stopped_by"], Activity(**request["activity"])
+
+
+def _child(parent: int) -> None:
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()
+    channel = _Channel()
+    while (request := channel.read()) is not None:
+        _run(request, channel)
+    os._exit(0)  # the interpreter's tidying up takes longer than the work
+
+
+if __name__ == "__main__":
+    _child(int(sys.argv[1]))
