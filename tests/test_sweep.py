@@ -209,6 +209,8 @@ SHARING = {
     "Hydra's own": ("hydra.job.name=mine", "seed=1"),
     "a reference": ("steps=${seed}", "seed=9", "backend.threads=${steps}"),
     "several values of one key": ("seed=1", "seed=2"),
+    "the defaults": ("problem=sine", "backend=numpy", "optimizer=sgd", "steps=9"),
+    "the defaults but one": ("problem=sine", "backend=torch", "optimizer=sgd", "steps=9"),
 }
 
 
@@ -240,7 +242,10 @@ def test_what_cells_share_is_composed_once_and_to_the_same(order: int) -> None:
             )
 
 
-@pytest.mark.parametrize("words", [("seed=abc",), ("nonsense=1",), ("optimizer=nonsense",)])
+BAD = ("seed=abc", "nonsense=1", "optimizer=nonsense", "+backend=numpy")
+
+
+@pytest.mark.parametrize("words", [(word,) for word in BAD])
 def test_what_cannot_be_composed_is_told_as_hydra_tells_it(words: tuple[str, ...]) -> None:
     config.register()
     with initialize_config_module("expkit.conf", version_base="1.3"):

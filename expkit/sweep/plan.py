@@ -112,18 +112,15 @@ class Composer:
             return self._compose(job)
         key = tuple(str(word.input_line) for word in rest)
         if key not in self._shared:
-            self._shared[key] = self._compose(key)
+            as_master = all(self._is_masters(word) for word in rest)
+            self._shared[key] = _apart(self._master) if as_master else self._compose(key)
         shared, choices = self._shared[key]
         composed = copy.deepcopy(shared)
         ConfigLoaderImpl._apply_overrides_to_config(values, composed)
         return composed, choices
 
     def _compose(self, job: Sequence[str]) -> Composed:
-        composed = self._loader.load_sweep_config(self._master, list(job))
-        choices = dict(composed.hydra.runtime.choices)
-        with open_dict(composed):
-            del composed["hydra"]
-        return composed, choices
+        return _apart(self._loader.load_sweep_config(self._master, list(job)))
 
     def _parse(self, word: str) -> Override:
         if word not in self._parsed:
@@ -140,6 +137,12 @@ class Composer:
         ours = changes and not word.is_hydra_override() and self._is_group(word)
         return ours and not isinstance(word.value(), dict)
 
+    def _is_masters(self, word: Override) -> bool:
+        """Whether it chooses what the whole was composed with."""
+        plain = word.type == OverrideType.CHANGE and word.package is None
+        chosen = self._master.hydra.runtime.choices
+        return plain and word.value() is not None and chosen.get(word.key_or_group) == word.value()
+
     def _is_group(self, word: Override) -> bool:
         group = word.key_or_group
         if group not in self._groups:
@@ -149,6 +152,13 @@ class Composer:
             )
             self._groups[group] = bool(found)
         return self._groups[group]
+
+
+def _apart(whole: DictConfig) -> Composed:
+    composed = copy.deepcopy(whole)
+    with open_dict(composed):
+        del composed["hydra"]
+    return composed, dict(whole.hydra.runtime.choices)
 
 
 def _build(composed: DictConfig, choices: Mapping[str, str]) -> tuple[Cell, Sweep]:
