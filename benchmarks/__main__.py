@@ -14,11 +14,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -26,11 +24,11 @@ from typing import cast
 
 import numpy as np
 import torch
-from expkit_plugins.torch.backend import HUGE_PAGES
 
 from benchmarks import loops
 from benchmarks.machine import machine
 from benchmarks.pairs import Paired, paired
+from benchmarks.programs import advance, draw_seconds, process, program
 from expkit.config import compose_cell
 from expkit.contracts import Program
 from expkit.measure.clock import timed
@@ -47,13 +45,6 @@ class Row:
     bound: str
     measured: str
     holds: bool
-
-
-def program(steps: int, *words: str) -> Program:
-    """A cell's program with room for this many steps, set up as the runner does."""
-    cell = compose_cell("tracking=none", f"steps={steps}", *words)
-    cell.backend.configure()
-    return cell.backend.build(cell.workload)
 
 
 def times(pair: Paired, steps: int, *, inverse: bool) -> str:
@@ -139,7 +130,7 @@ def linear(rounds: int) -> list[Row]:
 
 def large_dot(rounds: int) -> list[Row]:
     """Against the tutorials' loops in the same dtype, float32."""
-    steps, lr = 50, 0.5 / LARGE
+    steps, lr = 30, 0.5 / LARGE
     words = ("problem=large_dot", f"problem.n={LARGE}", "backend.dtype=float32")
     target = np.random.default_rng(0).standard_normal(LARGE, dtype=np.float32)
     room = steps * (rounds + 1)
@@ -153,48 +144,22 @@ def large_dot(rounds: int) -> list[Row]:
     # The backend asks for huge pages before it imports PyTorch, and a process cannot take that
     # back: each side runs in a process of its own, as it would.
     torch_words = (*words, "backend=torch")
-    with _process(huge_pages=True) as ours_process, _process(huge_pages=False) as theirs_process:
-        ours_steps = partial(_advance, steps, room, *torch_words)
+    with process(huge_pages=True) as ours_process, process(huge_pages=False) as theirs_process:
+        ours_steps = partial(advance, steps, room, *torch_words)
         theirs = partial(loops.large_dot_tutorial_torch, LARGE, steps, lr)
         pair = paired(
             lambda: ours_process.submit(ours_steps).result(),
             lambda: theirs_process.submit(theirs).result(),
             rounds,
         )
-        draws = [ours_process.submit(_draw_seconds, *torch_words).result() for _ in range(rounds)]
+        draws = [
+            ours_process.submit(draw_seconds, LARGE, *torch_words).result() for _ in range(rounds)
+        ]
     what = "large_dot at 10^7, torch CPU, against the tutorial's loop"
     rows.append(faster(what, 5, pair, steps))
     share = median(draws) / (pair.other / steps)
     drawn = f"{seconds(median(draws))}, {share:.0%} of the tutorial's whole step"
     return [*rows, Row("… of which drawing 10^7 normals on all cores takes", "", drawn, True)]
-
-
-_kept_program = cache(program)
-
-
-def _advance(steps: int, room: int, *words: str) -> None:
-    _kept_program(room, *words).advance(steps)
-
-
-def _draw_seconds(*words: str) -> float:
-    random = compose_cell(*words).backend.random(0)
-    random.normal((LARGE,))  # its threads start
-    start = perf_counter()
-    random.normal((LARGE,))
-    return perf_counter() - start
-
-
-@contextmanager
-def _process(*, huge_pages: bool) -> Iterator[ProcessPoolExecutor]:
-    before = os.environ.get(HUGE_PAGES)
-    os.environ[HUGE_PAGES] = "1" if huge_pages else "0"
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        pool.submit(int).result()
-        if before is None:
-            del os.environ[HUGE_PAGES]
-        else:
-            os.environ[HUGE_PAGES] = before
-        yield pool
 
 
 class _Nothing:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections import Counter
-from collections.abc import Callable
 from textwrap import dedent
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from services import free_port
-from sqlalchemy import create_engine, text
+from swept import runs, sweep_of, wait_for
 
-from expkit.sweep.manifest import Manifest
-from expkit.tracking import address, journal
+from expkit.tracking import journal
 
 if TYPE_CHECKING:
     from conftest import Done, Expkit
@@ -61,23 +58,6 @@ def finish(expkit: Expkit, *words: str) -> Done:
     return expkit.end(expkit.start(*words), LIMIT_S)
 
 
-def sweep_of(expkit: Expkit) -> Manifest:
-    return Manifest.load(max(expkit.outputs.glob("sweeps/*/*/sweep.json")).parent)
-
-
-def runs(expkit: Expkit, database: str | None = None) -> list[tuple[str, str]]:
-    """Cell and status of every run in MLflow."""
-    query = """
-        select t.value, r.status from runs r join tags t using (run_uuid)
-        where t.key = 'sweep.cell' order by 1, 2
-    """
-    engine = create_engine(database or address.local(expkit.outputs))
-    with engine.connect() as connection:
-        found = [(cell, status) for cell, status in connection.execute(text(query))]
-    engine.dispose()
-    return found
-
-
 def finished(cells: int) -> list[tuple[str, str]]:
     """Every cell exactly once."""
     return [(str(cell), "FINISHED") for cell in range(cells)]
@@ -110,13 +90,6 @@ def at_once(expkit: Expkit) -> int:
         changes += [(times[0], 1), (times[-1], -1)]
     alive = [sum(change for _, change in sorted(changes)[: i + 1]) for i in range(len(changes))]
     return max(alive)
-
-
-def wait_for(what: Callable[[], Any], limit_s: float = 120) -> None:
-    end = time.monotonic() + limit_s
-    while not what():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 # SLURM

@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +21,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
+from swept import runs, sweep_of, wait_for
 
 from expkit import config
 from expkit.sweep.engine import teams
-from expkit.sweep.manifest import Manifest, Planned
+from expkit.sweep.manifest import Planned
 from expkit.sweep.plan import Composer
 from expkit.sweep.worker import Worker
 from expkit.tracking import journal
@@ -112,34 +112,10 @@ FRAGILE = {
 }
 
 
-def sweep_of(expkit: Expkit) -> Manifest:
-    """The newest sweep."""
-    return Manifest.load(max(expkit.outputs.glob("sweeps/*/*/sweep.json")).parent)
-
-
 def results(expkit: Expkit) -> dict[str, Stored | None]:
     """Every cell's run, by title."""
     manifest = sweep_of(expkit)
     return {cell.title: manifest.result(cell) for cell in manifest.cells}
-
-
-def runs(expkit: Expkit) -> list[tuple[str, str]]:
-    """Status and cell of every run in MLflow."""
-    query = """
-        select r.status, t.value from runs r join tags t using (run_uuid)
-        where t.key = 'sweep.cell'
-    """
-    with sqlite3.connect(expkit.outputs / "mlflow.db") as database:
-        return sorted(database.execute(query).fetchall(), key=lambda row: (row[1], row[0]))
-
-
-def wait_for(what: Callable[[], Any], limit_s: float = 40) -> Any:
-    """What this returns, once it is true."""
-    end = time.monotonic() + limit_s
-    while not (found := what()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-    return found
 
 
 def samples(run: Stored) -> list[dict[str, Any]]:
@@ -311,7 +287,7 @@ def test_a_failure_is_one_cells_affair(
     assert reason in done.out
     if how == "throws":
         assert "about to go wrong" in done.out
-    assert [status for status, _ in runs(expkit)] == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
+    assert [status for _, status in runs(expkit)] == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
     assert expkit.processes() == []
 
 
@@ -512,8 +488,8 @@ def test_after_a_killed_parent_every_cell_is_finished_once(expkit: Expkit, timin
         ends = [load_outcome(folder) for folder in manifest.attempts(cell)]
         assert ends.count("ok") == 1
     found = runs(expkit)
-    assert sorted(cell for status, cell in found if status == "FINISHED") == list("012345")
-    assert not [status for status, _ in found if status == "RUNNING"]
+    assert sorted(cell for cell, status in found if status == "FINISHED") == list("012345")
+    assert not [status for _, status in found if status == "RUNNING"]
     again = expkit("resume")
     assert again.status == 0
     assert "0 cells" in again.out
@@ -679,7 +655,7 @@ def test_one_interrupt_finishes_what_is_being_measured(expkit: Expkit, slow: Any
     assert "expkit resume" in done.err
     outcomes = [run.outcome if run else None for run in results(expkit).values()]
     assert outcomes == ["ok", "ok", None, None]
-    assert [status for status, _ in runs(expkit)] == ["FINISHED", "FINISHED"]
+    assert [status for _, status in runs(expkit)] == ["FINISHED", "FINISHED"]
     assert expkit.processes() == []
     assert expkit("resume").status == 0
 
@@ -694,7 +670,7 @@ def test_two_interrupts_end_it_now(expkit: Expkit, slow: Any, end: signal.Signal
     assert done.status == (130 if end == signal.SIGINT else 143)
     outcomes = [run.outcome if run else None for run in results(expkit).values()]
     assert outcomes == ["interrupted", "interrupted", None, None]
-    assert [status for status, _ in runs(expkit)] == ["KILLED", "KILLED"]
+    assert [status for _, status in runs(expkit)] == ["KILLED", "KILLED"]
     assert expkit.processes() == []
 
 
@@ -869,7 +845,7 @@ def test_a_journal_that_a_kill_left_empty_holds_nothing_up(expkit: Expkit) -> No
     (folder / journal.FILE).touch()
     done = expkit("resume")
     assert done.status == 0, done.err
-    assert runs(expkit) == [("FINISHED", "0"), ("KILLED", "0"), ("FINISHED", "1")]
+    assert runs(expkit) == [("0", "FINISHED"), ("0", "KILLED"), ("1", "FINISHED")]
 
 
 def test_resume_ends_what_was_left_running(expkit: Expkit) -> None:
@@ -884,7 +860,7 @@ def test_resume_ends_what_was_left_running(expkit: Expkit) -> None:
     done = expkit("resume")
     assert done.status == 0, done.err
     assert load_outcome(folder / "0-2") == "interrupted"
-    assert runs(expkit) == [("FINISHED", "0"), ("KILLED", "0"), ("FINISHED", "1")]
+    assert runs(expkit) == [("0", "FINISHED"), ("0", "KILLED"), ("1", "FINISHED")]
 
 
 def test_how_to_go_on_is_told_for_a_folder_elsewhere(expkit: Expkit) -> None:
@@ -932,6 +908,21 @@ def test_a_search_for_seconds_needs_timing(expkit: Expkit) -> None:
     assert done.status == 2
     assert "expkit: sweep.objective: got 'seconds', takes loss" in done.err
     assert not list(expkit.outputs.rglob("sweep.json"))
+
+
+@searching
+def test_an_interrupted_search_says_what_is_left_of_it(expkit: Expkit) -> None:
+    expkit.plugin(FRAGILE)
+    words = ("-m", "hydra/sweeper=optuna", "problem=fragile", "problem.how=slow", "tracking=none")
+    process = expkit.start(*words, "seed=choice(1,2,3,4)", "hydra.sweeper.n_trials=4", *QUICK)
+    wait_for(lambda: list(expkit.outputs.glob("sweeps/*/*/0/journal.jsonl")))
+    os.kill(process.pid, signal.SIGINT)
+    done = expkit.end(process)
+    assert done.status == 130
+    assert f"the search is interrupted; its last cells: expkit resume {sweep_of(expkit).name}" in (
+        done.err
+    )
+    assert expkit.processes() == []
 
 
 # Beside the cells

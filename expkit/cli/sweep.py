@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -91,28 +92,37 @@ def conduct(
 ) -> int:
     """Run what is to be run of a sweep that is locked; returns the exit status."""
     screen = Lines(manifest, todo)
-    stopped, again = False, f"expkit resume {manifest.name}"
-    try:
+    stopped, again = False, f"interrupted; go on with: expkit resume {manifest.name}"
+    with _told(manifest, tracker, screen, again):
         if launcher is None:
             stopped = engine.run(manifest, todo, tracker, screen)
         else:
             elsewhere.launch(manifest, todo, launcher)
+    return tell(manifest, tracker, again if stopped else None)
+
+
+@contextmanager
+def _told(
+    manifest: Manifest, tracker: Tracker | None, screen: Lines, interrupted: str
+) -> Iterator[None]:
+    """Leave the terminal in order; where this is interrupted, send what there is and say so."""
+    try:
+        yield
     except KeyboardInterrupt:
         screen.close()
         if tracker:
             _send_rest(manifest, tracker, KILLED_LIMIT_S)
-        complain(f"interrupted; go on with: {again}")
+        complain(interrupted)
         raise
     finally:
         screen.close()
-    return tell(manifest, tracker, again if stopped else None)
 
 
 def tell(manifest: Manifest, tracker: Tracker | None, again: str | None) -> int:
     """Show what came out of a sweep; returns the exit status.
 
     Args:
-        again: where it was interrupted, what goes on with it.
+        again: where it was interrupted, what to say of that.
     """
     error = _send_rest(manifest, tracker, None) if tracker else None
     (manifest.folder / "result.txt").write_text(report.result(manifest, None) + "\n")
@@ -122,7 +132,7 @@ def tell(manifest: Manifest, tracker: Tracker | None, again: str | None) -> int:
     if error:
         not_in_mlflow(error, manifest.folder)
     if again:
-        return complain(f"interrupted; go on with: {again}", INTERRUPTED)
+        return complain(again, INTERRUPTED)
     return FAILED if left or error else OK
 
 
@@ -157,12 +167,10 @@ class Search:
         with locked(manifest.folder):
             manifest.save()
             screen = Lines(manifest, batch.cells)
-            try:
-                stopped = engine.run(manifest, batch.cells, self._tracker, screen)
-            finally:
-                screen.close()
-        if stopped:
-            raise KeyboardInterrupt
+            again = f"the search is interrupted; its last cells: expkit resume {manifest.name}"
+            with _told(manifest, self._tracker, screen, again):
+                if engine.run(manifest, batch.cells, self._tracker, screen):
+                    raise KeyboardInterrupt
         runs = {cell.index: manifest.result(cell) for cell in batch.cells}
         twins = {number: batch.again.get(number, number) for number in numbers}
         return [_objective(runs.get(twins[n]), manifest.sweep.objective) for n in numbers]

@@ -268,7 +268,8 @@ def _take_turns(members: Sequence[Member]) -> None:
         with suppress(Ended):  # told by the next answer
             member.worker.tell(timed=True, **member.attempt.request)
     if any(member.planned.cell.tracking.pictures for member in members):
-        plots.preload()
+        with suppress(ImportError):  # told by the cells, when they cannot be drawn
+            plots.preload()
     for member in members:
         member.ask()
     with _quiet(members):

@@ -57,12 +57,27 @@ def plan(
         (cell, _title(cell, CHOICES[:1], shared), _title(cell, CHOICES[1:], varying - shared))
         for cell, _ in made
     ]
-    finished = _finished(made[0][0].outputs, sweep)
-    skipped: list[tuple[str, str]] = []
-    kept: list[tuple[int, Cell, str]] = []
-    seen: dict[tuple[str, str], int] = {}
+    kept, skipped, again = _sifted(named, first or 0, _finished(made[0][0].outputs, sweep))
+    titles = {id(cell): problem for cell, problem, _ in named}
+    folder = Path(master.hydra.sweep.dir).absolute()
+    return replace(_manifest(folder, words, sweep, kept, titles, skipped), again=again)
+
+
+Numbered = tuple[int, Cell, str]
+"""A cell's number and what tells it from the others of its problem."""
+Skipped = tuple[str, str]
+"""The title of a cell that is not run, and why not."""
+
+
+def _sifted(
+    named: Sequence[tuple[Cell, str, str]], first: int, finished: Mapping[tuple[str, str], Path]
+) -> tuple[list[Numbered], list[Skipped], dict[int, int]]:
+    """What is to be run, what is not, and which of those are another cell again."""
+    kept: list[Numbered] = []
+    skipped: list[Skipped] = []
     again: dict[int, int] = {}
-    for number, (cell, problem, label) in enumerate(named, first or 0):
+    seen: dict[tuple[str, str], int] = {}
+    for number, (cell, problem, label) in enumerate(named, first):
         title = f"{problem} · {label}"
         key = cell.hash, measured_how(cell.params)
         if reason := _impossible(cell):
@@ -75,9 +90,7 @@ def plan(
         else:
             seen[key] = number
             kept.append((number, cell, label))
-    titles = {id(cell): problem for cell, problem, _ in named}
-    folder = Path(master.hydra.sweep.dir).absolute()
-    return replace(_manifest(folder, words, sweep, kept, titles, skipped), again=again)
+    return kept, skipped, again
 
 
 Composed = tuple[DictConfig, Mapping[str, str]]
@@ -220,9 +233,9 @@ def _manifest(
     folder: Path,
     words: Sequence[str],
     sweep: Sweep,
-    kept: Sequence[tuple[int, Cell, str]],
+    kept: Sequence[Numbered],
     titles: Mapping[int, str],
-    skipped: Sequence[tuple[str, str]],
+    skipped: Sequence[Skipped],
 ) -> Manifest:
     keys: dict[str, int] = {}
     groups: list[str] = []
