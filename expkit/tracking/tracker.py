@@ -19,13 +19,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TextIO
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from expkit.tracking.upload import Uploader
 
 SHOWN_LIVE_S = 2.0
 """A measurement longer than this waits until its run is in MLflow, then begins."""
 BACKLOG = 50
 """Requests that may wait for an answer. Each takes room in a pipe that must not fill."""
+OPTIONAL = ("numpy", "pandas", "pyarrow", "scipy", "sklearn", "pygments")
+"""What MLflow and its libraries import if it is there, for uses that are not ours."""
+UPLOAD = "expkit.tracking.upload"
 REFRESH_S = 10.0
 """How old what MLflow shows of a long run may get."""
 
@@ -150,15 +158,38 @@ class Tracker:
             self._child.send_signal(number)
 
 
+def _uploader() -> Uploader:
+    """An uploader, with MLflow and what it needs imported.
+
+    What MLflow imports for uses that are not ours takes half as long again: it is not there to be
+    imported, unless this MLflow cannot do without.
+    """
+    web = ModuleType("fastapi")  # for its servers; of this it imports a name where it has none
+    web.__dict__["HTTPException"] = Exception
+    spared: dict[str, Any] = {"fastapi": web, **dict.fromkeys(OPTIONAL)}
+    sys.modules.update(spared)
+    try:
+        return _imported()
+    except (ImportError, AttributeError):
+        begun = [name for name in sys.modules if name.split(".")[0] in (*spared, "mlflow")]
+        for name in [*begun, UPLOAD]:
+            sys.modules.pop(name, None)
+        return _imported()
+
+
+def _imported() -> Uploader:
+    upload = import_module(UPLOAD)
+    upload.preload()
+    uploader: Uploader = upload.Uploader()
+    return uploader
+
+
 def _serve(answers: TextIO) -> None:
     """The child: answer each request; then end what the parent left open."""
     from expkit.tracking import journal
 
     try:
-        from expkit.tracking.upload import Uploader, preload
-
-        uploader, broken = Uploader(), None
-        preload()
+        uploader, broken = _uploader(), None
     except Exception as error:  # a broken MLflow must not cost the run
         uploader, broken = None, one_line(error)
     gc.freeze()  # the libraries stay, what a run leaves goes: a sweep has thousands
@@ -214,8 +245,6 @@ def _child() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     with suppress(BrokenPipeError):  # killed already; what it asked for may be waiting
         print(file=answers, flush=True)
-    # mlflow-skinny does without these; importing them takes a third of a second.
-    sys.modules.update(dict.fromkeys(("numpy", "pandas", "pyarrow", "scipy", "sklearn")))  # type: ignore[arg-type]
     _serve(answers)
     os._exit(0)  # the interpreter's tidying up takes longer than the work
 
