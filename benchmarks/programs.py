@@ -46,9 +46,11 @@ def process(*, huge_pages: bool) -> Iterator[ProcessPoolExecutor]:
     before = os.environ.get(HUGE_PAGES)
     os.environ[HUGE_PAGES] = "1" if huge_pages else "0"
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        pool.submit(int).result()
-        if before is None:
-            del os.environ[HUGE_PAGES]
-        else:
-            os.environ[HUGE_PAGES] = before
+        try:
+            pool.submit(int).result()
+        finally:
+            if before is None:
+                del os.environ[HUGE_PAGES]
+            else:
+                os.environ[HUGE_PAGES] = before
         yield pool

@@ -132,10 +132,11 @@ def run_together(
             for part in ready:
                 part.conclude(stopped_by, activity)
             _judge(parts)
+        about = environment() if timed else _environment_of_process()
         measured()
         for part in parts:
             part.configure()
-            _finish(part.cell, part.journal, tracker, draw, part.result)
+            _finish(part.cell, part.journal, tracker, draw, part.result, about)
     return [part.result for part in parts]
 
 
@@ -271,7 +272,12 @@ def _opening(
 
 
 def _finish(
-    cell: Cell, journal: Journal, tracker: Tracker | None, draw: Draw, result: Result
+    cell: Cell,
+    journal: Journal,
+    tracker: Tracker | None,
+    draw: Draw,
+    result: Result,
+    about: Mapping[str, Any],
 ) -> None:
     """Metrics and artifacts of a run that was measured or refused."""
     if result.losses.size:
@@ -302,8 +308,7 @@ def _finish(
     if tracker:
         tracker.update(journal.folder)
     (journal.folder / "config.yaml").write_text(OmegaConf.to_yaml(cell.resolved))
-    found = environment() if result.timed else _environment_of_process()
-    about = found | {"backend": cell.backend.describe()}
+    about = {**about, "backend": cell.backend.describe()}
     (journal.folder / "environment.json").write_text(json.dumps(about, indent=2) + "\n")
     for name in ("config.yaml", "environment.json", *draw(cell, result, journal.folder)):
         journal.artifact(name)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 NOT_TIMED_HERE = ("sweep.timing=false", "sweep.dry_run=true", "hydra/launcher=")
-LEAST_CELLS = 2
+SPARES = 2
+"""Workers that are started early: few sweeps have fewer cells."""
 NO_RUN = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc")
 
 
@@ -41,6 +42,7 @@ class Terminated(KeyboardInterrupt):
 
 def run(argv: Sequence[str]) -> int:
     """Compose and run; one line on stderr for whatever goes wrong."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us
 
     def work() -> int:
         with tracker_for(argv) as tracker, _workers_for(argv):
@@ -85,7 +87,7 @@ def _workers_for(argv: Sequence[str]) -> AbstractContextManager[None]:
     """A sweep's first workers, which import what every cell needs while Hydra composes them."""
     here = not any(word.startswith(NOT_TIMED_HERE) for word in argv)
     if _is_sweep(argv) and here and not _runs_nothing(argv):
-        return spares(LEAST_CELLS)
+        return spares(SPARES)
     return nullcontext()
 
 
@@ -133,7 +135,6 @@ def _terminate_raises() -> Iterator[None]:
 
 def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
     """The exit status of each cell; Hydra prints lines of its own if a cell raises."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us
     import hydra
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException

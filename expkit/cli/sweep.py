@@ -20,6 +20,7 @@ from expkit.report import sweep as report
 from expkit.runner import KILLED_LIMIT_S
 from expkit.sweep import elsewhere, engine
 from expkit.sweep.manifest import FILE, Manifest, Planned, is_for_hydra, locked, named, newest
+from expkit.sweep.worker import end_spares
 from expkit.tracking.sent import pending
 from expkit.tracking.stored import Stored
 from expkit.tracking.tracker import Tracker, one_line
@@ -97,8 +98,9 @@ def conduct(
         if launcher is None:
             stopped = engine.run(manifest, todo, tracker, screen)
         else:
+            end_spares()
             elsewhere.launch(manifest, todo, launcher)
-    return tell(manifest, tracker, again if stopped else None)
+    return tell(manifest, tracker, interrupted=again if stopped else None)
 
 
 @contextmanager
@@ -118,11 +120,11 @@ def _told(
         screen.close()
 
 
-def tell(manifest: Manifest, tracker: Tracker | None, again: str | None) -> int:
+def tell(manifest: Manifest, tracker: Tracker | None, *, interrupted: str | None = None) -> int:
     """Show what came out of a sweep; returns the exit status.
 
     Args:
-        again: where it was interrupted, what to say of that.
+        interrupted: what to say where it was.
     """
     error = _send_rest(manifest, tracker, None) if tracker else None
     (manifest.folder / "result.txt").write_text(report.result(manifest, None) + "\n")
@@ -131,8 +133,8 @@ def tell(manifest: Manifest, tracker: Tracker | None, again: str | None) -> int:
     show(f"{report.count(len(manifest.cells) - left, 'cell')} finished; {manifest.folder}")
     if error:
         not_in_mlflow(error, manifest.folder)
-    if again:
-        return complain(again, INTERRUPTED)
+    if interrupted:
+        return complain(interrupted, INTERRUPTED)
     return FAILED if left or error else OK
 
 
@@ -167,7 +169,8 @@ class Search:
         with locked(manifest.folder):
             manifest.save()
             screen = Lines(manifest, batch.cells)
-            again = f"the search is interrupted; its last cells: expkit resume {manifest.name}"
+            rest = f"what has not finished: expkit resume {manifest.name}"
+            again = f"the search is interrupted; {rest}"
             with _told(manifest, self._tracker, screen, again):
                 if engine.run(manifest, batch.cells, self._tracker, screen):
                     raise KeyboardInterrupt
@@ -179,7 +182,7 @@ class Search:
         """Show what came out; the exit status, or None where nothing was searched."""
         if self._manifest is None:
             return None
-        status = tell(self._manifest, self._tracker, None)
+        status = tell(self._manifest, self._tracker)
         show(report.best(self._manifest))
         return status
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from expkit.measurement import Result
 
 
-DECADES = 1e3
-"""From so much on the powers of ten alone tell how far a curve goes."""
+WIDE = 1e3
+"""From this ratio on the powers of ten alone tell how far a curve goes."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def draw(cell: Cell, result: Result, folder: Path) -> list[str]:
 
 
 def draw_shown(what: Shown, folder: Path) -> list[str]:
-    """The same in another process than the run's."""
+    """Draw this into the folder, and return the files' names."""
     drawn = []
     if what.losses.size:
         with _picture(folder / "loss.png", what.title, "step", "loss") as axes:
@@ -91,7 +91,7 @@ def _loss(axes: Axes, losses: HostArray) -> None:
         # A loss that diverged leaves the top: beyond, the ticks overflow.
         low, high = max(losses[shown].min() / 2, 1e-100), min(losses[shown].max() * 2, 1e100)
         axes.set_ylim(low, high)
-        if high / low > DECADES:
+        if high / low > WIDE:
             axes.yaxis.minorticks_off()
     if not shown.all():
         bad = int(np.flatnonzero(~shown)[0])

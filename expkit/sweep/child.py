@@ -5,6 +5,7 @@ python -m expkit.sweep.child PARENT        is the child, of the process of this 
 
 from __future__ import annotations
 
+import base64
 import gc
 import json
 import os
@@ -23,7 +24,7 @@ from expkit.measure.environment import Activity
 from expkit.measurement import Measurement, Result
 from expkit.processes import die_with_parent
 from expkit.report import plots
-from expkit.sweep.worker import DRAWING, SAID, Message
+from expkit.sweep.worker import SAID, Message
 from expkit.tracking.tracker import one_line
 
 
@@ -90,7 +91,7 @@ def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, st
             channel.ask(kind)
 
     def draw(cell: Cell, result: Result, folder: Path) -> list[str]:
-        return _drawn(cell, result, folder, channel) if timed and cell.tracking.pictures else []
+        return _drawn(cell, result, channel) if timed and cell.tracking.pictures else []
 
     def silent(*_: Any) -> None: ...
 
@@ -118,14 +119,14 @@ def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, st
     return result.outcome, result.reason or ""
 
 
-def _drawn(cell: Cell, result: Result, folder: Path, channel: _Channel) -> list[str]:
-    """Pictures that the parent draws: its drawing library is imported once for all cells."""
-    file = folder / DRAWING
-    file.write_bytes(pickle.dumps(plots.shown(cell, result)))
-    reply = channel.ask("drawing")
-    file.unlink()
+def _drawn(cell: Cell, result: Result, channel: _Channel) -> list[str]:
+    """Pictures that the parent draws."""
+    what = base64.b64encode(pickle.dumps(plots.shown(cell, result))).decode()
+    reply = channel.ask("drawing", what=what)
     if "error" in reply:
-        raise RuntimeError(reply["error"])
+        error = RuntimeError(reply["error"])
+        error.add_note(reply["trace"])
+        raise error
     return list(reply["files"])
 
 

@@ -1,15 +1,17 @@
 """Run a sweep's cells in workers: in turn where they are timed, several at once where not.
 
 What goes wrong with a cell, be it the death of its process, is recorded as that cell's end; the
-others go on. This process alone sends runs to MLflow.
+others go on. This process alone sends runs to MLflow, and draws the pictures of timed cells.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import pickle
 import select
 import signal
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,7 +31,7 @@ from expkit.measure.verdict import judge
 from expkit.report import plots
 from expkit.runner import record_failure
 from expkit.sweep.manifest import Manifest, Planned
-from expkit.sweep.worker import DRAWING, Ended, Message, Worker, end_spares
+from expkit.sweep.worker import Ended, Message, Worker, end_spares
 from expkit.tracking import journal
 from expkit.tracking.tracker import Tracker, one_line
 
@@ -268,7 +270,7 @@ def _take_turns(members: Sequence[Member]) -> None:
         with suppress(Ended):  # told by the next answer
             member.worker.tell(timed=True, **member.attempt.request)
     if any(member.planned.cell.tracking.pictures for member in members):
-        with suppress(ImportError):  # told by the cells, when they cannot be drawn
+        with suppress(Exception):  # told by the cells, when they cannot be drawn
             plots.preload()
     for member in members:
         member.ask()
@@ -306,17 +308,17 @@ def _take_turns(members: Sequence[Member]) -> None:
             member.worker.tell(do="finish")
         member.attempt.ledger.send(member.attempt)
     for member in waiting:
-        if member.ask()["is"] == "drawing":
-            member.ask(**_drawn(member.attempt.folder))
+        answer = member.ask()
+        if answer["is"] == "drawing":
+            member.ask(**_drawn(answer["what"], member.attempt.folder))
 
 
-def _drawn(folder: Path) -> Message:
-    """Draw what a worker has left to be drawn."""
+def _drawn(what: str, folder: Path) -> Message:
+    """Draw what a worker shows: the library that draws is imported once for all of them."""
     try:
-        what = pickle.loads((folder / DRAWING).read_bytes())
-        return {"files": plots.draw_shown(what, folder)}
+        return {"files": plots.draw_shown(pickle.loads(base64.b64decode(what)), folder)}
     except Exception as error:  # its run tells of it
-        return {"error": one_line(error)}
+        return {"error": one_line(error), "trace": traceback.format_exc()}
 
 
 @contextmanager

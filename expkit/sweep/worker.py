@@ -20,8 +20,6 @@ from typing import Any
 
 SAID = "output.txt"
 """What a cell's process printed."""
-DRAWING = "drawing.pickle"
-"""What the parent is to draw, until it has."""
 
 Message = dict[str, Any]
 
@@ -32,8 +30,9 @@ _spares: list[subprocess.Popen[bytes]] = []
 @contextmanager
 def spares(count: int) -> Iterator[None]:
     """Start interpreters that get ready beside what is done here, for the first workers."""
-    _spares.extend(_start({}) for _ in range(count))
     try:
+        with suppress(OSError):  # a worker that finds none starts its own, and tells
+            _spares.extend(_start({}) for _ in range(count))
         yield
     finally:
         end_spares()

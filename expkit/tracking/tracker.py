@@ -164,13 +164,13 @@ def _uploader() -> Uploader:
     What MLflow imports for uses that are not ours takes half as long again: it is not there to be
     imported, unless this MLflow cannot do without.
     """
-    web = ModuleType("fastapi")  # for its servers; of this it imports a name where it has none
+    web = ModuleType("fastapi")  # its servers': beside them, mlflow.gateway.utils raises this
     web.__dict__["HTTPException"] = Exception
     spared: dict[str, Any] = {"fastapi": web, **dict.fromkeys(OPTIONAL)}
     sys.modules.update(spared)
     try:
         return _imported()
-    except (ImportError, AttributeError):
+    except Exception:  # whatever an MLflow says that misses something
         begun = [name for name in sys.modules if name.split(".")[0] in (*spared, "mlflow")]
         for name in [*begun, UPLOAD]:
             sys.modules.pop(name, None)
