@@ -919,7 +919,7 @@ def test_an_interrupted_search_says_what_is_left_of_it(expkit: Expkit) -> None:
     os.kill(process.pid, signal.SIGINT)
     done = expkit.end(process)
     assert done.status == 130
-    rest = f"what has not finished: expkit resume {sweep_of(expkit).name}"
+    rest = f"what has not finished: expkit resume {sweep_of(expkit).id}"
     assert f"the search is interrupted; {rest}" in done.err
     assert expkit.processes() == []
 
