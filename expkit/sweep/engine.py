@@ -318,7 +318,7 @@ def _drawn(what: str, folder: Path) -> Message:
     try:
         return {"files": plots.draw_shown(pickle.loads(base64.b64decode(what)), folder)}
     except Exception as error:  # its run tells of it
-        return {"error": one_line(error), "trace": traceback.format_exc()}
+        return {"error": f"cannot draw: {one_line(error)}", "trace": traceback.format_exc()}
 
 
 @contextmanager
