@@ -132,7 +132,8 @@ def linear_tutorial_torch(steps: int, learning_rate: float, device: str) -> Any:
 
 def linear_numpy(steps: int, lr: float) -> Any:
     """Ours: the same with NumPy and gradients by hand, in float64."""
-    w, b = 1.0, 1.0
+    w: Any = 1.0
+    b: Any = 1.0
     printed = [(w, b)]
     for _ in range(steps):
         x = np.random.randn(20, 1)
@@ -149,7 +150,8 @@ def linear_numpy(steps: int, lr: float) -> Any:
 def linear_careful_numpy(batch: int, steps: int, lr: float, seed: int) -> Array:
     """Y = 3x - 2 from fresh batches, gradients by hand: what expkit's step is held against."""
     rng = np.random.Generator(np.random.Philox(seed))
-    slope = intercept = np.float64(1)
+    slope: Any = 1.0
+    intercept: Any = 1.0
     losses = np.empty(steps)
     for step in range(steps):
         x = rng.standard_normal(batch)
@@ -198,7 +200,14 @@ def large_dot_tutorial_torch(N: int, epochs: int, learning_rate: float, device: 
     return loss, w, b
 
 
-def large_dot_numpy(n: int, steps: int, lr: float, dtype: str) -> Any:
+def threes_torch(n: int, count: int) -> Any:
+    """Ours: what that loop makes anew in every step, and nothing else."""
+    for _ in range(count):
+        threes = 3 * torch.ones([n])
+    return threes
+
+
+def large_dot_numpy(n: int, steps: int, lr: float, dtype: str = "float64") -> Any:
     """Ours: the same with NumPy and gradients by hand."""
     w = np.random.rand(n).astype(dtype, copy=False)
     b = np.ones(1, dtype)
