@@ -611,10 +611,9 @@ def autodiff() -> Section:
         ("sum of the sigmoid of x + 5, at 1", sigmoid, value * (1 - value), False, "0.0025"),
         ("the same as a vector times the Jacobian", sigmoid, value * (1 - value), True, "0.0025"),
     ):
-        x = torch.ones([3, 2], requires_grad=True)
+        x: Any = torch.ones([3, 2], requires_grad=True)
         values = function(x, torch)
-        values.backward(torch.ones([3, 2])) if weighted else torch.sum(values).backward()
-        assert x.grad is not None
+        values.backward(torch.ones([3, 2])) if weighted else values.sum().backward()
         central = (function(1 + h, np) - function(1 - h, np)) / (2 * h)
         three = (by_hand, float(x.grad.unique()), central)
         rows.append([f"{what}: x.grad", *(f"{v:.6g}" for v in three), said])
@@ -623,7 +622,7 @@ def autodiff() -> Section:
     loss, grads = problem.loss_and_grad(np, {"slope": one, "intercept": one}, batch)
     leaves = {name: torch.ones((), dtype=torch.float64, requires_grad=True) for name in grads}
     by_torch = problem.loss(torch, leaves, {k: torch.from_numpy(v) for k, v in batch.items()})
-    by_torch.backward()  # type: ignore[no-untyped-call]
+    by_torch.backward()
     rows.append(["y = 3x − 2: loss", f"{loss:.6g}", f"{by_torch.item():.6g}", "", "237.3524"])
     for name, leaf, said in zip(grads, leaves.values(), ("-63.6629", "115.7930"), strict=True):
         up, down = (
@@ -654,7 +653,7 @@ def linear(notebook: Notebook, scale: Scale) -> Section:
         rows.append([what, f"{slope:.4f}", f"{intercept:.4f}", f"{distance:.3f}"])
         return distance
 
-    row("every start", 1, 1)
+    row("the start of all", 1, 1)
     row("the tutorial printed", 2.9600718021392822, -1.9627878665924072)
     for index in range(seeds):
         ended = notebook.time(loops.linear_tutorial_torch, steps, lr, "cpu").values[-1]
