@@ -1,1 +1,1 @@
-"""Ratios against loops as the tutorials write them; `make bench` runs them all."""
+"""Ratios against the tutorials' loops and careful ones; `make bench` runs them all."""

@@ -1,13 +1,15 @@
-"""The other side of each pair: loops as the tutorials write them, and as a careful person does.
+"""The other side of each pair: the tutorials' own loops, loops of ours beside them, careful ones.
 
-Nothing here uses expkit. The loops take their data as arguments, so that both sides do the same
-work from the same start.
+Nothing here uses expkit. A function named `tutorial` holds the lines of one of the two tutorials
+that expkit starts from: the first is NumPy's part of "PyTorch vs NumPy" (Kaggle), the second is
+"Pytorch Basics and Speed Comparisons with Numpy and GPU" (2020). Sizes, steps, rate and device are
+arguments, the sine loop's start and points too, so that another loop can share them; where a
+tutorial prints, the loop appends. All else is ours: for what a tutorial has for one library alone
+there is a loop for the other, written the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,31 +17,38 @@ import numpy.typing as npt
 import torch
 
 Array = npt.NDArray[Any]
-Operation = Callable[[Any, Any], Any]
 
 
-def sine_tutorial_numpy(x: Array, y: Array, w: Array, steps: int, lr: float) -> Array:
-    """The tutorial's loop: four numbers, powers computed anew every step."""
-    a, b, c, d = w
-    for _ in range(steps):
+def sine_tutorial_numpy(
+    x: Array, y: Array, start: Array, steps: int, learning_rate: float
+) -> tuple[Array, list[tuple[int, float]]]:
+    """The first tutorial's loop: four numbers, powers computed anew in every step.
+
+    Returns:
+        The four numbers, and what it prints: every hundredth step with its loss.
+    """
+    printed = []
+    a, b, c, d = start
+    for t in range(steps):
         y_pred = a + b * x + c * x**2 + d * x**3
         loss = np.square(y_pred - y).sum()
+        if t % 100 == 99:
+            printed.append((t, loss))
         grad_y_pred = 2.0 * (y_pred - y)
         grad_a = grad_y_pred.sum()
         grad_b = (grad_y_pred * x).sum()
         grad_c = (grad_y_pred * x**2).sum()
         grad_d = (grad_y_pred * x**3).sum()
-        a -= lr * grad_a
-        b -= lr * grad_b
-        c -= lr * grad_c
-        d -= lr * grad_d
-    assert np.isfinite(loss)
-    return np.array([a, b, c, d])
+        a -= learning_rate * grad_a
+        b -= learning_rate * grad_b
+        c -= learning_rate * grad_c
+        d -= learning_rate * grad_d
+    return np.array([a, b, c, d]), printed
 
 
-def sine_powers_once_numpy(x: Array, y: Array, w: Array, steps: int, lr: float) -> Array:
-    """The same loop with the powers computed before it."""
-    a, b, c, d = w
+def sine_powers_once_numpy(x: Array, y: Array, start: Array, steps: int, lr: float) -> Array:
+    """Ours: the tutorial's loop with the powers computed before it."""
+    a, b, c, d = start
     x2, x3 = x**2, x**3
     for _ in range(steps):
         y_pred = a + b * x + c * x2 + d * x3
@@ -53,31 +62,11 @@ def sine_powers_once_numpy(x: Array, y: Array, w: Array, steps: int, lr: float) 
     return np.array([a, b, c, d])
 
 
-def sine_tutorial_torch(w: list[float], n: int, steps: int, lr: float, device: str) -> Any:
-    """The tutorial's loop with tensors and gradients by hand, in float32."""
+def sine_autograd(start: list[float], n: int, steps: int, lr: float, device: str) -> Any:
+    """Ours: the tutorial's loop with PyTorch's autograd, in float32."""
     x = torch.linspace(-torch.pi, torch.pi, n, device=device)
     y = torch.sin(x)
-    a, b, c, d = torch.tensor(w, device=device)
-    for _ in range(steps):
-        y_pred = a + b * x + c * x**2 + d * x**3
-        (y_pred - y).pow(2).sum().item()
-        grad_y_pred = 2.0 * (y_pred - y)
-        grad_a = grad_y_pred.sum()
-        grad_b = (grad_y_pred * x).sum()
-        grad_c = (grad_y_pred * x**2).sum()
-        grad_d = (grad_y_pred * x**3).sum()
-        a = a - lr * grad_a
-        b = b - lr * grad_b
-        c = c - lr * grad_c
-        d = d - lr * grad_d
-    return a, b, c, d
-
-
-def sine_tutorial_autograd(w: list[float], n: int, steps: int, lr: float, device: str) -> Any:
-    """The same with autograd."""
-    x = torch.linspace(-torch.pi, torch.pi, n, device=device)
-    y = torch.sin(x)
-    a, b, c, d = (torch.tensor(v, device=device, requires_grad=True) for v in w)
+    a, b, c, d = (torch.tensor(v, device=device, requires_grad=True) for v in start)
     for _ in range(steps):
         y_pred = a + b * x + c * x**2 + d * x**3
         loss = (y_pred - y).pow(2).sum()
@@ -119,61 +108,71 @@ def sine_careful_torch(
     return w.detach()
 
 
-def linear_tutorial_numpy(batch: int, steps: int, lr: float) -> Any:
-    """Y = 3x - 2 from fresh batches, from a random start."""
-    slope, intercept = np.random.randn(), np.random.randn()
+def linear_tutorial_torch(steps: int, learning_rate: float, device: str) -> Any:
+    """The second tutorial's line, in float32. What it prints: w and b before and after each step.
+    It does not time this loop.
+    """
+    w = torch.tensor([1.0], requires_grad=True, device=device)
+    b = torch.tensor([1.0], requires_grad=True, device=device)
+    printed = [(w.item(), b.item())]
     for _ in range(steps):
-        x = np.random.randn(batch)
+        x = torch.randn([20, 1], device=device)
         y = 3 * x - 2
-        y_pred = slope * x + intercept
-        grad_y_pred = 2.0 * (y_pred - y) / batch
-        slope -= lr * (grad_y_pred * x).sum()
-        intercept -= lr * grad_y_pred.sum()
-    return slope, intercept
-
-
-def linear_tutorial_torch(batch: int, steps: int, lr: float, device: str) -> Any:
-    """The same with autograd, in float32."""
-    slope = torch.randn((), device=device, requires_grad=True)
-    intercept = torch.randn((), device=device, requires_grad=True)
-    for _ in range(steps):
-        x = torch.randn(batch, device=device)
-        y = 3 * x - 2
-        y_pred = slope * x + intercept
-        loss = (y_pred - y).pow(2).mean()
+        y_hat = w * x + b
+        loss = torch.sum((y_hat - y) ** 2)
         loss.backward()
         with torch.no_grad():
-            for parameter in (slope, intercept):
-                parameter -= lr * parameter.grad
-                parameter.grad = None
-    return slope, intercept
+            w -= learning_rate * w.grad
+            b -= learning_rate * b.grad
+            w.grad.zero_()
+            b.grad.zero_()
+        printed.append((w.item(), b.item()))
+    return printed
 
 
-def linear_careful_numpy(batch: int, w: Array, steps: int, lr: float, seed: int) -> Array:
-    """Y = 3x - 2 from fresh batches, gradients by hand."""
+def linear_numpy(steps: int, lr: float) -> Any:
+    """Ours: the same with NumPy and gradients by hand, in float64."""
+    w: Any = 1.0
+    b: Any = 1.0
+    printed = [(w, b)]
+    for _ in range(steps):
+        x = np.random.randn(20, 1)
+        y = 3 * x - 2
+        y_hat = w * x + b
+        np.sum((y_hat - y) ** 2)
+        grad_y_hat = 2.0 * (y_hat - y)
+        w -= lr * np.sum(grad_y_hat * x)
+        b -= lr * np.sum(grad_y_hat)
+        printed.append((w, b))
+    return printed
+
+
+def linear_careful_numpy(batch: int, steps: int, lr: float, seed: int) -> Array:
+    """Y = 3x - 2 from fresh batches, gradients by hand: what expkit's step is held against."""
     rng = np.random.Generator(np.random.Philox(seed))
-    slope, intercept = w
+    slope: Any = 1.0
+    intercept: Any = 1.0
     losses = np.empty(steps)
     for step in range(steps):
         x = rng.standard_normal(batch)
         y = 3.0 * x - 2.0
         error = slope * x + intercept - y
-        losses[step] = error @ error / batch
-        slope -= lr * (2 / batch * (error @ x))
-        intercept -= lr * (2 / batch * error.sum())
+        losses[step] = error @ error
+        slope -= lr * (2 * (error @ x))
+        intercept -= lr * (2 * error.sum())
     return np.array([slope, intercept])
 
 
-def linear_careful_torch(batch: int, w: Array, steps: int, lr: float, seed: int) -> Array:
+def linear_careful_torch(batch: int, steps: int, lr: float, seed: int) -> Array:
     """The same with autograd; the host draws, as on expkit's shared stream."""
     rng = np.random.Generator(np.random.Philox(seed))
-    slope, intercept = (torch.tensor(v, requires_grad=True) for v in w)
+    slope, intercept = (torch.ones((), dtype=torch.float64, requires_grad=True) for _ in range(2))
     losses = []
     for _ in range(steps):
         x = torch.from_numpy(rng.standard_normal(batch))
         y = 3.0 * x - 2.0
         error = slope * x + intercept - y
-        loss = error @ error / batch
+        loss = error @ error
         loss.backward()
         with torch.no_grad():
             slope -= lr * slope.grad
@@ -183,60 +182,84 @@ def linear_careful_torch(batch: int, w: Array, steps: int, lr: float, seed: int)
     return np.array([slope.item(), intercept.item()])
 
 
-def large_dot_tutorial_numpy(target: Array, steps: int, lr: float) -> Any:
-    """A fresh random vector a step, as one writes it, in the target's dtype. Its last loss."""
-    w = np.zeros_like(target)
-    for _ in range(steps):
-        x = np.random.randn(target.size).astype(target.dtype, copy=False)
-        y = x.dot(target)
-        y_pred = x.dot(w)
-        loss = (y_pred - y) ** 2
-        grad = 2.0 * (y_pred - y) * x
-        w = w - lr * grad
-    return loss
-
-
-def large_dot_tutorial_torch(n: int, steps: int, lr: float, device: str = "cpu") -> Any:
-    """The same with autograd, in float32."""
-    target = _target(n, device)
-    w = torch.zeros_like(target, requires_grad=True)
-    for _ in range(steps):
-        x = torch.randn(target.numel(), device=device)
-        y = x.dot(target)
-        y_pred = x.dot(w)
-        loss = (y_pred - y).pow(2)
+def large_dot_tutorial_torch(N: int, epochs: int, learning_rate: float, device: str) -> Any:  # noqa: N803
+    """The second tutorial's large problem, in float32. Its last loss, w and b."""
+    w = torch.rand([N], requires_grad=True, device=device)
+    b = torch.ones([1], requires_grad=True, device=device)
+    for _ in range(epochs):
+        x = torch.randn([N], device=device)
+        y = torch.dot(3 * torch.ones([N], device=device), x) - 2
+        y_hat = torch.dot(w, x) + b
+        loss = torch.sum((y_hat - y) ** 2)
         loss.backward()
         with torch.no_grad():
-            w -= lr * w.grad
+            w -= learning_rate * w.grad
+            b -= learning_rate * b.grad
             w.grad.zero_()
-    return loss.detach()
+            b.grad.zero_()
+    return loss, w, b
 
 
-@cache
-def _target(n: int, device: str) -> torch.Tensor:
-    return torch.randn(n, device=device)
+def threes_torch(n: int, count: int) -> Any:
+    """Ours: what that loop makes anew in every step, and nothing else."""
+    for _ in range(count):
+        threes = 3 * torch.ones([n])
+    return threes
 
 
-def matrices_tutorial_numpy(operation: Operation, n: int, steps: int) -> Any:
-    """A product or sum of two fresh matrices a step."""
+def large_dot_numpy(n: int, steps: int, lr: float, dtype: str = "float64") -> Any:
+    """Ours: the same with NumPy and gradients by hand."""
+    w = np.random.rand(n).astype(dtype, copy=False)
+    b = np.ones(1, dtype)
+    for _ in range(steps):
+        x = np.random.randn(n).astype(dtype, copy=False)
+        y = np.dot(3 * np.ones(n, dtype), x) - 2
+        y_hat = np.dot(w, x) + b
+        loss = np.sum((y_hat - y) ** 2)
+        grad_y_hat = 2 * (y_hat - y)
+        w -= lr * (grad_y_hat * x)
+        b -= lr * grad_y_hat
+    return loss, w, b
+
+
+def products_tutorial_numpy(n: int, steps: int) -> Any:
+    """The second tutorial's products, n = 100."""
     for _ in range(steps):
         a = np.random.randn(n, n)
         b = np.random.randn(n, n)
-        result = operation(a, b)
-    return result[0, 0]
+        c = np.matmul(a, b)
+    return c
 
 
-def matrices_tutorial_torch(operation: Operation, n: int, steps: int, device: str) -> Any:
+def products_tutorial_torch(n: int, steps: int, device: str) -> Any:
     """The same, in float32."""
     for _ in range(steps):
-        a = torch.randn(n, n, device=device)
-        b = torch.randn(n, n, device=device)
-        result = operation(a, b)
-    return result[0, 0]
+        a = torch.randn([n, n], device=device)
+        b = torch.randn([n, n], device=device)
+        c = torch.matmul(a, b)
+    return c
+
+
+def sums_tutorial_numpy(n: int, steps: int) -> Any:
+    """The second tutorial's sums, n = 10000."""
+    for _ in range(steps):
+        a = np.random.randn(n, n)
+        b = np.random.randn(n, n)
+        c = a + b
+    return c
+
+
+def sums_tutorial_torch(n: int, steps: int, device: str) -> Any:
+    """The same, in float32."""
+    for _ in range(steps):
+        a = torch.randn([n, n], device=device)
+        b = torch.randn([n, n], device=device)
+        c = a + b
+    return c
 
 
 def draws_numpy(shape: tuple[int, ...], count: int) -> Any:
-    """What those loops draw, and nothing else."""
+    """Ours: what those loops draw, and nothing else."""
     for _ in range(count):
         drawn = np.random.randn(*shape)
     return drawn.flat[0]

@@ -32,7 +32,9 @@ def test_the_tutorials_page_is_made(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     text = page.read_text()
-    assert re.findall(r"^## (\d)", text, re.MULTILINE) == list("12345")
+    assert re.findall(r"^## (\d)", text, re.MULTILINE) == list("1234567")
     assert text.count("| PyTorch CUDA |") == 5
     assert text.count("diverged") >= 2
+    assert text.count("(the tutorial's, float64)") == 3
+    assert text.count("(our loop, float64)") == 2
     assert not dead_links(page)

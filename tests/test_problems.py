@@ -42,14 +42,14 @@ def test_sine_learns_at_any_size(n: int, degree: int) -> None:
 
 
 def test_linear_finds_the_line() -> None:
-    _, params = reference(workload("linear", "sgd", steps=1000))
+    _, params = reference(workload("linear", "sgd", steps=100))
     assert params["slope"] == pytest.approx(SLOPE, abs=1e-6)
     assert params["intercept"] == pytest.approx(INTERCEPT, abs=1e-6)
 
 
 def test_large_dot_converges_where_it_is_small() -> None:
     losses, _ = reference(compose_cell("+experiment=large_dot_small").workload)
-    assert np.median(losses[-100:]) < 1e-4 * np.median(losses[:100])
+    assert np.median(losses[-100:]) < 1e-3 * np.median(losses[:100])
 
 
 def test_large_dot_diverges_at_the_tutorials_rate() -> None:

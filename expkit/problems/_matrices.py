@@ -18,7 +18,7 @@ class SquarePair:
 
     Attributes:
         n: rows and columns.
-        draw: draw both afresh every step, as the tutorials do; most of their time is the draw.
+        draw: draw both afresh every step, as the second tutorial does. Most of its time is that.
     """
 
     n: int = 100

@@ -1,8 +1,8 @@
 """Learn y = 3x - 2 from a fresh batch every step.
 
-The small learning task of the second tutorial that expkit starts from (NumPy, PyTorch and a GPU
-side by side): batches of 20, 10 steps at rate 0.01. Ten steps do not learn the line, so the
-recommendation is 1000; `+experiment=linear_numpy` keeps the ten.
+The loop of the second tutorial that expkit starts from ("Pytorch Basics and Speed Comparisons with
+Numpy and GPU", 2020): the sum of squared errors over batches of 20, slope and intercept from 1, 10
+steps at rate 0.01. They do learn the line: the tutorial prints 2.96 and -1.96 after the last one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SLOPE, INTERCEPT = 3.0, -2.0
 
 @dataclass(frozen=True)
 class Linear:
-    """Mean squared error of `slope * x + intercept` with x standard normal.
+    """The sum of squared errors of `slope * x + intercept` over x, standard normal.
 
     Attributes:
         batch_size: points of a step.
@@ -33,12 +33,13 @@ class Linear:
         require(self.batch_size >= 1, "batch_size", self.batch_size, "an integer of at least 1")
 
     def recommended(self) -> Recommended:
-        lr = {"sgd": 1e-2, "momentum": 5e-3, "adam": 5e-2, "rmsprop": 1e-2}
-        return Recommended(steps=1000, lr=lr)
+        # The curvature of a sum grows with its terms. Adam and rmsprop do not see its scale.
+        scale = 20 / self.batch_size
+        lr = {"sgd": 0.01 * scale, "momentum": 8e-4 * scale, "adam": 0.3, "rmsprop": 0.15}
+        return Recommended(steps=10, lr=lr)
 
     def init(self, rng: np.random.Generator) -> dict[str, HostArray]:
-        slope, intercept = rng.standard_normal(2)
-        return {"slope": np.asarray(slope), "intercept": np.asarray(intercept)}
+        return {"slope": np.ones(()), "intercept": np.ones(())}
 
     def data(self, rng: np.random.Generator) -> dict[str, HostArray]:
         return {}
@@ -49,17 +50,16 @@ class Linear:
 
     def loss(self, xp: Any, params: Params, batch: Batch) -> Array:
         error = params["slope"] * batch["x"] + params["intercept"] - batch["y"]
-        return error @ error / self.batch_size
+        return error @ error
 
     def loss_and_grad(self, xp: Any, params: Params, batch: Batch) -> tuple[Array, Params]:
         error = params["slope"] * batch["x"] + params["intercept"] - batch["y"]
-        scale = 2 / self.batch_size
-        grads = {"slope": scale * (error @ batch["x"]), "intercept": scale * xp.sum(error)}
-        return error @ error / self.batch_size, grads
+        grads = {"slope": 2 * (error @ batch["x"]), "intercept": 2 * xp.sum(error)}
+        return error @ error, grads
 
     def work(self) -> Work:
         """A point takes 2 operations for y, 3 for its error, 2 for each of the two products and
-        1 for the sum; 3 more scale the results. Only the parameters come from memory: one pass
+        1 for the sum; 2 more double the gradients. Only the parameters come from memory: one pass
         draws a point and is done with it.
         """
-        return Work(flops=10 * self.batch_size + 3, elements=2)
+        return Work(flops=10 * self.batch_size + 2, elements=2)

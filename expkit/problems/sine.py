@@ -1,7 +1,7 @@
 """Fit y = sin(x) with a polynomial, by gradient descent over all points.
 
-The first example of PyTorch's tutorial "Learning PyTorch with Examples" (Justin Johnson):
-degree 3, 2000 points in [-pi, pi], the sum of squared errors, 2000 steps at rate 1e-6.
+The first tutorial that expkit starts from, NumPy's part of "PyTorch vs NumPy" (Kaggle): degree 3,
+2000 points in [-pi, pi], the sum of squared errors, 2000 steps at rate 1e-6.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ Poletto and Sarkar 1999), and gives an elementwise result the place of an input 
 `expkit_plugins.numpy.replay` makes a function of it, which allocates no array and does what a
 careful person's in-place loop does, for any problem and optimizer.
 
+What depends on no input, such as `3 * ones_like(x)`, is a constant: it is computed once for every
+placement of the arrays, before the first step.
+
 Anything that a recording cannot hold, such as a branch on an array's value, raises
 `CaptureError`; the backend then runs step by step.
 """
@@ -38,13 +41,17 @@ class Buffer:
         form: its shape and dtype.
         pinned: the owner's array (parameters, state, data) and not a temporary.
         fixed: pinned, and not to be written: the problem's data.
-        last: index of the last call that touches it.
+        constant: computed before the first step, and not to be written by one.
+        kept: nothing overwrites it before the step's end.
+        last: index of the last call that touches it, known once the memory is planned.
         slot: which storage a temporary shares.
     """
 
     form: Form
     pinned: bool = False
     fixed: bool = False
+    constant: bool = False
+    kept: bool = False
     last: int = -1
     slot: int | None = None
 
@@ -83,6 +90,8 @@ class Traced(NDArrayOperatorsMixin):
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Traced:
         if func in (np.sum, np.mean):
             return self.recording.summed(*args, mean=func is np.mean, **kwargs)
+        if func in CONSTANTS and len(args) == 1 and not kwargs:
+            return self.recording.uniform(self, CONSTANTS[func])
         if func in VIEWS:
             return self.viewed(lambda array: func(array, *args[1:], **kwargs))
         raise CaptureError(f"numpy.{func.__name__}")
@@ -132,6 +141,7 @@ class Traced(NDArrayOperatorsMixin):
     __bool__ = __float__ = __int__ = __index__ = __array__ = __len__ = __iter__ = _has_no_value
 
 
+CONSTANTS: dict[Any, int] = {np.ones_like: 1, np.zeros_like: 0}
 VIEWS = (np.reshape, np.transpose, np.permute_dims, np.matrix_transpose, np.squeeze)
 
 
@@ -158,8 +168,14 @@ class Call:
 
 @dataclass(eq=False)
 class Recording:
-    """The calls of one step, in order."""
+    """The calls of one step, in order.
 
+    Attributes:
+        once: those that make constants, before the first step.
+        calls: those of every step.
+    """
+
+    once: list[Call] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     slots: list[Form] = field(default_factory=list)
 
@@ -173,12 +189,19 @@ class Recording:
         value = np.asarray(value, order="C")
         return Traced(self, value, Ref(Buffer((value.shape, value.dtype))))
 
+    def uniform(self, like: Traced, number: int) -> Traced:
+        """A constant of another array's shape and dtype that holds one number."""
+        out = self.temporary(np.full(like.shape, number, like.dtype))
+        out.ref.buffer.constant = True
+        self.once.append(Call("copy", np.copyto, (like.dtype.type(number),), out.ref))
+        return out
+
     def same_step(self, other: Recording) -> bool:
         """Whether both made the same calls: the step depends on its arguments alone."""
-        if len(self.calls) != len(other.calls):
+        if (len(self.once), len(self.calls)) != (len(other.once), len(other.calls)):
             return False
         places: dict[Buffer, Buffer] = {}
-        for one, two in zip(self.calls, other.calls, strict=True):
+        for one, two in zip(self.all_calls, other.all_calls, strict=True):
             if (one.kind, one.axis, one.keepdims) != (two.kind, two.axis, two.keepdims):
                 return False
             if one.kind != "fill" and one.function is not two.function:
@@ -193,14 +216,22 @@ class Recording:
                     return False
         return True
 
+    @property
+    def all_calls(self) -> list[Call]:
+        """In the order in which a replay makes them."""
+        return [*self.once, *self.calls]
+
     def call(self, ufunc: np.ufunc, inputs: tuple[Any, ...], out: Traced | None) -> Traced:
         if ufunc is np.power and np.isscalar(inputs[1]) and inputs[1] == 2:
             ufunc, inputs = np.square, inputs[:1]
         values = [_value(x) for x in inputs]
+        over = out is not None
         if out is None:
             out = self.temporary(ufunc(*values))
         elif out.ref.buffer.fixed:
             raise CaptureError("a step that writes into the problem's data")
+        elif out.ref.buffer.constant:
+            raise CaptureError("a step that writes into a constant")
         elif np.result_type(*values) != out.dtype:
             raise CaptureError(f"{ufunc.__name__} in place from another dtype")
         elif out.shape == () and not out.ref.buffer.pinned:
@@ -209,7 +240,7 @@ class Recording:
         else:
             ufunc(*values, out=out.value)
         kind = "elementwise" if ufunc.signature is None else "product"
-        return self._note(kind, ufunc, inputs, out)
+        return self._note(kind, ufunc, inputs, out, over=over)
 
     def reduce(self, ufunc: np.ufunc, x: Traced, axis: Any = 0, **options: Any) -> Traced:
         if options.pop("dtype", None) is not None or options.pop("out", None) is not None:
@@ -248,9 +279,9 @@ class Recording:
 
     def keep(self, x: Traced) -> Ref:
         """Let nothing overwrite x before the step's end."""
-        if not isinstance(x, Traced):
-            raise CaptureError("a result that no array went into")
-        x.ref.buffer.last = NEVER
+        if not isinstance(x, Traced) or x.ref.buffer.constant:
+            raise CaptureError("a result that depends on no input")
+        x.ref.buffer.kept = True
         return x.ref
 
     def mark(self, part: str, result: Ref | None = None) -> None:
@@ -269,20 +300,32 @@ class Recording:
         out: Traced,
         axis: Any = None,
         keepdims: bool = False,
+        *,
+        over: bool = False,
     ) -> Traced:
-        for x in (*inputs, out):
-            if isinstance(x, Traced):
-                if x.recording is not self:
-                    raise CaptureError("an array of another recording")
-                x.ref.buffer.last = max(x.ref.buffer.last, len(self.calls))
+        """Note a call; `over` one that writes over what was there."""
+        arrays = [x for x in inputs if isinstance(x, Traced)]
+        if any(x.recording is not self for x in (*arrays, out)):
+            raise CaptureError("an array of another recording")
         refs = tuple(x.ref if isinstance(x, Traced) else x for x in inputs)
-        self.calls.append(Call(kind, function, refs, out.ref, axis, keepdims))
+        call = Call(kind, function, refs, out.ref, axis, keepdims)
+        fresh = not over and not out.ref.buffer.pinned
+        if fresh and arrays and all(x.ref.buffer.constant for x in arrays):
+            out.ref.buffer.constant = True
+            self.once.append(call)
+        else:
+            self.calls.append(call)
         return out
 
     def plan(self) -> None:
         """Give every temporary a slot: storage it shares with temporaries of other times."""
+        for index, call in enumerate(self.all_calls):
+            for x in (*call.inputs, call.out):
+                if isinstance(x, Ref):
+                    stays = x.buffer.constant and index >= len(self.once)
+                    x.buffer.last = NEVER if x.buffer.kept or stays else index
         free: list[int] = []
-        for index, call in enumerate(self.calls):
+        for index, call in enumerate(self.all_calls):
             out = call.out.buffer
             if not out.pinned and out.slot is None:
                 out.slot = self._heir(call, index)

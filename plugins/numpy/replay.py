@@ -14,7 +14,8 @@ The sine problem with plain gradient descent becomes
             losses[step] = s0
 
 with names such as a1 and f1 for the arrays and functions. Values of shape () are NumPy scalars in
-local variables: their arithmetic takes a fifth of a ufunc's time on an array of shape ().
+local variables: their arithmetic takes a fifth of a ufunc's time on an array of shape (). What
+makes the constants stands before `advance`, so that it is done when the step is bound to memory.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Replay:
         self._scalars = _scalars(recording)
         self._names: dict[int, str] = {}
         self._bound: list[Any] = []
+        self._once = [self._line(call) for call in recording.once]
         self._lines = self._step(learns)
         self.source = self._write([line for _, line in self._lines])
         self._make = _compiled(self.source)
@@ -119,7 +121,7 @@ class Replay:
         """The function around these lines; `given` names what it takes besides what they name."""
         seen = {
             x.buffer: x
-            for call in self._recording.calls
+            for call in self._recording.calls  # a constant comes from none of the owner's arrays
             for x in (*call.inputs, call.out)
             if isinstance(x, Ref) and x.buffer.pinned and x.buffer in self._scalars
         }
@@ -129,6 +131,7 @@ class Replay:
         return "\n".join(
             [
                 f"def make(losses, result, in_parts, {names}):",
+                *(f"    {line}" for line in self._once),
                 "    def advance(first, last):",
                 *(f"        {line}" for line in loads),
                 "        for step in range(first, last):",
@@ -204,7 +207,7 @@ def _scalars(recording: Recording) -> dict[Buffer, None]:
     """The buffers of shape () that can be variables: never filled in place, never viewed."""
     found: dict[Buffer, None] = {}
     barred: set[Buffer] = set()
-    for call in recording.calls:
+    for call in recording.all_calls:
         for x in (*call.inputs, call.out):
             if isinstance(x, Ref):
                 found.setdefault(x.buffer)

@@ -31,6 +31,12 @@ STEPS: dict[str, Callable[[Any], Any]] = {
     "scalars": lambda x: np.sqrt(1 - 1 / (np.sum(x) + 2)) * np.mean(x) / np.maximum(x, np.sum(x)),
     "a scalar result": lambda x: (np.sum(x) + 1) * np.exp(-np.mean(x)),
     "comparison": lambda x: (x > 1.0) * x,
+    "constants": lambda x: (3 * np.ones_like(x)) @ x.T + np.sum(np.ones_like(x) * 2),
+    "a constant twice": lambda x: (lambda c: x * (c + 1) + (c + 1) * np.zeros_like(x) - c)(
+        np.ones_like(x)
+    ),
+    "a constant over a value": lambda x: _constant_over(x + 1, x),
+    "a constant of a scalar": lambda x: np.sum(x) * (np.ones_like(np.sum(x)) + 1),
 }
 
 
@@ -39,6 +45,12 @@ def _in_place(y: Any, x: Any) -> Any:
     y *= 3
     y -= x
     return y + z
+
+
+def _constant_over(y: Any, x: Any) -> Any:
+    z = y + x
+    np.multiply(np.ones_like(x), 3, out=y)
+    return z - y
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -100,6 +112,18 @@ def test_a_result_stays_until_the_step_ends() -> None:
     np.testing.assert_array_equal(replayed, X + 1)
 
 
+def test_a_constant_is_made_once_for_a_placement() -> None:
+    """Every ufunc on a constant alone stands before the loop, in one array where one will do."""
+    recording = Recording()
+    pinned = recording.pin(X)
+    result = recording.keep((3 * np.ones_like(pinned) + 1) @ pinned.T)
+    recording.plan()
+    assert [call.function for call in recording.calls] == [np.matmul]
+    assert recording.slots == [(X.shape, X.dtype), ((3, 3), X.dtype)]
+    before, _, loop = Replay(recording, result, learns=False).source.partition("def advance")
+    assert (before.count("(") - 1, loop.count("(") - 1) == (3, 2)  # besides `def` and its range
+
+
 CASES = learning(5) | operations(5)
 
 
@@ -134,6 +158,9 @@ REFUSED: dict[str, Callable[[Traced], Any]] = {
     "sort": lambda x: np.sort(x),
     "into another type": lambda x: np.add.reduce(x, dtype="float16"),
     "conversion": lambda x: np.asarray(x),
+    "another dtype's ones": lambda x: np.ones_like(x, dtype="float16"),
+    "a constant as the result": lambda x: x.recording.keep(2 * np.ones_like(x)),
+    "into a constant": lambda x: _add_into(np.ones_like(x), x),
 }
 
 
@@ -211,6 +238,9 @@ ERRORS: dict[str, tuple[tuple[int, ...], Callable[[Any], Any]]] = {
     "an integer that stays one": ((3, 4), lambda w: np.ldexp(w, 2)),
     "a method of arrays": ((3, 4), lambda w: w.reshape((12,)) - w.sum()),
     "an array made inside": ((3, 4), lambda w: _add_into(np.zeros((3, 4)), w)),
+    "a constant that is written": ((3, 4), lambda w: _add_into(np.ones_like(w), w) * w),
+    "a constant on threads": ((1 << 20,), lambda w: w * (3 * np.ones_like(w)) - np.zeros_like(w)),
+    "a view of a constant": ((3, 4), lambda w: w - (2 * np.ones_like(w)).T.T[::-1]),
 }
 
 
