@@ -1,8 +1,8 @@
 """Standard output and error that never end or fail the work that prints to them.
 
 A reader may go away (`| head`, a terminal that is closed), a file may be on a full disk, an
-encoding may lack a character (`PYTHONIOENCODING=ascii`). Whatever is printed through `sys.stdout` and `sys.stderr`,
-by expkit or by a library, goes on to the next line all the same.
+encoding may lack a character (`PYTHONIOENCODING=ascii`). Whatever is printed through `sys.stdout`
+and `sys.stderr`, by expkit or by a library, goes on to the next line all the same.
 """
 
 from __future__ import annotations
