@@ -100,7 +100,7 @@ class Uploader:
 
     def _open(self, uri: str, tracking: dict[str, str]) -> tuple[MlflowClient, str]:
         name = tracking["experiment"]
-        with _one_at_a_time(uri):
+        with _one_at_a_time(uri), _each_statement(self._progress):
             if uri not in self._clients:
                 _make_database(uri)
                 self._clients[uri] = cast(MlflowClient, _Telling(_client(uri), self._progress))
@@ -285,6 +285,22 @@ def _make_database(uri: str) -> None:
     _connect(address.of(fresh))
     MlflowClient(address.of(fresh)).search_experiments(max_results=1)
     fresh.replace(database)
+
+
+@contextmanager
+def _each_statement(progress: Callable[[], None]) -> Iterator[None]:
+    """A new database takes hundreds of statements, and on a slow disk a minute: each is told of."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def executed(*_: Any) -> None:
+        progress()
+
+    event.listen(Engine, "after_cursor_execute", executed)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "after_cursor_execute", executed)
 
 
 @contextmanager
