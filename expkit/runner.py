@@ -31,8 +31,6 @@ from expkit.tracking import journal as journals
 from expkit.tracking.journal import Journal
 from expkit.tracking.tracker import Tracker, one_line
 
-KILLED_LIMIT_S = 20.0
-"""How long an interrupted run waits for MLflow; what it measured is in the journal."""
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf")
 
 Draw = Callable[[Cell, "Result", Path], list[str]]
@@ -215,8 +213,7 @@ def _recorded(
         journal.tags({"outcome": result.outcome})
         journal.end(status)
         if tracker:
-            limit_s = KILLED_LIMIT_S if status == "KILLED" else None
-            result.sent = tracker.update(folder, wait=True, limit_s=limit_s)
+            result.sent = tracker.update(folder, last=True)
 
 
 @contextmanager

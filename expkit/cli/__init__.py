@@ -6,6 +6,10 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from expkit import streams
+from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
 
 COMMANDS = ("compare", "doctor", "resume", "sync", "ui")
 
@@ -13,6 +17,10 @@ COMMANDS = ("compare", "doctor", "resume", "sync", "ui")
 def main(argv: Sequence[str]) -> int:
     """Run what the words ask for and return the exit status."""
     gc.disable()  # importing makes much that stays; the runner turns it on to measure
+    try:
+        Path.cwd()
+    except OSError as error:  # it was deleted, or moved to where nobody may look
+        return complain(f"the current folder: {error.strerror}; go to one that is there: cd ~")
     if argv and argv[0] in COMMANDS:
         from expkit.cli.commands import command
 
@@ -24,7 +32,19 @@ def main(argv: Sequence[str]) -> int:
 
 def console() -> None:
     """The `expkit` script, and `python -m expkit`."""
-    status = main(sys.argv[1:])
+    streams.protect()
+    status = _status(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # all is written; tidying up the interpreter takes up to half a second
+
+
+def _status(argv: Sequence[str]) -> int:
+    try:
+        return main(argv)
+    except KeyboardInterrupt:  # where nothing has begun that would have to be ended
+        return complain("interrupted", INTERRUPTED)
+    except SystemExit as end:  # argparse's
+        if end.code is None or isinstance(end.code, int):
+            return end.code or OK
+        return complain(end.code, FAILED)

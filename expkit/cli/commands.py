@@ -29,7 +29,8 @@ class Parser(argparse.ArgumentParser):
     """Bad input is one line here too."""
 
     def error(self, message: str) -> NoReturn:
-        raise SystemExit(complain(f"{message}; see {self.prog} --help", MISUSED))
+        said = message.removeprefix("argument ")
+        raise SystemExit(complain(f"{said}; see {self.prog} --help", MISUSED))
 
 
 def command(argv: Sequence[str]) -> int:
@@ -39,7 +40,7 @@ def command(argv: Sequence[str]) -> int:
     add_compare(commands)
     commands.add_parser("doctor", help="say what makes timing noisy here, and what to do")
     ui = commands.add_parser("ui", help="open MLflow's page on the runs kept here")
-    ui.add_argument("--port", type=_port, default=5000)
+    ui.add_argument("--port", type=_port, default=5000, help="0 for one that is free")
     ui.add_argument("--outputs", type=Path, default=default_outputs())
     resume = commands.add_parser("resume", help="run what is missing of a sweep, or failed")
     resume.add_argument("sweep", nargs="?", help="its id or folder; the last one by default")
@@ -111,10 +112,11 @@ def _sync(place: Path, uri: str | None) -> int:
 
 
 def _port(word: str) -> int:
-    number = int(word)
-    if not 0 < number < 65536:
-        raise ValueError
-    return number
+    with suppress(ValueError):
+        if 0 <= (number := int(word)) < 65536:
+            return number
+    takes = "a number from 1 to 65535, or 0 for a port that is free"
+    raise argparse.ArgumentTypeError(f"got {word!r}, takes {takes}")
 
 
 def _share(word: str) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from expkit.cli.status import FAILED, INTERRUPTED, MISUSED, OK, TERMINATED, complain
 from expkit.errors import ConfigError, Unavailable, UserError
@@ -114,11 +114,42 @@ def tracker_for(argv: Sequence[str]) -> Iterator[Tracker | None]:
     if "tracking=none" in argv or _runs_nothing(argv):
         yield None
         return
+    with _tracked() as tracker:
+        yield tracker
+
+
+@contextmanager
+def _tracked() -> Iterator[Tracker]:
+    """A tracker, closed at the end; where a signal ends it, say what MLflow has not got."""
     tracker = Tracker()
     try:
-        yield tracker
+        with _hurried_by_signals(tracker), closing(tracker):
+            yield tracker
+    except BaseException as error:
+        if _interrupt(error) and (missing := tracker.missing()):
+            not_in_mlflow(tracker.trouble, Path(os.path.commonpath(missing)))
+        raise
+
+
+@contextmanager
+def _hurried_by_signals(tracker: Tracker) -> Iterator[None]:
+    """Let MLflow know that the person waits: each Ctrl-C leaves it less time."""
+
+    def hurry(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT or not tracker.hurried:
+            tracker.hurry()
+        before[number](number, frame)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, hurry)
+    try:
+        yield
     finally:
-        tracker.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -296,11 +327,8 @@ def reported(work: Callable[[], int], folder: Path) -> int:
 
 
 def show(text: str) -> None:
-    """Print, unless whoever reads our output has seen enough."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Print at once, also where what is printed goes to a file."""
+    print(text, flush=True)
 
 
 def not_in_mlflow(error: str, folder: Path) -> int:
@@ -328,5 +356,5 @@ def used_by(cell: Cell, tracker: Tracker | None) -> Iterator[Tracker | None]:
     elif tracker is not None:
         yield tracker
     else:
-        with closing(Tracker()) as late:
+        with _tracked() as late:
             yield late

@@ -17,7 +17,6 @@ from expkit.cli.run import not_in_mlflow, run, show, where_told
 from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
 from expkit.errors import ConfigError, UserError
 from expkit.report import sweep as report
-from expkit.runner import KILLED_LIMIT_S
 from expkit.sweep import elsewhere, engine
 from expkit.sweep.manifest import FILE, Manifest, Planned, is_for_hydra, locked, named, newest
 from expkit.sweep.worker import end_spares
@@ -113,7 +112,7 @@ def _told(
     except KeyboardInterrupt:
         screen.close()
         if tracker:
-            _send_rest(manifest, tracker, KILLED_LIMIT_S)
+            _send_rest(manifest, tracker)
         complain(interrupted)
         raise
     finally:
@@ -126,7 +125,7 @@ def tell(manifest: Manifest, tracker: Tracker | None, *, interrupted: str | None
     Args:
         interrupted: what to say where it was.
     """
-    error = _send_rest(manifest, tracker, None) if tracker else None
+    error = _send_rest(manifest, tracker) if tracker else None
     (manifest.folder / "result.txt").write_text(report.result(manifest, None) + "\n")
     left = len(manifest.missing())
     show(f"\n{report.result(manifest)}\n")
@@ -138,11 +137,11 @@ def tell(manifest: Manifest, tracker: Tracker | None, *, interrupted: str | None
     return FAILED if left or error else OK
 
 
-def _send_rest(manifest: Manifest, tracker: Tracker, limit_s: float | None) -> str | None:
+def _send_rest(manifest: Manifest, tracker: Tracker) -> str | None:
     """All that is not in MLflow yet, such as what an earlier process left; why not, if not."""
-    tracker.settle(limit_s)
+    tracker.settle()
     for folder in pending(manifest.folder):
-        if error := tracker.update(folder, wait=True, limit_s=limit_s).error:
+        if error := tracker.update(folder, last=True).error:
             return error
     return None
 

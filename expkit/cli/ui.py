@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import socket
-import subprocess
 import sys
 import time
 import webbrowser
 import zlib
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from expkit import guard
 from expkit.cli.status import OK, complain
 from expkit.tracking import address
 from expkit.tracking.journal import now_ms
@@ -36,30 +39,47 @@ COLUMNS = [
 
 
 def ui(outputs: Path, port: int) -> int:
-    """Serve MLflow's page until Ctrl-C; returns the exit status."""
+    """Serve MLflow's page until Ctrl-C or another signal; returns the exit status.
+
+    Args:
+        port: 0 for one that is free.
+    """
     database = outputs / "mlflow.db"
     if not database.is_file():
         where = "run something first, or say --outputs FOLDER"
         return complain(f"no runs yet: {database} does not exist; {where}")
-    if _in_use(port):
-        return complain(f"--port: got {port}, takes a port that is free")
+    if port and _in_use(port):
+        return complain(f"--port: got {port}, takes a port that is free, or 0 to find one")
+    port = port or _free_port()
+    _end_by_signals()
     uri = address.local(outputs)
-    page = f"http://{HOST}:{port}/{_fragment(uri)}"
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", HOST]
-    server = subprocess.Popen([*command, "--port", str(port), "--backend-store-uri", uri])
     try:
-        while server.poll() is None and not _answers(port):
-            time.sleep(0.2)
-        if server.poll() is None:
-            print(f"\n{page}\nCtrl-C ends it.", flush=True)
-            if sys.stdout.isatty():
-                webbrowser.open(page)
-        return server.wait()
+        page = f"http://{HOST}:{port}/{_fragment(uri)}"
+        server = guard.start([*command, "--port", str(port), "--backend-store-uri", uri])
+        try:
+            while server.poll() is None and not _answers(port):
+                time.sleep(0.2)
+            if server.poll() is None:
+                print(f"\n{page}\nCtrl-C ends it.", flush=True)
+                if sys.stdout.isatty():
+                    webbrowser.open(page)
+            return server.wait()
+        finally:
+            guard.end(server)
     except KeyboardInterrupt:
         return OK
-    finally:
-        server.terminate()
-        server.wait()
+
+
+def _end_by_signals() -> None:
+    """The signals that would end this process without ending the server do so properly."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, end)
 
 
 def _fragment(uri: str) -> str:
@@ -92,6 +112,12 @@ def _view() -> str:
 def _in_use(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
 
 
 def _answers(port: int) -> bool:

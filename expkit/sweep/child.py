@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from expkit import runner
+from expkit import runner, streams
 from expkit.config import Cell, thaw
 from expkit.errors import ParityError, UserError
 from expkit.measure.environment import Activity
@@ -159,6 +159,7 @@ def _obey(parts: Sequence[Measurement], channel: _Channel) -> tuple[str | None, 
 
 def _child(parent: int) -> None:
     die_with_parent(parent)
+    streams.protect()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()
     channel = _Channel()

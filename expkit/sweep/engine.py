@@ -56,13 +56,18 @@ class Screen(Protocol):
 class Stop:
     """Ctrl-C, counted: the first lets what is running finish, the second ends it."""
 
-    def __init__(self, screen: Screen) -> None:
-        self.asked, self._screen = False, screen
+    def __init__(self, screen: Screen, tracker: Tracker | None) -> None:
+        self.asked, self._screen, self._tracker = False, screen, tracker
+        self._before = signal.getsignal(signal.SIGINT)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
+            if callable(self._before):
+                self._before(number, frame)
             raise KeyboardInterrupt
         self.asked = True
+        if self._tracker:
+            self._tracker.hurry()
         self._screen.says("interrupted: what is being measured is finished; again ends it now")
 
 
@@ -184,7 +189,7 @@ def run(
         KeyboardInterrupt: it was asked twice; what was running is ended and recorded so.
     """
     ledger = Ledger(manifest, tracker, screen)
-    with _interruptible(screen) as stop:
+    with _interruptible(Stop(screen, tracker)) as stop:
         if manifest.sweep.timing:
             for team in teams(todo, manifest.sweep.workers or ALIVE):
                 if stop.asked:
@@ -196,8 +201,7 @@ def run(
 
 
 @contextmanager
-def _interruptible(screen: Screen) -> Iterator[Stop]:
-    stop = Stop(screen)
+def _interruptible(stop: Stop) -> Iterator[Stop]:
     try:
         before = signal.signal(signal.SIGINT, stop)
     except ValueError:  # not the main thread, so no signal comes here

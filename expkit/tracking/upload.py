@@ -10,17 +10,18 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("PGCONNECT_TIMEOUT", "20")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
@@ -34,7 +35,9 @@ BATCH = 1000
 FEW = 100
 """and on the params and on the tags of that."""
 FILLING_S = (1, 2, 4, 8, 16)
-"""Pauses while another process fills an empty database."""
+"""Pauses while another process fills an empty database of a server."""
+LONG_PATH = 400
+"""Characters of a path that are likely why sqlite cannot open it: it takes some 500."""
 
 
 def preload() -> None:
@@ -42,10 +45,32 @@ def preload() -> None:
     import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
-class Uploader:
-    """Sends journals; keeps one connection an address."""
+class _Telling:
+    """A client that tells of each request that MLflow has answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: MlflowClient, progress: Callable[[], None]) -> None:
+        self._client, self._progress = client, progress
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        request = getattr(self._client, name)
+
+        def ask(*args: Any, **kwargs: Any) -> Any:
+            answer = request(*args, **kwargs)
+            self._progress()
+            return answer
+
+        return ask
+
+
+class Uploader:
+    """Sends journals; keeps one connection an address.
+
+    Args:
+        progress: called whenever MLflow has taken something.
+    """
+
+    def __init__(self, progress: Callable[[], None] = lambda: None) -> None:
+        self._progress = progress
         self._clients: dict[str, MlflowClient] = {}
         self._experiments: dict[tuple[str, str], str] = {}
         self._reaped: set[tuple[str, str]] = set()
@@ -75,10 +100,10 @@ class Uploader:
 
     def _open(self, uri: str, tracking: dict[str, str]) -> tuple[MlflowClient, str]:
         name = tracking["experiment"]
-        with _one_at_a_time(uri):
+        with _one_at_a_time(uri), _each_statement(self._progress):
             if uri not in self._clients:
                 _make_database(uri)
-                self._clients[uri] = _client(uri)
+                self._clients[uri] = cast(MlflowClient, _Telling(_client(uri), self._progress))
             client = self._clients[uri]
             if (uri, name) not in self._experiments:
                 local = address.database(uri) is not None
@@ -191,16 +216,37 @@ def _client(uri: str) -> MlflowClient:
     """Of several that open an empty database at once one fills it; the others fail, and wait."""
     if uri.startswith("http"):
         return MlflowClient(uri)
-    from sqlalchemy import create_engine
     from sqlalchemy.exc import IntegrityError, ProgrammingError
 
-    create_engine(uri).connect().close()  # a server that is not there: MLflow tries for minutes
+    _connect(uri)
+    if address.database(uri) is not None:  # made whole: nobody is filling it
+        return MlflowClient(uri)
     for pause_s in FILLING_S:
         try:
             return MlflowClient(uri)
         except (IntegrityError, ProgrammingError, MlflowException):
             time.sleep(pause_s)
     return MlflowClient(uri)
+
+
+def _connect(uri: str) -> None:
+    """See that there is a database, or can be one: MLflow would try for minutes.
+
+    Raises:
+        OSError: there can be no local database of this name.
+    """
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import OperationalError
+
+    database = address.database(uri)
+    try:
+        create_engine(uri).connect().close()
+    except OperationalError as error:
+        if database is None:
+            raise
+        long = len(os.fsencode(database))
+        path = f"a path of {long} characters" if long > LONG_PATH else str(database)
+        raise OSError(f"sqlite: {error.orig}: {path}; choose another outputs folder") from error
 
 
 def _experiment(client: MlflowClient, name: str, place: str | None) -> str:
@@ -236,8 +282,25 @@ def _make_database(uri: str) -> None:
     for left in database.parent.glob(f"{database.name}.*.new*"):
         left.unlink()
     fresh = database.with_name(f"{database.name}.{uuid.uuid4().hex}.new")
+    _connect(address.of(fresh))
     MlflowClient(address.of(fresh)).search_experiments(max_results=1)
     fresh.replace(database)
+
+
+@contextmanager
+def _each_statement(progress: Callable[[], None]) -> Iterator[None]:
+    """A new database takes hundreds of statements, and on a slow disk a minute: each is told of."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def executed(*_: Any) -> None:
+        progress()
+
+    event.listen(Engine, "after_cursor_execute", executed)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "after_cursor_execute", executed)
 
 
 @contextmanager
