@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -14,12 +15,15 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from expkit import children
 from expkit.cli.status import OK, complain
 from expkit.tracking import address
 from expkit.tracking.journal import now_ms
 
 HOST = "127.0.0.1"
 VIEW = "expkit"
+NOT_FROM_HERE = f"--app-dir {os.devnull}"
+"""uvicorn would look for modules in the current folder first."""
 COLUMNS = [
     "attributes.`Created`",
     "tags.`outcome`",
@@ -45,8 +49,11 @@ def ui(outputs: Path, port: int) -> int:
         return complain(f"--port: got {port}, takes a port that is free")
     uri = address.local(outputs)
     page = f"http://{HOST}:{port}/{_fragment(uri)}"
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", HOST]
-    server = subprocess.Popen([*command, "--port", str(port), "--backend-store-uri", uri])
+    words = ["--workers", "1", "--host", HOST, "--port", str(port), "--backend-store-uri", uri]
+    server = subprocess.Popen(
+        children.command("mlflow", "server", *words, "--uvicorn-opts", NOT_FROM_HERE),
+        env={**os.environ, **children.SAFE_PATH},
+    )
     try:
         while server.poll() is None and not _answers(port):
             time.sleep(0.2)

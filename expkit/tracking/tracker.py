@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TextIO
+
+from expkit import children
 
 if TYPE_CHECKING:
     from expkit.tracking.upload import Uploader
@@ -51,7 +54,8 @@ class Tracker:
 
     def __init__(self) -> None:
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "expkit.tracking.tracker"],
+            children.command("expkit.tracking.tracker"),
+            env={**os.environ, **children.SAFE_PATH},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -233,7 +237,6 @@ def one_line(error: BaseException) -> str:
 
 def _child() -> None:
     import ctypes
-    import os
 
     gc.disable()  # MLflow's imports make much that stays and little that goes
     libc = ctypes.CDLL(None)
