@@ -7,7 +7,6 @@ person's own module in that folder, a child finds too: it looks there last.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path

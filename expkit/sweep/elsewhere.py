@@ -88,9 +88,11 @@ def run_there(composed: DictConfig) -> dict[str, Files]:
         attempt = run.folder
     else:
         attempt = manifest.next_attempt(planned)
-        uri = planned.cell.tracking.uri
-        reachable = planned.cell.tracking.kind == "mlflow" and uri and not address.database(uri)
+        kept = planned.cell.tracking.uri
+        reachable = planned.cell.tracking.kind == "mlflow" and kept and not address.database(kept)
         with closing(Tracker()) if reachable else nullcontext() as tracker:
+            if tracker and kept:
+                tracker.allow(kept, address.whole(kept, [address.given()]))
             engine.run(manifest, [planned], tracker, Silent())
     files = {file.name: file.read_bytes() for file in attempt.iterdir() if file.is_file()}
     return {attempt.name: files}

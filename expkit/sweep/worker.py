@@ -1,10 +1,10 @@
 """The parent's side of a process that runs cells for a sweep: a fresh interpreter.
 
-The parent sends one line of JSON that says where to look for modules, then one for each request; the
-child answers a request with one or more. While it is not asked anything a child that is to be
-measured is stopped (SIGSTOP): it sleeps, and so do its threads, which after a parallel loop would go
-on spinning for a while. Should the parent die, the kernel ends the child (Linux). Its own side is
-`expkit.sweep.child`.
+The parent sends one line of JSON that says where to look for modules, then one for each request;
+the child answers a request with one or more. While it is not asked anything a child that is to be
+measured is stopped (SIGSTOP): it sleeps, and so do its threads, which after a parallel loop would
+go on spinning for a while. Should the parent die, the kernel ends the child (Linux). Its own side
+is `expkit.sweep.child`.
 """
 
 from __future__ import annotations
