@@ -114,6 +114,8 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
             named = uri or journal.address(folder)
             if named in refused:
                 continue
+            if uri:
+                known.remember(uri, folder, outputs)
             whole = uri or confirmed(named, folder, outputs)
             run_id = uploader.send(folder, whole)
         except UserError as error:
@@ -123,8 +125,6 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
             said = address.explain(one_line(error), whole)
             status = max(status, complain(f"{folder}: {said}", FAILED))
         else:
-            if uri:
-                known.remember(uri, folder, outputs)
             count += 1
             print(f"{folder}: sent as run {run_id}")
     print(f"{count} sent")

@@ -16,7 +16,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, flag_override
+from omegaconf import DictConfig, OmegaConf, flag_override
 
 from expkit.sweep.elsewhere import run_there
 from expkit.tracking import address
@@ -59,9 +59,10 @@ def _kept(config: DictConfig) -> DictConfig:
     """The configuration without passwords: launchers write what they are given to disk."""
     kept = copy.deepcopy(config)
     with flag_override(kept, ["struct", "readonly"], [False, False]):
-        if kept.tracking.uri is not None:
-            kept.tracking.uri = address.without_password(kept.tracking.uri)
+        if uri := OmegaConf.select(kept, "tracking.uri"):
+            kept.tracking.uri = address.kept(str(uri))
         kept.hydra.overrides.task = [address.scrub(word) for word in kept.hydra.overrides.task]
+        kept.hydra.job.override_dirname = address.scrub(kept.hydra.job.override_dirname)
     return kept
 
 
