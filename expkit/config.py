@@ -33,6 +33,7 @@ import expkit.problems
 from expkit.contracts import Backend, Operation, Optimizer, Problem, Recommended, Workload
 from expkit.errors import ConfigError, PluginError, UserError, require
 from expkit.measure.stopping import Measure
+from expkit.tracking import address
 
 GROUPS = ("problem", "backend", "optimizer", "measure", "tracking")
 STREAMS = ("shared", "device")
@@ -46,7 +47,8 @@ class Tracking:
 
     Attributes:
         kind: `mlflow` or `none`.
-        uri: MLflow's tracking address; null for the sqlite database under `outputs`.
+        uri: MLflow's tracking address; null for EXPKIT_TRACKING_URI, or where that is not set
+            for the sqlite database under `outputs`.
         experiment: MLflow's experiment.
         pictures: draw the loss curve and the problem's own picture.
     """
@@ -59,9 +61,12 @@ class Tracking:
     def __post_init__(self) -> None:
         require(self.kind in ("mlflow", "none"), "kind", self.kind, "mlflow or none")
         require(bool(self.experiment.strip()), "experiment", self.experiment, "a name")
-        scheme = "" if self.uri is None else self.uri.partition(":")[0].partition("+")[0]
-        takes = f"null or an address that begins with one of {', '.join(SCHEMES)}"
-        require(self.uri is None or scheme in SCHEMES, "uri", self.uri, takes)
+        if self.uri is not None:
+            scheme, shown = self.uri.partition(":")[0].partition("+")[0], address.scrub(self.uri)
+            takes = f"null or an address that begins with one of {', '.join(SCHEMES)}"
+            require(scheme in SCHEMES, "uri", shown, takes)
+            takes = "an address in which @ stands as %40 after the host, and / as %2F in a password"
+            require(address.kept(self.uri) is not None, "uri", shown, takes)
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ class Config:
     tracking: Tracking = field(default_factory=Tracking)
     sweep: Sweep = field(default_factory=Sweep)
     outputs: str = MISSING
+    allow_target: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ class Cell:
 
     Attributes:
         names: the chosen option of `problem`, `backend` and `optimizer`.
+        tracking: with the whole address; the password in it is neither in `resolved` nor `frozen`.
         resolved: the whole configuration with every recommendation filled in.
         frozen: what `thaw` makes the same cell of, whatever becomes of the option files.
     """
@@ -138,6 +145,11 @@ class Cell:
     @property
     def title(self) -> str:
         return " · ".join(self.names[group] for group in self.names)
+
+    @property
+    def address(self) -> str:
+        """Where its run is sent, whole."""
+        return self.tracking.uri or address.local(self.outputs)
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -168,6 +180,7 @@ def register() -> None:
 
     if not OmegaConf.has_resolver("expkit.outputs"):
         OmegaConf.register_new_resolver("expkit.outputs", lambda: str(default_outputs()))
+        OmegaConf.register_new_resolver("expkit.tracking_uri", address.given)
     store = ConfigStore.instance()
     store.store(name="schema", node=_writable(Config))
     for group, name, node in plugins.for_sweeps():
@@ -224,11 +237,15 @@ def compose_cell(*words: str) -> Cell:
 def thaw(frozen: Mapping[str, Any]) -> Cell:
     """The cell again, in any process; nothing is read but the frozen values.
 
+    Its classes were found to be allowed when it was frozen; of what comes from a file see
+    `require_installed` before.
+
     >>> cell = compose_cell("problem=linear", "optimizer.lr=0.5")
     >>> thaw(cell.frozen).resolved == cell.resolved
     True
     """
-    return build_cell(OmegaConf.create(dict(frozen["config"])), frozen["choices"])
+    config = OmegaConf.create(dict(frozen["config"]) | {"allow_target": True})
+    return build_cell(config, frozen["choices"])
 
 
 def default_outputs() -> Path:
@@ -249,7 +266,8 @@ def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
     """Check a composed configuration and build what it names.
 
     Raises:
-        ConfigError: a value of the wrong type or range, with its key.
+        ConfigError: a value of the wrong type or range, with its key; a class of no installed
+            option, unless the configuration allows it.
         PluginError: a class that cannot be imported.
     """
     for key in map(str, config):
@@ -259,6 +277,8 @@ def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
     for group in GROUPS:
         if OmegaConf.is_missing(config, group) or config.get(group) is None:
             raise ConfigError(group, None, ", ".join(options(group)))
+    if not config.get("allow_target"):
+        require_installed(config, "allow_target=true")
     problem = _build(config, "problem", {})
     recommended: Recommended = problem.recommended()
     learns = isinstance(problem, Problem)
@@ -286,13 +306,15 @@ def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
             resolved[group] = {"name": names[group], **dataclasses.asdict(part)}
     resolved |= {"steps": steps, "log_every": log_every, "stream": stream, "seed": config.seed}
     resolved |= {"measure": dataclasses.asdict(measure), "tracking": dataclasses.asdict(tracking)}
-    if tracking.uri is not None:  # what is shown and kept has no password in it
-        resolved["tracking"]["uri"] = re.sub(r"//[^/@]*@", "//", tracking.uri)
+    kept_uri = None if tracking.uri is None else address.without_password(tracking.uri)
+    resolved["tracking"]["uri"] = kept_uri
     workload = Workload(problem, optimizer, steps, config.seed, stream)
     outputs = Path(config.outputs).absolute()
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
     values["outputs"] = str(outputs)
+    values["tracking"]["uri"] = kept_uri
+    values.pop("allow_target", None)  # a permission is a person's, each time
     frozen = {"config": values, "choices": {k: choices[k] for k in GROUPS if k in choices}}
     return Cell(names, workload, backend, log_every, measure, tracking, outputs, resolved, frozen)
 
@@ -362,6 +384,33 @@ def plain_reason(error: OmegaConfBaseException, cls: type[Any] = Config) -> str:
     return f"{key}: {said}" if key else said
 
 
+def require_installed(config: Mapping[str, Any], remedy: str) -> None:
+    """See that a configuration names no class but those of installed options: loading runs code.
+
+    Args:
+        remedy: what a person says to have another loaded.
+
+    Raises:
+        ConfigError: it does.
+    """
+    for group in ("problem", "optimizer", "backend"):
+        options = config.get(group)
+        target = options.get("_target_") if isinstance(options, Mapping | DictConfig) else None
+        if target is not None and not _is_installed(str(target), group):
+            takes = f"a class of an installed option; say {remedy} to load it anyway"
+            raise ConfigError(f"{group}._target_", target, takes)
+
+
+@cache
+def _is_installed(target: str, group: str) -> bool:
+    """Whether an option of this group names this class, the core's or an installed plugin's."""
+    from expkit import plugins
+
+    core = {"problem": expkit.problems, "optimizer": expkit.optimizers}
+    own = (_path(cls) for _, cls in _classes(core[group])) if group in core else ()
+    return target in own or plugins.names(target, group)
+
+
 def _load(target: str, group: str) -> type[Any]:
     module, _, name = target.rpartition(".")
     try:
@@ -395,7 +444,11 @@ def _is_own_dataclass(value: Any, module: str) -> bool:
 def _option(cls: type[Any]) -> dict[str, Any]:
     values = OmegaConf.to_container(OmegaConf.structured(cls))
     assert isinstance(values, dict)
-    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **values}
+    return {"_target_": _path(cls), **values}
+
+
+def _path(cls: type[Any]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _writable(cls: type[Any]) -> DictConfig:

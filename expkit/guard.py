@@ -16,14 +16,20 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from expkit import children
+
 TERM_S = 3.0
 """Between SIGTERM and SIGKILL."""
 
 
 def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
     """Start a command below a guard, in a session of its own: Ctrl-C is the caller's to handle."""
-    words = [sys.executable, "-m", "expkit.guard", *command]
-    return subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(
+        children.command("expkit.guard", *command),
+        env={**os.environ, **children.SAFE_PATH},
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def end(guard: subprocess.Popen[bytes]) -> None:

@@ -8,6 +8,7 @@ folder to Hydra's. The package itself is imported by the cell that uses it and b
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -18,6 +19,8 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from expkit.errors import PluginError
 
@@ -86,6 +89,26 @@ def for_sweeps() -> list[tuple[str, str, dict[str, Any]]]:
     sweeper = {"_target_": f"{module}.ExpkitSweeper", "max_batch_size": None, "params": None}
     launcher = {"_target_": f"{module}.LocalLauncher"}
     return [("hydra/sweeper", "expkit", sweeper), ("hydra/launcher", "local", launcher)]
+
+
+def names(target: str, group: str) -> bool:
+    """Whether an option of an installed plugin, in this group, names this class.
+
+    Raises:
+        PluginError: a broken plugin.
+    """
+    files = (file for conf in installed().values() for file in (conf / group).rglob("*.yaml"))
+    return any(_names(file, target) for file in files)
+
+
+def _names(file: Path, target: str) -> bool:
+    text = file.read_text()
+    if target not in text:
+        return False
+    with suppress(YAMLError):  # Hydra says so where it is chosen
+        option = OmegaConf.to_container(OmegaConf.create(text))
+        return isinstance(option, dict) and option.get("_target_") == target
+    return False
 
 
 def lacks(launcher: str) -> str | None:

@@ -4,7 +4,7 @@ What a process fixes when it starts (where its code and stack lie, the seed of i
 context) moves times as placement does, for as long as the process lives. With `measure.processes`
 above 1 the process is the unit of the interval, and placements are nested in it.
 
-    python -m expkit.processes FOLDER PARENT    is the child: cells as JSON on stdin, runs in FOLDER
+    python -m expkit.processes FOLDER PARENT    is the child: its request on stdin, runs in FOLDER
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from expkit import children
 from expkit.config import Cell, thaw
 from expkit.tracking.stored import Stored, load
 
@@ -32,12 +33,18 @@ def measured_elsewhere(cells: Sequence[Cell]) -> Iterator[list[Stored]]:
     Raises:
         RuntimeError: a process failed, with the last line that it wrote.
     """
-    request = json.dumps([cell.frozen for cell in cells])
+    path, frozen = children.own_path(), [cell.frozen for cell in cells]
+    request = json.dumps({"path": path, "cells": frozen})
     for _ in range(1, cells[0].measure.processes):
         with tempfile.TemporaryDirectory() as place:
-            command = [sys.executable, "-m", "expkit.processes", place, str(os.getpid())]
+            command = children.command("expkit.processes", place, str(os.getpid()))
             done = subprocess.run(
-                command, input=request, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                command,
+                input=request,
+                env={**os.environ, **children.SAFE_PATH},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
             )
             if done.returncode:
                 said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
@@ -49,7 +56,9 @@ def _child(place: Path, parent: int) -> None:
     from expkit.runner import run_together
 
     die_with_parent(parent)
-    cells = [_alone(thaw(frozen)) for frozen in json.load(sys.stdin)]
+    request = json.load(sys.stdin)
+    children.look_there_too(request["path"])
+    cells = [_alone(thaw(frozen)) for frozen in request["cells"]]
     jobs = [(cell, place / str(index)) for index, cell in enumerate(cells)]
     run_together(jobs, None, lambda *_: None, lambda *_: [], tags={})
 

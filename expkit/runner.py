@@ -259,9 +259,8 @@ def _opening(
         "name": cell.title,
         "owner": journals.owner(),
         "tracking": {
-            "uri": cell.tracking.uri or address.local(cell.outputs),
+            "uri": address.without_password(cell.address),
             "experiment": cell.tracking.experiment,
-            "artifacts": str(cell.outputs / "artifacts" / cell.tracking.experiment),
         },
         "params": cell.params | {f"actual.{k}": v for k, v in about.items()},
         "tags": own | dict(tags),

@@ -8,8 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from expkit.cli.addresses import check_option, confirmed
 from expkit.cli.status import FAILED, MISUSED, OK, complain
 from expkit.config import default_outputs
+from expkit.errors import UserError
+from expkit.tracking import address, journal, known
 from expkit.tracking.tracker import one_line
 
 COMPARE = """\
@@ -44,12 +47,22 @@ def command(argv: Sequence[str]) -> int:
     ui.add_argument("--outputs", type=Path, default=default_outputs())
     resume = commands.add_parser("resume", help="run what is missing of a sweep, or failed")
     resume.add_argument("sweep", nargs="?", help="its id or folder; the last one by default")
+    resume.add_argument("--uri", help="the tracking address, whole; or another than it began with")
+    resume.add_argument(
+        "--allow-target",
+        action="store_true",
+        help="load classes that no installed option names, as allow_target=true did",
+    )
     resume.add_argument("--outputs", type=Path, default=default_outputs())
     sync = commands.add_parser("sync", help="send to MLflow what is not there yet")
     sync.add_argument("folder", type=Path, nargs="?", help="one run's folder, or any above it")
     sync.add_argument("--uri", help="another tracking address than the runs were made for")
     sync.add_argument("--outputs", type=Path, default=default_outputs())
     given = parser.parse_args(argv)
+    try:
+        check_option(getattr(given, "uri", None))
+    except UserError as error:
+        return complain(error)
     if given.command == "compare":
         from expkit.cli.compare import compare
 
@@ -62,12 +75,13 @@ def command(argv: Sequence[str]) -> int:
     if given.command == "resume":
         from expkit.cli.sweep import resume as go_on
 
-        return go_on(given.sweep, given.outputs.absolute())
+        return go_on(given.sweep, given.outputs.absolute(), given.uri, given.allow_target)
     if given.command == "ui":
         from expkit.cli.ui import ui as open_page
 
         return open_page(given.outputs.absolute(), given.port)
-    return _sync((given.folder or given.outputs).absolute(), given.uri)
+    outputs = given.outputs.absolute()
+    return _sync((given.folder or outputs).absolute(), given.uri, outputs)
 
 
 def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -85,30 +99,48 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--outputs", type=Path, default=default_outputs())
 
 
-def _sync(place: Path, uri: str | None) -> int:
-    from expkit.tracking import journal
+def _sync(place: Path, uri: str | None, outputs: Path) -> int:
     from expkit.tracking.sent import pending
     from expkit.tracking.upload import Uploader
 
     if not place.is_dir():
         return complain(f"{place}: no such folder")
     uploader, status, count = Uploader(), OK, 0
-    for folder in pending(place, uri):
-        if journal.opening(folder) is None:
-            print(f"{folder}: killed before its run began; there is nothing to send")
-            continue
-        if not journal.close_if_orphaned(folder):
-            print(f"{folder}: still running")
-            continue
+    refused: set[str] = set()
+    for folder in pending(place, uri and address.kept(uri)):
+        named = whole = uri or ""
         try:
-            run_id = uploader.send(folder, uri)
-        except Exception as error:  # whatever MLflow or its server raises
-            status = complain(f"{folder}: {one_line(error)}", FAILED)
+            if not _may_be_sent(folder):
+                continue
+            named = uri or journal.address(folder)
+            if named in refused:
+                continue
+            if uri:
+                known.remember(uri, folder, outputs)
+            whole = uri or confirmed(named, folder, outputs)
+            run_id = uploader.send(folder, whole)
+        except UserError as error:
+            refused.add(named)
+            status = complain(error, MISUSED)
+        except Exception as error:  # whatever MLflow, its server or a file raises
+            said = address.explain(one_line(error), whole)
+            status = max(status, complain(f"{folder}: {said}", FAILED))
         else:
             count += 1
             print(f"{folder}: sent as run {run_id}")
     print(f"{count} sent")
     return status
+
+
+def _may_be_sent(folder: Path) -> bool:
+    """Whether a run has begun and ended; says so where it has not."""
+    if journal.opening(folder) is None:
+        print(f"{folder}: killed before its run began; there is nothing to send")
+        return False
+    if not journal.close_if_orphaned(folder):
+        print(f"{folder}: still running")
+        return False
+    return True
 
 
 def _port(word: str) -> int:

@@ -79,7 +79,7 @@ def _now(sides: Sequence[Sequence[str]]) -> int:
         def work() -> int:
             jobs = list(zip(cells, folders, strict=True))
             tags = {"interleaved": name}
-            with progress(first.workload.steps) as watch, used_by(first, tracker) as used:
+            with progress(first.workload.steps) as watch, used_by(cells, place, tracker) as used:
                 results = runner.run_together(jobs, used, watch, plots.draw, tags=tags)
             threshold = first.measure.threshold
             status = _tell(hold(load(folders[0]), load(folders[1]), threshold), threshold)

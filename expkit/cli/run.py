@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from expkit.cli.status import FAILED, INTERRUPTED, MISUSED, OK, TERMINATED, complain
 from expkit.errors import ConfigError, Unavailable, UserError
 from expkit.sweep.worker import spares
+from expkit.tracking import address, known
 from expkit.tracking.tracker import Tracker, one_line
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 NOT_TIMED_HERE = ("sweep.timing=false", "sweep.dry_run=true", "hydra/launcher=")
+AGAIN = ("tracking=none", "allow_target=")
+"""What may be said anew of a sweep that goes on."""
 SPARES = 2
 """Workers that are started early: few sweeps have fewer cells."""
 NO_RUN = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc")
@@ -40,13 +43,17 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: as an interrupt, with an exit status of its own."""
 
 
-def run(argv: Sequence[str]) -> int:
-    """Compose and run; one line on stderr for whatever goes wrong."""
+def run(argv: Sequence[str], uri: str | None = None) -> int:
+    """Compose and run; one line on stderr for whatever goes wrong.
+
+    Args:
+        uri: where to send the runs of a sweep that goes on, in place of the address they name.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us
 
     def work() -> int:
         with tracker_for(argv) as tracker, _workers_for(argv):
-            return max(_compose_and_run(argv, tracker), default=OK)
+            return max(_compose_and_run(argv, tracker, uri), default=OK)
 
     return interruptible(work)
 
@@ -164,7 +171,7 @@ def _terminate_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
+def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, uri: str | None) -> list[int]:
     """The exit status of each cell; Hydra prints lines of its own if a cell raises."""
     import hydra
     from hydra._internal.utils import get_args_parser
@@ -173,7 +180,7 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
     with _one_blas_thread() if _is_sweep(argv) else nullcontext():
         from expkit import config
 
-    command = Command(tracker)
+    command = Command(tracker, uri)
     config.register()
     for flag in get_args_parser().parse_known_args(list(argv))[1]:
         raise UserError(f"{flag}: no such option; see --help")
@@ -199,8 +206,8 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
 class Command:
     """What Hydra is given to call: with a cell, or with a sweep's words."""
 
-    def __init__(self, tracker: Tracker | None) -> None:
-        self._tracker = tracker
+    def __init__(self, tracker: Tracker | None, uri: str | None) -> None:
+        self._tracker, self._uri = tracker, uri
         self._search: Search | None = None
         self.statuses: list[int] = []
 
@@ -223,18 +230,23 @@ class Command:
         gc.freeze()  # the libraries stay, what composing a cell leaves goes: there may be thousands
         gc.enable()
         folder = Path(master.hydra.sweep.dir).absolute()
+        words = [address.scrub(word) for word in words]
         if (folder / manifest.FILE).is_file():
             found = manifest.Manifest.load(folder)
             given, kept = (
-                [w for w in some if w != "tracking=none" and not manifest.is_for_hydra(w)]
+                [w for w in some if not w.startswith(AGAIN) and not manifest.is_for_hydra(w)]
                 for some in (words, found.words)
             )
             if given and given != kept:
                 takes = f"another folder, or nothing beside it: this one holds {shlex.join(kept)}"
                 raise ConfigError("hydra.sweep.dir", str(folder), takes)
+            if not master.allow_target:
+                found.require_installed()
+            tracker = self._used(found, master, again=True)
         else:
             found = plan.plan(master, loader, jobs, words)
-        self.statuses.append(sweep.begin(found, self._used(found), launcher))
+            tracker = self._used(found, master, again=False)
+        self.statuses.append(sweep.begin(found, tracker, launcher))
 
     def launch(
         self,
@@ -248,7 +260,7 @@ class Command:
         from expkit.sweep import plan
 
         batch = plan.plan(master, loader, jobs, [], first)
-        self._search = self._search or Search(self._used(batch))
+        self._search = self._search or Search(self._used(batch, master, again=False))
         return self._search.launch(batch, range(first, first + len(jobs)))
 
     def finish(self) -> None:
@@ -256,10 +268,25 @@ class Command:
         if self._search and (status := self._search.finish()) is not None:
             self.statuses.append(status)
 
-    def _used(self, manifest: Manifest) -> Tracker | None:
-        """The tracker, if any cell wants one."""
-        kinds = {cell.frozen["config"]["tracking"]["kind"] for cell in manifest.cells}
-        return self._tracker if "mlflow" in kinds else None
+    def _used(self, found: Manifest, master: DictConfig, *, again: bool) -> Tracker | None:
+        """The tracker, if any cell wants one; it is told where to send their runs.
+
+        Args:
+            again: whether a file names the cells' addresses, and not the person.
+        """
+        from expkit.cli.addresses import confirmed
+        from expkit.config import default_outputs
+
+        addresses, typed = found.addresses(), master.tracking.uri
+        for kept in addresses if self._tracker else ():
+            assert self._tracker is not None
+            if not again or (typed and address.kept(typed) == kept):
+                known.remember(kept, found.folder, default_outputs())
+            elif not self._uri:
+                confirmed(kept, found.folder, Path(master.outputs).absolute())
+            uri = self._uri or address.whole(kept, [typed, address.given()])
+            self._tracker.allow(kept, uri)
+        return self._tracker if addresses else None
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -290,7 +317,7 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
 
     def work() -> int:
         cell = config.build_cell(composed, dict(hydra_config.runtime.choices))
-        with progress(cell.workload.steps) as watch, used_by(cell, tracker) as used:
+        with progress(cell.workload.steps) as watch, used_by([cell], folder, tracker) as used:
             result = runner.run(cell, folder, used, watch, plots.draw)
         show(table(cell, result, folder))
         if result.sent and result.sent.error:
@@ -349,12 +376,27 @@ def where_told(folder: Path) -> str:
 
 
 @contextmanager
-def used_by(cell: Cell, tracker: Tracker | None) -> Iterator[Tracker | None]:
-    """The tracker, if this cell wants one: made now if the words did not show it before."""
-    if cell.tracking.kind == "none":
+def used_by(
+    cells: Sequence[Cell], folder: Path, tracker: Tracker | None
+) -> Iterator[Tracker | None]:
+    """The tracker, if the first cell wants one: made now if the words did not show it before.
+
+    It is told where to send the cells' runs, which are kept in this folder.
+    """
+    if cells[0].tracking.kind == "none":
         yield None
     elif tracker is not None:
+        _allow(tracker, cells, folder)
         yield tracker
     else:
         with _tracked() as late:
+            _allow(late, cells, folder)
             yield late
+
+
+def _allow(tracker: Tracker, cells: Sequence[Cell], folder: Path) -> None:
+    from expkit.config import default_outputs
+
+    for cell in cells:
+        known.remember(cell.address, folder, default_outputs())
+        tracker.allow(address.without_password(cell.address), cell.address)

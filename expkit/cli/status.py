@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 
+from expkit.tracking import address
+
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 CANT_TELL, MAY_NOT_COMPARE = 3, 4
 TERMINATED = 128 + signal.SIGTERM
 
 
 def complain(reason: object, status: int = MISUSED) -> int:
-    """Print one line and return the status."""
-    print(f"expkit: {reason}", file=sys.stderr)
+    """Print one line, without passwords, and return the status."""
+    print(f"expkit: {address.scrub(str(reason))}", file=sys.stderr)
     return status

@@ -198,8 +198,13 @@ def _objective(run: Stored | None, objective: str) -> JobReturn:
     return JobReturn(_return_value=value, status=JobStatus.COMPLETED)
 
 
-def resume(word: str | None, outputs: Path) -> int:
-    """Run what is missing of a sweep."""
+def resume(word: str | None, outputs: Path, uri: str | None, allow_target: bool) -> int:
+    """Run what is missing of a sweep.
+
+    Args:
+        uri: where to send its runs, in place of the address that they name.
+        allow_target: load classes that no installed option names.
+    """
     try:
         folder = named(word, outputs) if word else newest(outputs)
     except UserError as error:
@@ -213,7 +218,8 @@ def resume(word: str | None, outputs: Path) -> int:
     kinds = {cell.frozen["config"]["tracking"]["kind"] for cell in manifest.cells}
     tracking = [] if "mlflow" in kinds else ["tracking=none"]
     place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return run(["-m", *words, *tracking, f"hydra.sweep.dir='{place}'"])
+    allowed = [f"allow_target={allow_target}".lower()]
+    return run(["-m", *words, *tracking, *allowed, f"hydra.sweep.dir='{place}'"], uri)
 
 
 def begin(manifest: Manifest, tracker: Tracker | None, launcher: Launcher | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import signal
 import socket
 import sys
@@ -16,13 +17,15 @@ from typing import NoReturn
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from expkit import guard
+from expkit import children, guard
 from expkit.cli.status import OK, complain
 from expkit.tracking import address
 from expkit.tracking.journal import now_ms
 
 HOST = "127.0.0.1"
 VIEW = "expkit"
+NOT_FROM_HERE = f"--app-dir {os.devnull}"
+"""uvicorn would look for modules in the current folder first."""
 COLUMNS = [
     "attributes.`Created`",
     "tags.`outcome`",
@@ -53,10 +56,11 @@ def ui(outputs: Path, port: int) -> int:
     port = port or _free_port()
     _end_by_signals()
     uri = address.local(outputs)
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", HOST]
+    words = ["--workers", "1", "--host", HOST, "--port", str(port), "--backend-store-uri", uri]
+    command = children.command("mlflow", "server", *words, "--uvicorn-opts", NOT_FROM_HERE)
     try:
         page = f"http://{HOST}:{port}/{_fragment(uri)}"
-        server = guard.start([*command, "--port", str(port), "--backend-store-uri", uri])
+        server = guard.start(command)
         try:
             while server.poll() is None and not _answers(port):
                 time.sleep(0.2)

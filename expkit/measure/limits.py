@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import threadpoolctl
 
+from expkit import cache
 from expkit.contracts import Array, Backend, Work
 from expkit.measure.environment import cpu_model
 
@@ -157,7 +158,7 @@ def machine_limits(backend: Backend) -> Limits:
     `~/.cache`; one that is damaged or cannot be written only costs the measurement.
     """
     key = ", ".join(f"{name} {value}" for name, value in _conditions(backend).items())
-    folder = _cache_folder()
+    folder = cache.folder()
     with _held(folder):
         kept = _read(folder)
         known = _parsed(kept.get(key))
@@ -181,16 +182,6 @@ def _conditions(backend: Backend) -> dict[str, Any]:
 
 
 # The cache.
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    if base:
-        return Path(base, "expkit")
-    try:
-        return Path.home() / ".cache" / "expkit"
-    except RuntimeError:  # a user without a home: a folder that cannot be
-        return Path(os.devnull, "expkit")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from expkit import runner, streams
+from expkit.children import look_there_too
 from expkit.config import Cell, thaw
 from expkit.errors import ParityError, UserError
 from expkit.measure.environment import Activity
@@ -163,6 +164,8 @@ def _child(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()
     channel = _Channel()
+    if first := channel.read():
+        look_there_too(first["path"])
     while (request := channel.read()) is not None:
         _run(request, channel)
     os._exit(0)  # the interpreter's tidying up takes longer than the work

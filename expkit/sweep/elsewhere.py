@@ -19,6 +19,7 @@ from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from expkit import children
 from expkit.config import Sweep
 from expkit.errors import UserError
 from expkit.runner import record_failure
@@ -54,6 +55,7 @@ def launch(manifest: Manifest, todo: Sequence[Planned], launcher: Launcher) -> N
         ]
         for planned in todo
     ]
+    os.environ.update(children.SAFE_PATH)  # a job is started from here too
     try:
         returns = launcher.launch(jobs, initial_job_idx=0)
         for planned, job in zip(todo, returns, strict=True):
@@ -77,6 +79,7 @@ def launch(manifest: Manifest, todo: Sequence[Planned], launcher: Launcher) -> N
 def run_there(composed: DictConfig) -> dict[str, Files]:
     """A job: one cell, as the variable has it. Returns its files, by folder."""
     packed = json.loads(zlib.decompress(base64.b64decode(os.environ[CELL])))
+    children.look_there_too(packed["path"])
     planned = Planned(**packed["planned"])
     folder, sweep = Path(packed["folder"]), Sweep(**packed["sweep"])
     manifest = Manifest(folder, [], sweep, [], [planned])
@@ -85,9 +88,11 @@ def run_there(composed: DictConfig) -> dict[str, Files]:
         attempt = run.folder
     else:
         attempt = manifest.next_attempt(planned)
-        uri = planned.cell.tracking.uri
-        reachable = planned.cell.tracking.kind == "mlflow" and uri and not address.database(uri)
+        kept = planned.cell.tracking.uri
+        reachable = planned.cell.tracking.kind == "mlflow" and kept and not address.database(kept)
         with closing(Tracker()) if reachable else nullcontext() as tracker:
+            if tracker and kept:
+                tracker.allow(kept, address.whole(kept, [address.given()]))
             engine.run(manifest, [planned], tracker, Silent())
     files = {file.name: file.read_bytes() for file in attempt.iterdir() if file.is_file()}
     return {attempt.name: files}
@@ -99,6 +104,7 @@ def _packed(manifest: Manifest, planned: Planned) -> str:
         "planned": asdict(planned),
         "folder": str(manifest.folder),
         "sweep": asdict(manifest.sweep),
+        "path": children.own_path(),
     }
     return base64.b64encode(zlib.compress(json.dumps(record).encode())).decode()
 

@@ -18,10 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from expkit.config import Cell, Sweep, default_outputs, thaw
+from expkit.config import Cell, Sweep, default_outputs, require_installed, thaw
 from expkit.errors import UserError
 from expkit.runner import record_failure
-from expkit.tracking import journal
+from expkit.tracking import address, journal
 from expkit.tracking.stored import Stored, load
 
 FILE = "sweep.json"
@@ -156,6 +156,25 @@ class Manifest:
         """What `expkit resume` knows it by: its id, or its folder where that is elsewhere."""
         kept = default_outputs() / "sweeps" == self.folder.parent.parent
         return self.id if kept else shlex.quote(str(self.folder))
+
+    def addresses(self) -> list[str]:
+        """Where its cells' runs are to be sent, without passwords; empty where nowhere."""
+        configs = [cell.frozen["config"] for cell in self.cells]
+        found = (
+            config["tracking"]["uri"] or address.local(Path(config["outputs"]))
+            for config in configs
+            if config["tracking"]["kind"] == "mlflow"
+        )
+        return list(dict.fromkeys(found))
+
+    def require_installed(self) -> None:
+        """See that its cells name no class but those of installed options: loading runs code.
+
+        Raises:
+            ConfigError: one does.
+        """
+        for cell in self.cells:
+            require_installed(cell.frozen["config"], "expkit resume --allow-target")
 
     def missing(self) -> list[Planned]:
         """What has not been finished."""

@@ -1,9 +1,10 @@
 """The parent's side of a process that runs cells for a sweep: a fresh interpreter.
 
-The parent sends a line of JSON a request, the child answers with one or more. While it is not asked
-anything a child that is to be measured is stopped (SIGSTOP): it sleeps, and so do its threads,
-which after a parallel loop would go on spinning for a while. Should the parent die, the kernel ends
-the child (Linux). Its own side is `expkit.sweep.child`.
+The parent sends one line of JSON that says where to look for modules, then one for each request;
+the child answers a request with one or more. While it is not asked anything a child that is to be
+measured is stopped (SIGSTOP): it sleeps, and so do its threads, which after a parallel loop would
+go on spinning for a while. Should the parent die, the kernel ends the child (Linux). Its own side
+is `expkit.sweep.child`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import os
 import select
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
+
+from expkit import children
 
 SAID = "output.txt"
 """What a cell's process printed."""
@@ -46,13 +48,18 @@ def end_spares() -> None:
 
 
 def _start(env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "expkit.sweep.child", str(os.getpid())],
+    process = subprocess.Popen(
+        children.command("expkit.sweep.child", str(os.getpid())),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, **env},
+        env={**os.environ, **children.SAFE_PATH, **env},
         start_new_session=True,  # Ctrl-C is the parent's to handle
     )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it is gone already, which is told when it is asked
+        process.stdin.write(json.dumps({"path": children.own_path()}).encode() + b"\n")
+        process.stdin.flush()
+    return process
 
 
 class Ended(Exception):

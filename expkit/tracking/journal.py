@@ -130,6 +130,12 @@ def opening(folder: Path) -> dict[str, Any] | None:
     return next((record for record, _ in read(folder) if record["kind"] == "run"), None)
 
 
+def address(folder: Path) -> str:
+    """Where a journal says that its run is to be sent, without a password; empty for nowhere."""
+    run = opening(folder)
+    return str(run["tracking"]["uri"]) if run else ""
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One process at a time sends a run's journal, or ends it for its dead owner."""

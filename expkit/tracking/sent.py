@@ -29,8 +29,8 @@ def write(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def pending(place: Path, uri: str | None = None) -> Iterator[Path]:
-    """Folders at or below `place` whose journal is not all in MLflow (at this address)."""
+    """Folders at or below `place` whose journal is not all in MLflow (at this address, as kept)."""
     for file in sorted(place.rglob(journal.FILE)):
         state = read(file.parent)
-        if not state.get("done") or uri not in (None, state["uri"]):
+        if not state.get("done") or uri not in (None, state.get("uri")):
             yield file.parent

@@ -1,6 +1,7 @@
 """MLflow in a process of its own, so that its second of start-up passes beside the run.
 
-The parent sends a line of JSON a request, the child answers each with one. While the clock runs
+The parent sends a line of JSON a request, the child answers each with one. It sends runs to the
+addresses that the parent has told it and to no other, whatever a journal says. While the clock runs
 the child is stopped (SIGSTOP), so that it takes no cycle from what is measured. If the parent
 dies, the kernel wakes the child (Linux), which ends the run as KILLED with all it measured.
 
@@ -30,8 +31,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from expkit import streams
-from expkit.tracking import journal, sent
+from expkit import children, streams
+from expkit.tracking import address, journal, sent
 
 if TYPE_CHECKING:
     from expkit.tracking.upload import Uploader
@@ -68,7 +69,8 @@ class Tracker:
 
     def __init__(self) -> None:
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "expkit.tracking.tracker", str(os.getpid())],
+            children.command("expkit.tracking.tracker", str(os.getpid())),
+            env={**os.environ, **children.SAFE_PATH},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is the parent's to handle
@@ -87,6 +89,15 @@ class Tracker:
         self._hurried = 0
         self._left_s = PATIENCE_S
         self._last = time.monotonic()
+
+    def allow(self, kept: str, uri: str) -> None:
+        """Let runs be sent whose journals name this address.
+
+        Args:
+            kept: as journals have it, without a password.
+            uri: where to send them, whole.
+        """
+        self._tell(json.dumps({"kept": kept, "uri": uri}).encode() + b"\n")
 
     def update(self, folder: Path, *, wait: bool = False, last: bool = False) -> Sent:
         """Send what is new in this run's journal; without `wait`, some time soon.
@@ -300,7 +311,7 @@ def _serve(answers: TextIO, progress: _Progress) -> None:
     gc.freeze()  # the libraries stay, what a run leaves goes: a sweep has thousands
     gc.enable()
     folders: set[Path] = set()
-
+    addresses: dict[str, str] = {}
     failed: dict[Path, Sent] = {}
 
     def answer(folder: Path, *, last: bool) -> Sent:
@@ -308,17 +319,26 @@ def _serve(answers: TextIO, progress: _Progress) -> None:
             return Sent(None, broken)
         if folder in failed and not last:
             return failed[folder]  # a server that refuses is asked again at the end
+        kept = journal.address(folder)
+        uri = addresses.get(kept)
+        if uri is None:
+            return Sent(None, f"nobody gave the address {kept} here")
         try:
-            return Sent(uploader.send(folder), None)
+            return Sent(uploader.send(folder, uri), None)
         except Exception as error:  # whatever MLflow or its server raises, the parent reports
-            failed[folder] = Sent(None, one_line(error))
+            failed[folder] = Sent(None, address.explain(one_line(error), uri))
             return failed[folder]
 
     for line in sys.stdin:
         request = json.loads(line)
-        folder = Path(request["folder"])
-        folders.add(folder)
-        reply: dict[str, Any] = vars(answer(folder, last=request["last"]))
+        if "uri" in request:
+            addresses[request["kept"]] = request["uri"]
+            sent = Sent(None, None)
+        else:
+            folder = Path(request["folder"])
+            folders.add(folder)
+            sent = answer(folder, last=request["last"])
+        reply: dict[str, Any] = vars(sent)
         with suppress(BrokenPipeError):  # the parent was killed: what it began is ended below
             print(json.dumps(reply), file=answers, flush=True)
     for folder in folders:
@@ -331,8 +351,8 @@ def _serve(answers: TextIO, progress: _Progress) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's type and the first line of what it says."""
-    said = (str(error).strip().splitlines() or [""])[0]
+    """An error's type and the first line of what it says, without passwords."""
+    said = address.scrub((str(error).strip().splitlines() or [""])[0])
     return f"{type(error).__name__}: {said if len(said) <= 300 else said[:297] + '...'}"
 
 

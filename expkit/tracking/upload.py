@@ -8,10 +8,11 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -24,10 +25,11 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("PGCONNECT_TIMEOUT", "20")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from expkit.tracking import address, journal, sent
+from expkit.tracking.tracker import one_line
 
 OWNER = ("host", "namespace", "pid", "started")
 BATCH = 1000
@@ -74,61 +76,104 @@ class Uploader:
         self._clients: dict[str, MlflowClient] = {}
         self._experiments: dict[tuple[str, str], str] = {}
         self._reaped: set[tuple[str, str]] = set()
+        self._own: set[tuple[str, str]] = set()
 
     def send(self, folder: Path, uri: str | None = None) -> str:
         """Send what is new in a run's journal and return MLflow's id of the run.
 
         Args:
-            uri: another address than the one the run was made for.
+            uri: where to, whole. By default where the journal says: for one that is trusted.
         """
         run = journal.opening(folder)
         if run is None:
             raise ValueError(f"{folder / journal.FILE} has no beginning")
-        uri = uri or run["tracking"]["uri"]
-        client, experiment = self._open(uri, run["tracking"])
+        uri = address.readable(uri or run["tracking"]["uri"])
+        kept = address.without_password(uri)
+        client, experiment = self._open(uri, run["tracking"]["experiment"])
         if (uri, experiment) not in self._reaped:
             self._reap(client, experiment, uri)
             self._reaped.add((uri, experiment))
         with journal.locked(folder):
             state = sent.read(folder)
-            known = state.get("uri") == uri
+            known = state.get("uri") == kept and self._is_its_own(client, state, run)
             news = _read(folder, state["offset"] if known else 0)
             if not known:
-                state = _begin(client, experiment, folder, run, uri, state, news)
+                state = _begin(client, experiment, folder, run, kept, state, news)
+                self._own.add((state["run_id"], run["id"]))
             _append(client, folder, state, news)
         return str(state["run_id"])
 
-    def _open(self, uri: str, tracking: dict[str, str]) -> tuple[MlflowClient, str]:
-        name = tracking["experiment"]
+    def _is_its_own(self, client: MlflowClient, state: dict[str, Any], run: dict[str, Any]) -> bool:
+        """Whether the run that was noted as a journal's was made for it: the note may be forged."""
+        both = state["run_id"], run["id"]
+        if both not in self._own and _journal_id(client.get_run(both[0])) == run["id"]:
+            self._own.add(both)
+        return both in self._own
+
+    def _open(self, uri: str, name: str) -> tuple[MlflowClient, str]:
         with _one_at_a_time(uri), _each_statement(self._progress):
             if uri not in self._clients:
                 _make_database(uri)
                 self._clients[uri] = cast(MlflowClient, _Telling(_client(uri), self._progress))
             client = self._clients[uri]
             if (uri, name) not in self._experiments:
-                local = address.database(uri) is not None
-                place = Path(tracking["artifacts"]).as_uri() if local else None
-                self._experiments[uri, name] = _experiment(client, name, place)
+                self._experiments[uri, name] = _experiment(client, name, _artifacts(uri, name))
         return client, self._experiments[uri, name]
 
     def _reap(self, client: MlflowClient, experiment: str, uri: str) -> None:
-        """End the runs that a dead process of this host left RUNNING, with all they measured."""
+        """End the runs that a dead process of this host left RUNNING, with all they measured.
+
+        Anybody may have made what an experiment holds: what is not as we make it is left alone, and
+        what goes wrong with one run is told and stops nothing.
+        """
         host = platform.node()
         query = f"attributes.status = 'RUNNING' AND tags.`expkit.host` = '{host}'"
         for run in client.search_runs([experiment], query):
-            tags, run_id = run.data.tags, run.info.run_id
-            if not journal.is_dead({key: tags[f"expkit.{key}"] for key in OWNER}):
-                continue
-            folder = Path(tags["expkit.folder"])
-            if (folder / journal.FILE).is_file():
-                with journal.locked(folder):
-                    journal.close_if_orphaned(folder)
-                    state = {"uri": uri, "run_id": run_id, "offset": 0} | sent.read(folder)
-                    if state["run_id"] == run_id:
-                        _append(client, folder, state, _read(folder, state["offset"]))
-                        continue
-            client.set_tag(run_id, "outcome", "interrupted")
-            client.set_terminated(run_id, "KILLED")
+            try:
+                if _is_abandoned(run):
+                    _end(client, run, address.without_password(uri))
+            except Exception as error:  # whatever MLflow or a file raises
+                said = address.scrub(one_line(error), [uri])
+                _tell(f"MLflow's run {run.info.run_id} is still marked as RUNNING: {said}")
+
+
+def _is_abandoned(run: Run) -> bool:
+    """Whether a run says who writes it, and that process of this host is gone."""
+    tags = run.data.tags
+    owner = {key: tags.get(f"expkit.{key}", "") for key in OWNER}
+    whole = all(owner.values()) and owner["pid"].isdecimal()
+    return whole and journal.is_dead(owner)
+
+
+def _end(client: MlflowClient, run: Run, kept: str) -> None:
+    """End a run: by its journal if that is here, and it is the journal of this very run."""
+    run_id, folder = run.info.run_id, Path(run.data.tags.get("expkit.folder", ""))
+    if folder.is_absolute() and (folder / journal.FILE).is_file():
+        with journal.locked(folder):
+            opening, state = journal.opening(folder), sent.read(folder)
+            if "uri" in state:
+                noted = (state["uri"], state["run_id"]) == (kept, run_id)
+            else:  # a kill came before its id was noted
+                noted = state.get("begun") == kept
+            if noted and opening and opening["id"] == _journal_id(run):
+                journal.close_if_orphaned(folder)
+                state = {"uri": kept, "run_id": run_id, "offset": 0} | state
+                _append(client, folder, state, _read(folder, state["offset"]))
+                return
+    client.set_tag(run_id, "outcome", "interrupted")
+    client.set_terminated(run_id, "KILLED")
+
+
+def _journal_id(run: Run) -> str | None:
+    """Of the journal that a run was made for."""
+    found: str | None = run.data.tags.get("expkit.journal")
+    return found
+
+
+def _tell(text: str) -> None:
+    """On the person's screen, if there is one."""
+    with suppress(OSError):
+        print(f"expkit: {text}", file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -198,13 +243,34 @@ def _append(client: MlflowClient, folder: Path, state: dict[str, Any], news: _Ne
         room = BATCH - len(params[:FEW]) - len(tags[:FEW])
         client.log_batch(run_id, metrics[:room], params[:FEW], tags[:FEW])
         params, tags, metrics = params[FEW:], tags[FEW:], metrics[room:]
-    for file in news.files:
-        client.log_artifact(run_id, str(folder / file))
+    for name in news.files:
+        if file := _inside(folder, name):
+            client.log_artifact(run_id, str(file))
+        else:
+            _tell(f"{folder}: {name!r} is no file inside this folder, so it is not sent")
     if news.end is not None:
         client.set_terminated(run_id, news.end["status"], news.end["time"])
         state["done"] = True
     state["offset"] = news.offset
     sent.write(folder, state)
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    """The file of this name in a run's folder; None for what leads out of it, or is no file."""
+    file = (folder / name).resolve()
+    return file if file.is_relative_to(folder.resolve()) and file.is_file() else None
+
+
+def _artifacts(uri: str, experiment: str) -> str | None:
+    """Where a local database's experiment keeps files: beside it. A server has its own place."""
+    database = address.database(uri)
+    if database is None:
+        return None
+    place = database.parent / "artifacts"
+    own = Path(os.path.normpath(place / experiment))
+    if not own.is_relative_to(place):
+        raise ValueError(f"experiment {experiment!r}: takes a name that leads to no other folder")
+    return own.as_uri()
 
 
 def _metrics(record: dict[str, Any]) -> list[Metric]:

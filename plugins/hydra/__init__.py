@@ -6,6 +6,7 @@ installed as `hydra_plugins.expkit`. What they do is in `expkit.sweep`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,10 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, flag_override
 
 from expkit.sweep.elsewhere import run_there
+from expkit.tracking import address
 
 
 class ExpkitSweeper(BasicSweeper):
@@ -32,7 +34,7 @@ class ExpkitSweeper(BasicSweeper):
         ours = config.hydra.launcher.get("_target_") == f"{__name__}.{LocalLauncher.__name__}"
         if not ours:
             self.launcher = Plugins.instance().instantiate_launcher(
-                hydra_context=hydra_context, task_function=run_there, config=config
+                hydra_context=hydra_context, task_function=run_there, config=_kept(config)
             )
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -51,6 +53,17 @@ class ExpkitSweeper(BasicSweeper):
         ]
         words = [*hydras, *arguments]
         return self._command.sweep(self.config, loader, jobs, words, self.launcher)
+
+
+def _kept(config: DictConfig) -> DictConfig:
+    """The configuration without passwords: launchers write what they are given to disk."""
+    kept = copy.deepcopy(config)
+    with flag_override(kept, ["struct", "readonly"], [False, False]):
+        if uri := OmegaConf.select(kept, "tracking.uri"):
+            kept.tracking.uri = address.kept(str(uri))
+        kept.hydra.overrides.task = [address.scrub(word) for word in kept.hydra.overrides.task]
+        kept.hydra.job.override_dirname = address.scrub(kept.hydra.job.override_dirname)
+    return kept
 
 
 class LocalLauncher(Launcher):
