@@ -18,7 +18,7 @@ import os
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -115,6 +115,10 @@ class Config:
     outputs: str = MISSING
 
 
+KEYS = tuple(field.name for field in fields(Config))
+"""Of the top level."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One composed configuration, checked and built.
@@ -196,7 +200,9 @@ def options(group: str) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     register()
-    with initialize_config_module("expkit.conf", version_base="1.3"):
+    # Hydra is one to a process, and while it runs only its own search path has what it was given.
+    running = GlobalHydra.instance().is_initialized()
+    with nullcontext() if running else initialize_config_module("expkit.conf", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         return sorted(loader.get_group_options(group))
 
@@ -253,9 +259,9 @@ def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
         PluginError: a class that cannot be imported.
     """
     for key in map(str, config):
-        known = [field.name for field in fields(Config)]
-        if key not in known:
-            raise UserError(f"{key}: no such key; the top level takes {', '.join(known)}")
+        if key not in KEYS:
+            raise UserError(f"{key}: no such key; the top level takes {', '.join(KEYS)}")
+    build_sweep(config)  # of no effect on one cell, but its keys are checked alike
     for group in GROUPS:
         if OmegaConf.is_missing(config, group) or config.get(group) is None:
             raise ConfigError(group, None, ", ".join(options(group)))

@@ -7,12 +7,17 @@ import os
 import sys
 from collections.abc import Sequence
 
+import expkit
+
 COMMANDS = ("compare", "doctor", "resume", "sync", "ui")
 
 
 def main(argv: Sequence[str]) -> int:
     """Run what the words ask for and return the exit status."""
     gc.disable()  # importing makes much that stays; the runner turns it on to measure
+    if "--version" in argv:
+        print(f"expkit {expkit.__version__}")
+        return 0
     if argv and argv[0] in COMMANDS:
         from expkit.cli.commands import command
 

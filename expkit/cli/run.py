@@ -15,7 +15,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from expkit.cli.status import FAILED, INTERRUPTED, MISUSED, OK, TERMINATED, complain
-from expkit.errors import ConfigError, Unavailable, UserError
+from expkit.cli.words import check_words, parse
+from expkit.errors import ConfigError, UserError
 from expkit.sweep.worker import spares
 from expkit.tracking.tracker import Tracker, one_line
 
@@ -136,7 +137,6 @@ def _terminate_raises() -> Iterator[None]:
 def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
     """The exit status of each cell; Hydra prints lines of its own if a cell raises."""
     import hydra
-    from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
 
     with _one_blas_thread() if _is_sweep(argv) else nullcontext():
@@ -144,10 +144,9 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
 
     command = Command(tracker)
     config.register()
-    for flag in get_args_parser().parse_known_args(list(argv))[1]:
-        raise UserError(f"{flag}: no such option; see --help")
-    check_words(argv)
-    before, sys.argv = sys.argv, ["expkit", *argv]
+    words, flags = parse(argv)
+    check_words(words)
+    before, sys.argv = sys.argv, ["expkit", *words, *flags]
     try:
         main = hydra.main("pkg://expkit.conf", "config", version_base="1.3")
         try:
@@ -159,7 +158,7 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
             raise
         from expkit.cli.complaints import explain
 
-        raise UserError(explain(error, argv)) from error
+        raise UserError(explain(error, words)) from error
     finally:
         sys.argv = before
     return command.statuses
@@ -229,20 +228,6 @@ class Command:
         """The tracker, if any cell wants one."""
         kinds = {cell.frozen["config"]["tracking"]["kind"] for cell in manifest.cells}
         return self._tracker if "mlflow" in kinds else None
-
-
-def check_words(words: Sequence[str]) -> None:
-    """Refuse what Hydra takes and nothing here can be made of."""
-    from expkit import config, plugins
-
-    for key, value in (word.split("=", 1) for word in words if "=" in word):
-        if key in config.GROUPS and (value == "null" or value.startswith("[")):
-            raise ConfigError(key, value, f"one of {', '.join(config.options(key))}")
-        if key == "outputs" and value.strip("'\"") in ("", "null"):  # else Hydra writes to /
-            raise ConfigError(key, value, "a folder")
-        if key == "hydra/launcher" and (package := plugins.lacks(value)):
-            remedy = f"pip install 'expkit[{value}]'"
-            raise Unavailable(f"{key}={value} needs {package}, which is not installed", remedy)
 
 
 def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
