@@ -35,8 +35,15 @@ from expkit.errors import ConfigError, PluginError, UserError, require
 from expkit.measure.stopping import Measure
 
 GROUPS = ("problem", "backend", "optimizer", "measure", "tracking")
+NAMING_A_CLASS = ("problem", "backend", "optimizer")
+"""The groups whose options say in `_target_` what is built."""
 STREAMS = ("shared", "device")
 OBJECTIVES = ("loss", "seconds")
+MOST = 2**31 - 1
+"""The greatest integer that a key takes: the losses of so many steps can be kept."""
+MOST_OF_PROBLEM = 10**12
+"""Of a problem's sizes: what fits in memory is for the machine to say, what is an index is not."""
+MOST_SEED = 2**63 - 1
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -164,8 +171,11 @@ class Cell:
 
 
 @cache
-def register() -> None:
-    """Make the schema and every installed option known to Hydra. Call before it composes."""
+def register() -> list[Path]:
+    """Make the schema and every installed option known to Hydra. Call before it composes.
+
+    Returns the plugins' folders of option files.
+    """
     from hydra.core.config_store import ConfigStore
 
     from expkit import plugins
@@ -181,7 +191,7 @@ def register() -> None:
         for name, cls in _classes(package):
             store.store(group=group, name=name, node=_option(cls))
             taken[Path(group, f"{name}.yaml")] = "expkit"
-    plugins.register(taken)
+    return plugins.register(taken)
 
 
 def build_sweep(config: DictConfig) -> Sweep:
@@ -278,12 +288,14 @@ def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
         raise PluginError(f"problem {names['problem']}: neither a Problem nor an Operation")
     backend: Backend = _build(config, "backend", {})
     steps = _default(config, "steps", recommended.steps)
-    require(steps >= 1, "steps", steps, "an integer of at least 1")
+    takes = f"an integer of at least 1 and at most {MOST}"
+    require(1 <= steps <= MOST, "steps", steps, takes)
     log_every = _default(config, "log_every", recommended.log_every)
-    require(log_every >= 1, "log_every", log_every, "an integer of at least 1")
+    require(1 <= log_every <= MOST, "log_every", log_every, takes)
     stream = _default(config, "stream", recommended.stream)
     require(stream in STREAMS, "stream", stream, " or ".join(STREAMS))
-    require(config.seed >= 0, "seed", config.seed, "an integer of at least 0")
+    takes = f"an integer of at least 0 and at most {MOST_SEED}"
+    require(0 <= config.seed <= MOST_SEED, "seed", config.seed, takes)
     measure, tracking = _build(config, "measure", {}), _build(config, "tracking", {})
     resolved: dict[str, Any] = {}
     parts = {"problem": problem, "backend": backend, "optimizer": optimizer}
@@ -306,7 +318,8 @@ def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
 def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
     node = config[group]
     container = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(container, dict)
+    if not isinstance(container, dict):
+        raise PluginError(f"{group}: got {container!r}, takes the keys of an option")
     values: dict[str, Any] = {str(key): value for key, value in container.items()}
     if group in OWN:
         cls: type[Any] = OWN[group]
@@ -326,13 +339,18 @@ def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
             values[name] = value
     with _named(group, cls):
         # Thousands of cells share these few settings; what a plugin brings is each cell's own.
-        return _own(cls, json.dumps(values)) if group in OWN else _typed(cls, values)
+        if group in OWN:
+            return _own(cls, json.dumps(values))
+        return _typed(cls, values, MOST_OF_PROBLEM if group == "problem" else MOST)
 
 
-def _typed(cls: type[Any], values: dict[Any, Any]) -> Any:
+def _typed(cls: type[Any], values: dict[Any, Any], most: int = MOST) -> Any:
     typed = OmegaConf.merge(OmegaConf.structured(cls), values)
     for missing in sorted(OmegaConf.missing_keys(typed)):
         raise ConfigError(missing, None, "a value: there is no recommendation, so set it")
+    for key, value in typed.items():
+        if isinstance(value, int) and value > most:
+            raise ConfigError(str(key), value, f"an integer of at most {most}")
     return OmegaConf.to_object(typed)
 
 
@@ -360,6 +378,10 @@ def plain_reason(error: OmegaConfBaseException, cls: type[Any] = Config) -> str:
     types = {f.name: str(f.type) for part in parts for f in fields(part)}
     kinds = {"int": "an integer", "float": "a number", "bool": "true or false"}
     kind = kinds.get(types.get(key.rpartition(".")[2], "").removesuffix(" | None"), "a value")
+    if key == "stream":
+        kind = " or ".join(STREAMS)
+    if "does not support deletion" in said:
+        return f"{key}: cannot be left out, takes {kind}"
     if "is not Optional" in said or "Incompatible value 'None'" in said:
         return f"{key}: got None, takes {kind}"
     got = re.search(r"Value '(.*?)' .*(?:be converted to|is not a valid) \w+", said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shlex
 import signal
 import sys
@@ -15,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from expkit.cli.status import FAILED, INTERRUPTED, MISUSED, OK, TERMINATED, complain
-from expkit.cli.words import check_words, parse
+from expkit.cli.words import check_words, option_folder, parse
 from expkit.errors import ConfigError, UserError
 from expkit.sweep.worker import spares
 from expkit.tracking.tracker import Tracker, one_line
@@ -34,6 +35,7 @@ BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 NOT_TIMED_HERE = ("sweep.timing=false", "sweep.dry_run=true", "hydra/launcher=")
 SPARES = 2
 """Workers that are started early: few sweeps have fewer cells."""
+DAY = re.compile(r"\d{4}-\d\d-\d\d")
 NO_RUN = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc")
 
 
@@ -145,7 +147,7 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
     command = Command(tracker)
     config.register()
     words, flags = parse(argv)
-    check_words(words)
+    check_words(words, option_folder(flags))
     before, sys.argv = sys.argv, ["expkit", *words, *flags]
     try:
         main = hydra.main("pkg://expkit.conf", "config", version_base="1.3")
@@ -159,6 +161,10 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
         from expkit.cli.complaints import explain
 
         raise UserError(explain(error, words)) from error
+    except SystemExit as end:  # Hydra's, after its help or a line of its own
+        if end.code not in (None, OK):
+            raise SystemExit(MISUSED) from end
+        raise
     finally:
         sys.argv = before
     return command.statuses
@@ -265,19 +271,27 @@ def reported(work: Callable[[], int], folder: Path) -> int:
     except (UserError, OmegaConfBaseException) as error:
         if isinstance(error, OmegaConfBaseException):
             error = UserError(plain_reason(error))
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()  # nothing half-made stays behind
+        tidy(folder)
         return complain(error, FAILED if folder.is_dir() else MISUSED)
     except KeyboardInterrupt:
-        if not folder.is_dir() or not any(folder.iterdir()):
-            with suppress(OSError):
-                folder.rmdir()
+        tidy(folder)
+        if not folder.is_dir():
             complain("interrupted before the run began")
         else:
             complain(f"interrupted; what was measured is in {folder}")
         raise
     except Exception as error:
         return complain(f"the run failed: {one_line(error)}{where_told(folder)}", FAILED)
+
+
+def tidy(folder: Path) -> None:
+    """Remove a run's folder if nothing is in it, and those of its day and kind alike."""
+    with suppress(OSError):  # there is something in it, or it is not there
+        folder.rmdir()
+        for parent in folder.parents[:2]:
+            if parent.name != "runs" and not DAY.fullmatch(parent.name):
+                break
+            parent.rmdir()
 
 
 def show(text: str) -> None:

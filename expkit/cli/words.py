@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
+
+import yaml
+from omegaconf._utils import get_yaml_loader
 
 from expkit.errors import ConfigError, Unavailable, UserError
 
 ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")
 """The flags that say what is done, of which one is given at most."""
+
+SHELL = re.compile("(?:install|uninstall|query)=.")
 
 
 def parse(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -39,7 +44,7 @@ def parse(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             rest.pop(0)
         elif item != "--":
             flags.append(item)
-    return words, flags
+    return [] if given.hydra_help else words, flags  # Hydra's help trips over ours
 
 
 def _refuse(message: str) -> NoReturn:
@@ -52,11 +57,13 @@ def _check_flags(given: Namespace) -> None:
     if len(asked) > 1:
         both = " and ".join(f"--{name.replace('_', '-')}" for name in asked)
         raise UserError(f"{both}: these do not go together, give one of them")
+    if given.shell_completion and not any(map(SHELL.match, given.overrides)):
+        raise UserError("--shell-completion: takes install=, uninstall= or query= and a shell")
     for name in ("resolve", "package"):
         if getattr(given, name) and not given.cfg:
             raise UserError(f"--{name}: says how --cfg prints, so it takes --cfg job beside it")
     if given.experimental_rerun is not None:  # it would load any pickle
-        raise UserError("--experimental-rerun: no such option; a run's config.yaml says what it was")
+        raise UserError("--experimental-rerun: no such option; config.yaml says what a run was")
     if given.config_path is not None:
         takes = "takes nothing: --config-dir adds a folder of option files"
         raise UserError(f"--config-path: got {given.config_path!r}, {takes}")
@@ -64,14 +71,26 @@ def _check_flags(given: Namespace) -> None:
         raise UserError(f"--config-dir: got {given.config_dir!r}, takes a folder of option files")
 
 
-def check_words(words: Sequence[str]) -> None:
+def option_folder(flags: Sequence[str]) -> list[Path]:
+    """The folder of `--config-dir`, if it is given."""
+    from hydra._internal.utils import get_args_parser
+
+    given = get_args_parser().parse_args(list(flags)).config_dir
+    return [Path(given)] if given else []
+
+
+def check_words(words: Sequence[str], folders: Sequence[Path] = ()) -> None:
     """Refuse what Hydra takes and nothing here can be made of.
+
+    Args:
+        folders: of option files, beside those of the plugins.
 
     Raises:
         UserError: with the word, what it got and what it takes.
     """
     from expkit import config, plugins
 
+    folders = [*folders, *config.register()]
     for word in words:
         key, _, value = word.partition("=")
         if key.startswith("~") and key[1:].partition("@")[0] in config.KEYS:
@@ -79,6 +98,10 @@ def check_words(words: Sequence[str]) -> None:
             raise ConfigError(key[1:], word, f"{takes}: no key of the top level can be left out")
         if "=" not in word:
             continue
+        group = key.lstrip("+")
+        for option in value.split(","):
+            for folder in folders:
+                _check_option(group, folder / group / f"{option}.yaml")
         if key in config.GROUPS and (value == "null" or value.startswith("[")):
             raise ConfigError(key, value, _options(key))
         if key == "outputs" and value.strip("'\"") in ("", "null"):  # else Hydra writes to /
@@ -86,6 +109,28 @@ def check_words(words: Sequence[str]) -> None:
         if key == "hydra/launcher" and (package := plugins.lacks(value)):
             remedy = f"pip install 'expkit[{value}]'"
             raise Unavailable(f"{key}={value} needs {package}, which is not installed", remedy)
+
+
+def _check_option(group: str, file: Path) -> None:
+    """Refuse an option file that holds no keys; Hydra and OmegaConf trip over it."""
+    from expkit import config
+
+    try:
+        text = file.read_bytes()
+    except PermissionError as error:
+        raise UserError(f"{group}: {file}: {error.strerror}") from error
+    except (OSError, ValueError):  # there is none; if there is no other, Hydra says so
+        return
+    try:
+        found = yaml.load(text.decode(), Loader=get_yaml_loader())
+    except (UnicodeError, yaml.YAMLError) as error:
+        said = re.sub(r'in "<unicode string>",\s*', "at ", " ".join(str(error).split()))
+        raise UserError(f"{group}: {file}: this is no YAML in UTF-8 ({said})") from error
+    if found is None and group not in config.NAMING_A_CLASS:
+        return  # an option that says nothing leaves everything as it is
+    if not isinstance(found, dict):
+        kind = "nothing" if found is None else f"a {type(found).__name__}"
+        raise UserError(f"{group}: {file}: it holds {kind}, takes keys with values")
 
 
 def _options(group: str) -> str:
