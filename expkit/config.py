@@ -17,7 +17,7 @@ import json
 import os
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property, lru_cache
@@ -234,7 +234,7 @@ def compose_cell(*words: str) -> Cell:
     choices = dict(composed.hydra.runtime.choices)
     with open_dict(composed):
         del composed["hydra"]
-    return build_cell(composed, choices)
+    return build_cell(composed, choices, words)
 
 
 def thaw(frozen: Mapping[str, Any]) -> Cell:
@@ -244,7 +244,8 @@ def thaw(frozen: Mapping[str, Any]) -> Cell:
     >>> thaw(cell.frozen).resolved == cell.resolved
     True
     """
-    return build_cell(OmegaConf.create(dict(frozen["config"])), frozen["choices"])
+    config = OmegaConf.create(dict(frozen["config"]))
+    return build_cell(config, frozen["choices"], frozen.get("words", ()))
 
 
 def default_outputs() -> Path:
@@ -261,8 +262,12 @@ def default_outputs() -> Path:
     return here / "outputs"
 
 
-def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
+def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[str] = ()) -> Cell:
     """Check a composed configuration and build what it names.
+
+    Args:
+        words: what was typed to compose it; kept with the run, without the tracking address's
+            password.
 
     Raises:
         ConfigError: a value of the wrong type or range, with its key.
@@ -311,8 +316,18 @@ def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
     values["outputs"] = str(outputs)
-    frozen = {"config": values, "choices": {k: choices[k] for k in GROUPS if k in choices}}
+    frozen = {
+        "config": values,
+        "choices": {k: choices[k] for k in GROUPS if k in choices},
+        "words": _without_address(words, tracking.uri, resolved["tracking"]["uri"]),
+    }
     return Cell(names, workload, backend, log_every, measure, tracking, outputs, resolved, frozen)
+
+
+def _without_address(words: Sequence[str], uri: str | None, shown: str | None) -> list[str]:
+    """The words with the tracking address as it is shown."""
+    kept = [word.replace(uri, f"{shown}") if uri else word for word in words]
+    return [f"tracking.uri={shown}" if "tracking.uri=" in word else word for word in kept]
 
 
 def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:

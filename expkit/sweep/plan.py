@@ -45,7 +45,7 @@ def plan(
     if not jobs:
         raise UserError("-m: these words make no cell")
     compose = Composer(master, loader)
-    made = [_build(*compose(job)) for job in jobs]
+    made = [_build(*compose(job), job) for job in jobs]
     sweep = made[0][1]
     if any(other != sweep for _, other in made):
         raise UserError("sweep: its keys are for the whole sweep, so they take one value each")
@@ -174,8 +174,10 @@ def _apart(whole: DictConfig) -> Composed:
     return composed, dict(whole.hydra.runtime.choices)
 
 
-def _build(composed: DictConfig, choices: Mapping[str, str]) -> tuple[Cell, Sweep]:
-    cell, sweep = build_cell(composed, choices), build_sweep(composed)
+def _build(
+    composed: DictConfig, choices: Mapping[str, str], words: Sequence[str]
+) -> tuple[Cell, Sweep]:
+    cell, sweep = build_cell(composed, choices, words), build_sweep(composed)
     if cell.measure.processes > 1:
         takes = "1: a sweep gives every cell one process; expkit compare takes several"
         raise ConfigError("measure.processes", cell.measure.processes, takes)
