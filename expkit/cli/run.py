@@ -222,7 +222,7 @@ class Command:
         from expkit.sweep import plan
 
         batch = plan.plan(master, loader, jobs, [], first)
-        self._search = self._search or Search(self._used(batch))
+        self._search = self._search or Search(self._used(batch), master.hydra.sweeper)
         return self._search.launch(batch, range(first, first + len(jobs)))
 
     def finish(self) -> None:

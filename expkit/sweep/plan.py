@@ -51,7 +51,8 @@ def plan(
         raise UserError("sweep: its keys are for the whole sweep, so they take one value each")
     varying = _varying([cell for cell, _ in made])
     if first is not None:  # what the other batches vary is not known here
-        varying |= {word.partition("=")[0] for job in jobs for word in job}
+        typed = set(master.hydra.overrides.task)  # these all trials have
+        varying |= {w.partition("=")[0] for job in jobs for w in job if w not in typed}
     shared = {key for key in varying if not _is_own(key)}
     named = [
         (cell, _title(cell, CHOICES[:1], shared), _title(cell, CHOICES[1:], varying - shared))
@@ -60,7 +61,8 @@ def plan(
     kept, skipped, again = _sifted(named, first or 0, _finished(made[0][0].outputs, sweep))
     titles = {id(cell): problem for cell, problem, _ in named}
     folder = Path(master.hydra.sweep.dir).absolute()
-    return replace(_manifest(folder, words, sweep, kept, titles, skipped), again=again)
+    held = sweep.timing and first is None  # a search's trials are held against its objective
+    return replace(_manifest(folder, words, sweep, kept, titles, skipped, held), again=again)
 
 
 Numbered = tuple[int, Cell, str]
@@ -238,6 +240,7 @@ def _manifest(
     kept: Sequence[Numbered],
     titles: Mapping[int, str],
     skipped: Sequence[Skipped],
+    held: bool,
 ) -> Manifest:
     keys: dict[str, int] = {}
     groups: list[str] = []
@@ -251,7 +254,7 @@ def _manifest(
     cells = []
     for (number, cell, label), group in zip(kept, group_of, strict=True):
         peers = [(n, c) for (n, c, _), g in zip(kept, group_of, strict=True) if g == group]
-        baseline = _baseline(cell, peers, sweep) if sweep.timing else None
+        baseline = _baseline(cell, peers, sweep) if held else None
         own = None if baseline == number else baseline
         cells.append(Planned(number, cell.hash, label, group, own, cell.frozen))
     return Manifest(folder, list(words), sweep, groups, cells, skipped)
