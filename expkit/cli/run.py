@@ -197,6 +197,7 @@ class Command:
         gc.freeze()  # the libraries stay, what composing a cell leaves goes: there may be thousands
         gc.enable()
         folder = Path(master.hydra.sweep.dir).absolute()
+        folders: dict[int, str] = {}
         if (folder / manifest.FILE).is_file():
             found = manifest.Manifest.load(folder)
             given, kept = (
@@ -208,7 +209,8 @@ class Command:
                 raise ConfigError("hydra.sweep.dir", str(folder), takes)
         else:
             found = plan.plan(master, loader, jobs, words)
-        self.statuses.append(sweep.begin(found, self._used(found), launcher))
+            folders = plan.subdirs(master, loader, jobs)
+        self.statuses.append(sweep.begin(found, self._used(found), launcher, folders))
 
     def launch(
         self,
@@ -223,7 +225,8 @@ class Command:
 
         batch = plan.plan(master, loader, jobs, [], first)
         self._search = self._search or Search(self._used(batch), master.hydra.sweeper)
-        return self._search.launch(batch, range(first, first + len(jobs)))
+        folders = plan.subdirs(master, loader, jobs, first)
+        return self._search.launch(batch, range(first, first + len(jobs)), folders)
 
     def finish(self) -> None:
         """Show what a search came to."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from expkit.errors import ConfigError, UserError
 from expkit.report import plots
 from expkit.report import sweep as report
 from expkit.runner import KILLED_LIMIT_S
-from expkit.sweep import elsewhere, engine
+from expkit.sweep import elsewhere, engine, names
 from expkit.sweep.manifest import FILE, Manifest, Planned, is_for_hydra, locked, named, newest
 from expkit.sweep.worker import end_spares
 from expkit.tracking.sent import pending
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 REDRAW_S = 0.2
+NO_NAMES: Mapping[int, str] = {}
 
 
 class Lines:
@@ -176,8 +177,13 @@ class Search:
         self._greatest = "maximize" in str(sweeper.get("direction"))
         self._manifest: Manifest | None = None
 
-    def launch(self, batch: Manifest, numbers: Sequence[int]) -> list[JobReturn]:
+    def launch(
+        self, batch: Manifest, numbers: Sequence[int], folders: Mapping[int, str]
+    ) -> list[JobReturn]:
         """Run a batch; the objective of every number, or the reason why it has none.
+
+        Args:
+            folders: other names of cells' folders, by their number.
 
         Raises:
             UserError: there can be no objective.
@@ -190,6 +196,7 @@ class Search:
         self._manifest = manifest
         with locked(manifest.folder):
             manifest.save()
+            _name(manifest, folders)
             screen = Lines(manifest, batch.cells, numbers[0], self._trials)
             rest = f"what has not finished: expkit resume {manifest.name}"
             again = f"the search is interrupted; {rest}"
@@ -204,6 +211,7 @@ class Search:
         """Show what came out; the exit status, or None where nothing was searched."""
         if self._manifest is None:
             return None
+        names.link(self._manifest, {})
         greatest = self._greatest
         table = partial(report.search, greatest=greatest)
         status = tell(self._manifest, self._tracker, table=table)
@@ -250,8 +258,17 @@ def resume(word: str | None, outputs: Path) -> int:
     return run(["-m", *words, *tracking, f"hydra.sweep.dir='{place}'"])
 
 
-def begin(manifest: Manifest, tracker: Tracker | None, launcher: Launcher | None) -> int:
-    """Run a sweep, or the rest of it; returns the exit status."""
+def begin(
+    manifest: Manifest,
+    tracker: Tracker | None,
+    launcher: Launcher | None,
+    folders: Mapping[int, str] = NO_NAMES,
+) -> int:
+    """Run a sweep, or the rest of it; returns the exit status.
+
+    Args:
+        folders: other names of cells' folders, by their number.
+    """
     if manifest.sweep.dry_run:
         show(report.planned(manifest, manifest.cells, apart=launcher is not None))
         return OK
@@ -263,6 +280,7 @@ def begin(manifest: Manifest, tracker: Tracker | None, launcher: Launcher | None
         show(report.planned(manifest, todo, apart=launcher is not None))
         if not manifest.cells:
             return complain("nothing can run: every cell is skipped", FAILED)
+        _name(manifest, folders)
         try:
             return conduct(manifest, todo, tracker, launcher)
         except UserError:
@@ -270,3 +288,13 @@ def begin(manifest: Manifest, tracker: Tracker | None, launcher: Launcher | None
         except Exception as error:
             told = where_told(manifest.folder)
             return complain(f"the sweep failed: {one_line(error)}{told}", FAILED)
+        finally:
+            names.link(manifest, {})
+
+
+def _name(manifest: Manifest, folders: Mapping[int, str]) -> None:
+    """Give cells' folders their other names, or say that they keep their numbers."""
+    if refused := names.link(manifest, folders):
+        takes = "a name of its own for every cell, no number, inside the sweep's folder"
+        cells = report.count(len(refused), "cell")
+        complain(f"hydra.sweep.subdir: got {refused[0]!r}, takes {takes}; {cells} without a name")

@@ -106,6 +106,8 @@ def check_words(words: Sequence[str], folders: Sequence[Path] = ()) -> None:
             raise ConfigError(key, value, _options(key))
         if key == "outputs" and value.strip("'\"") in ("", "null"):  # else Hydra writes to /
             raise ConfigError(key, value, "a folder")
+        if key == "hydra.job.name" and "/" in value:
+            raise ConfigError(key, value, "a name without /: it is the log file's")
         if key == "hydra/launcher" and (package := plugins.lacks(value)):
             remedy = f"pip install 'expkit[{value}]'"
             raise Unavailable(f"{key}={value} needs {package}, which is not installed", remedy)

@@ -7,19 +7,21 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from expkit.config import Cell, Sweep, build_cell, build_sweep
 from expkit.errors import ConfigError, Unavailable, UserError
 from expkit.runner import require_workload
 from expkit.sweep.manifest import Manifest, Planned, finished_elsewhere, measured_how
 
+BY_NUMBER = "${hydra.job.num}"
+"""As `hydra.sweep.subdir` is where nothing is said of it."""
 CHOICES = ("problem", "backend", "optimizer")
 
 
@@ -62,7 +64,19 @@ def plan(
     titles = {id(cell): problem for cell, problem, _ in named}
     folder = Path(master.hydra.sweep.dir).absolute()
     held = sweep.timing and first is None  # a search's trials are held against its objective
-    return replace(_manifest(folder, words, sweep, kept, titles, skipped, held), again=again)
+    manifest = _manifest(folder, words, sweep, kept, titles, skipped, held)
+    log = _log(master)
+    cells = [replace(cell, frozen={**cell.frozen, "log": log}) for cell in manifest.cells]
+    return replace(manifest, cells=cells, again=again)
+
+
+def _log(master: DictConfig) -> dict[str, Any] | None:
+    """How a cell's worker is to log: the file's name, and of whom every line is wanted."""
+    if master.hydra.runtime.choices["hydra/job_logging"] in ("none", "disabled"):
+        return None
+    verbose = master.hydra.verbose
+    loud = [verbose] if isinstance(verbose, str) else [""] if verbose is True else verbose or []
+    return {"name": master.hydra.job.name, "verbose": list(loud)}
 
 
 Numbered = tuple[int, Cell, str]
@@ -162,8 +176,9 @@ class Composer:
         group = word.key_or_group
         if group not in self._groups:
             about = self._master.hydra
+            hydras = OmegaConf.to_container(about.overrides.hydra, resolve=False)
             found = self._loader.get_group_options(
-                group, None, about.job.config_name, list(about.overrides.hydra)
+                group, None, about.job.config_name, cast("list[str]", hydras)
             )
             self._groups[group] = bool(found)
         return self._groups[group]
@@ -174,6 +189,35 @@ def _apart(whole: DictConfig) -> Composed:
     with open_dict(composed):
         del composed["hydra"]
     return composed, dict(whole.hydra.runtime.choices)
+
+
+def subdirs(
+    master: DictConfig, loader: ConfigLoader, jobs: Sequence[Sequence[str]], first: int = 0
+) -> dict[int, str]:
+    """What `hydra.sweep.subdir` makes of each cell, by its number; empty where it is the number.
+
+    Raises:
+        OmegaConfBaseException: it refers to what is not there.
+    """
+    said = master.hydra.sweep._get_node("subdir")._value()  # not what it refers to
+    if said == BY_NUMBER:
+        return {}
+    parser = OverridesParser.create(config_loader=loader)
+    compose = Composer(master, loader)
+    how = master.hydra.job.config.override_dirname
+    found = {}
+    for number, job in enumerate(jobs, first):
+        words = [w for w in parser.parse_overrides(list(job)) if not w.is_hydra_override()]
+        whole = copy.deepcopy(master)
+        with open_dict(whole):
+            whole.merge_with(compose(job)[0])
+            whole.hydra.job.num = number
+            whole.hydra.job.override_dirname = get_overrides_dirname(
+                words, how.exclude_keys, how.item_sep, how.kv_sep
+            )
+        name, uri = str(whole.hydra.sweep.subdir), whole.tracking.uri
+        found[number] = name.replace(uri, "") if uri else name  # it may hold a password
+    return found
 
 
 def _build(
