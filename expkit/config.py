@@ -17,8 +17,8 @@ import json
 import os
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -36,8 +36,15 @@ from expkit.measure.stopping import Measure
 from expkit.tracking import address
 
 GROUPS = ("problem", "backend", "optimizer", "measure", "tracking")
+NAMING_A_CLASS = ("problem", "backend", "optimizer")
+"""The groups whose options say in `_target_` what is built."""
 STREAMS = ("shared", "device")
 OBJECTIVES = ("loss", "seconds")
+MOST = 2**31 - 1
+"""The greatest integer that a key takes: the losses of so many steps can be kept."""
+MOST_OF_PROBLEM = 10**12
+"""Of a problem's sizes: what fits in memory is for the machine to say, what is an index is not."""
+MOST_SEED = 2**63 - 1
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -121,6 +128,10 @@ class Config:
     allow_target: bool = False
 
 
+KEYS = tuple(field.name for field in fields(Config))
+"""Of the top level."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One composed configuration, checked and built.
@@ -172,8 +183,11 @@ class Cell:
 
 
 @cache
-def register() -> None:
-    """Make the schema and every installed option known to Hydra. Call before it composes."""
+def register() -> list[Path]:
+    """Make the schema and every installed option known to Hydra. Call before it composes.
+
+    Returns the plugins' folders of option files.
+    """
     from hydra.core.config_store import ConfigStore
 
     from expkit import plugins
@@ -190,7 +204,7 @@ def register() -> None:
         for name, cls in _classes(package):
             store.store(group=group, name=name, node=_option(cls))
             taken[Path(group, f"{name}.yaml")] = "expkit"
-    plugins.register(taken)
+    return plugins.register(taken)
 
 
 def build_sweep(config: DictConfig) -> Sweep:
@@ -209,7 +223,9 @@ def options(group: str) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     register()
-    with initialize_config_module("expkit.conf", version_base="1.3"):
+    # Hydra is one to a process, and while it runs only its own search path has what it was given.
+    running = GlobalHydra.instance().is_initialized()
+    with nullcontext() if running else initialize_config_module("expkit.conf", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         return sorted(loader.get_group_options(group))
 
@@ -231,7 +247,7 @@ def compose_cell(*words: str) -> Cell:
     choices = dict(composed.hydra.runtime.choices)
     with open_dict(composed):
         del composed["hydra"]
-    return build_cell(composed, choices)
+    return build_cell(composed, choices, words)
 
 
 def thaw(frozen: Mapping[str, Any]) -> Cell:
@@ -245,7 +261,7 @@ def thaw(frozen: Mapping[str, Any]) -> Cell:
     True
     """
     config = OmegaConf.create(dict(frozen["config"]) | {"allow_target": True})
-    return build_cell(config, frozen["choices"])
+    return build_cell(config, frozen["choices"], frozen.get("words", ()))
 
 
 def default_outputs() -> Path:
@@ -262,8 +278,12 @@ def default_outputs() -> Path:
     return here / "outputs"
 
 
-def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
+def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[str] = ()) -> Cell:
     """Check a composed configuration and build what it names.
+
+    Args:
+        words: what was typed to compose it; kept with the run, without the tracking address's
+            password.
 
     Raises:
         ConfigError: a value of the wrong type or range, with its key; a class of no installed
@@ -271,9 +291,9 @@ def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
         PluginError: a class that cannot be imported.
     """
     for key in map(str, config):
-        known = [field.name for field in fields(Config)]
-        if key not in known:
-            raise UserError(f"{key}: no such key; the top level takes {', '.join(known)}")
+        if key not in KEYS:
+            raise UserError(f"{key}: no such key; the top level takes {', '.join(KEYS)}")
+    build_sweep(config)  # of no effect on one cell, but its keys are checked alike
     for group in GROUPS:
         if OmegaConf.is_missing(config, group) or config.get(group) is None:
             raise ConfigError(group, None, ", ".join(options(group)))
@@ -292,12 +312,14 @@ def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
         raise PluginError(f"problem {names['problem']}: neither a Problem nor an Operation")
     backend: Backend = _build(config, "backend", {})
     steps = _default(config, "steps", recommended.steps)
-    require(steps >= 1, "steps", steps, "an integer of at least 1")
+    takes = f"an integer of at least 1 and at most {MOST}"
+    require(1 <= steps <= MOST, "steps", steps, takes)
     log_every = _default(config, "log_every", recommended.log_every)
-    require(log_every >= 1, "log_every", log_every, "an integer of at least 1")
+    require(1 <= log_every <= MOST, "log_every", log_every, takes)
     stream = _default(config, "stream", recommended.stream)
     require(stream in STREAMS, "stream", stream, " or ".join(STREAMS))
-    require(config.seed >= 0, "seed", config.seed, "an integer of at least 0")
+    takes = f"an integer of at least 0 and at most {MOST_SEED}"
+    require(0 <= config.seed <= MOST_SEED, "seed", config.seed, takes)
     measure, tracking = _build(config, "measure", {}), _build(config, "tracking", {})
     resolved: dict[str, Any] = {}
     parts = {"problem": problem, "backend": backend, "optimizer": optimizer}
@@ -315,14 +337,19 @@ def build_cell(config: DictConfig, choices: Mapping[str, str]) -> Cell:
     values["outputs"] = str(outputs)
     values["tracking"]["uri"] = kept_uri
     values.pop("allow_target", None)  # a permission is a person's, each time
-    frozen = {"config": values, "choices": {k: choices[k] for k in GROUPS if k in choices}}
+    frozen = {
+        "config": values,
+        "choices": {k: choices[k] for k in GROUPS if k in choices},
+        "words": [address.scrub(word) for word in words],
+    }
     return Cell(names, workload, backend, log_every, measure, tracking, outputs, resolved, frozen)
 
 
 def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
     node = config[group]
     container = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(container, dict)
+    if not isinstance(container, dict):
+        raise PluginError(f"{group}: got {container!r}, takes the keys of an option")
     values: dict[str, Any] = {str(key): value for key, value in container.items()}
     if group in OWN:
         cls: type[Any] = OWN[group]
@@ -342,13 +369,18 @@ def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
             values[name] = value
     with _named(group, cls):
         # Thousands of cells share these few settings; what a plugin brings is each cell's own.
-        return _own(cls, json.dumps(values)) if group in OWN else _typed(cls, values)
+        if group in OWN:
+            return _own(cls, json.dumps(values))
+        return _typed(cls, values, MOST_OF_PROBLEM if group == "problem" else MOST)
 
 
-def _typed(cls: type[Any], values: dict[Any, Any]) -> Any:
+def _typed(cls: type[Any], values: dict[Any, Any], most: int = MOST) -> Any:
     typed = OmegaConf.merge(OmegaConf.structured(cls), values)
     for missing in sorted(OmegaConf.missing_keys(typed)):
         raise ConfigError(missing, None, "a value: there is no recommendation, so set it")
+    for key, value in typed.items():
+        if isinstance(value, int) and value > most:
+            raise ConfigError(str(key), value, f"an integer of at most {most}")
     return OmegaConf.to_object(typed)
 
 
@@ -376,6 +408,10 @@ def plain_reason(error: OmegaConfBaseException, cls: type[Any] = Config) -> str:
     types = {f.name: str(f.type) for part in parts for f in fields(part)}
     kinds = {"int": "an integer", "float": "a number", "bool": "true or false"}
     kind = kinds.get(types.get(key.rpartition(".")[2], "").removesuffix(" | None"), "a value")
+    if key == "stream":
+        kind = " or ".join(STREAMS)
+    if "does not support deletion" in said:
+        return f"{key}: cannot be left out, takes {kind}"
     if "is not Optional" in said or "Incompatible value 'None'" in said:
         return f"{key}: got None, takes {kind}"
     got = re.search(r"Value '(.*?)' .*(?:be converted to|is not a valid) \w+", said)

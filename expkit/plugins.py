@@ -117,8 +117,10 @@ def lacks(launcher: str) -> str | None:
     return package if package and find_spec(f"hydra_plugins.{package}") is None else None
 
 
-def register(taken: Mapping[Path, str]) -> None:
-    """Put every plugin's `conf/` on Hydra's search path. Call before Hydra composes.
+def register(taken: Mapping[Path, str]) -> list[Path]:
+    """Put every plugin's `conf/` on Hydra's search path, and return these folders.
+
+    Call before Hydra composes.
 
     Args:
         taken: the core's own option files, with their owner.
@@ -135,3 +137,4 @@ def register(taken: Mapping[Path, str]) -> None:
                 search_path.append(provider=f"expkit-{name}", path=f"file://{folder}")
 
     Plugins.instance().register(ExpkitSearchPath)
+    return list(folders.values())

@@ -304,9 +304,12 @@ def _finish(
     if tracker:
         tracker.update(journal.folder)
     (journal.folder / "config.yaml").write_text(OmegaConf.to_yaml(cell.resolved))
+    words = OmegaConf.create(list(cell.frozen["words"]))
+    (journal.folder / "overrides.yaml").write_text(OmegaConf.to_yaml(words))
     about = {**about, "backend": cell.backend.describe()}
     (journal.folder / "environment.json").write_text(json.dumps(about, indent=2) + "\n")
-    for name in ("config.yaml", "environment.json", *draw(cell, result, journal.folder)):
+    texts = ("config.yaml", "overrides.yaml", "environment.json")
+    for name in (*texts, *draw(cell, result, journal.folder)):
         journal.artifact(name)
 
 

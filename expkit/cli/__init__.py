@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import expkit
 from expkit import streams
 from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
 
@@ -21,6 +22,9 @@ def main(argv: Sequence[str]) -> int:
         Path.cwd()
     except OSError as error:  # it was deleted, or moved to where nobody may look
         return complain(f"the current folder: {error.strerror}; go to one that is there: cd ~")
+    if "--version" in argv:
+        print(f"expkit {expkit.__version__}")
+        return 0
     if argv and argv[0] in COMMANDS:
         from expkit.cli.commands import command
 

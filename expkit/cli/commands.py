@@ -58,7 +58,8 @@ def command(argv: Sequence[str]) -> int:
     sync.add_argument("folder", type=Path, nargs="?", help="one run's folder, or any above it")
     sync.add_argument("--uri", help="another tracking address than the runs were made for")
     sync.add_argument("--outputs", type=Path, default=default_outputs())
-    given = parser.parse_args(argv)
+    own = commands.choices[argv[0]]  # a parser with commands does not take words after flags
+    given = own.parse_intermixed_args(argv[1:], argparse.Namespace(command=argv[0]))
     try:
         check_option(getattr(given, "uri", None))
     except UserError as error:
@@ -94,7 +95,7 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
-    parser.add_argument("words", nargs="*", help="of the configuration, for both cells")
+    parser.add_argument("words", nargs="*", default=[], help="of the configuration, for both cells")
     parser.add_argument("--threshold", type=_share, help="smallest difference that matters")
     parser.add_argument("--outputs", type=Path, default=default_outputs())
 

@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 
 from expkit.cli.run import (
-    check_words,
     interruptible,
     not_in_mlflow,
     reported,
@@ -18,6 +17,7 @@ from expkit.cli.run import (
     used_by,
 )
 from expkit.cli.status import CANT_TELL, FAILED, MAY_NOT_COMPARE, OK, complain
+from expkit.cli.words import check_words
 from expkit.errors import UserError
 from expkit.measure import verdict
 from expkit.report.comparison import Comparison, hold, table

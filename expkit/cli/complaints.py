@@ -21,31 +21,68 @@ from yaml import YAMLError
 from expkit.config import plain_reason
 
 
-def explain(error: Exception, argv: Sequence[str]) -> str:
+def explain(error: Exception, words: Sequence[str]) -> str:
     """What to print for an error in composing these words."""
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, option = (error.missing_cfg_file or "").rpartition("/")
-        return f"{group}: got {option!r}, takes {', '.join(sorted(error.options))}"
+    if isinstance(error, MissingConfigException):
+        return _missing(error)
     if isinstance(error, ConfigCompositionException):
-        unknown = re.match(r"Could not override '([\w.]+)'", str(error))
-        if unknown:
-            return f"{unknown[1]}: no such key; {_siblings(unknown[1], argv)}"
+        said = str(error)
+        if unknown := re.match(r"Could not (?:override|delete from config\.) '([^']+)'", said):
+            return f"{unknown[1]}: no such key; {_siblings(unknown[1], words)}"
         if isinstance(error.__cause__, OmegaConfBaseException):
             error = error.__cause__
+        elif several := re.search(f"(?:{'|'.join(SEVERAL)}).*?'(.*)'", said):
+            key, _, value = several[1].partition("=")
+            takes = "one value; expkit -m makes a sweep of several"
+            if "not supported" in said:
+                takes = "one value for the whole sweep"
+            return f"{key}: got {value!r}, takes {takes}"
     if isinstance(error, OmegaConfBaseException):
         return plain_reason(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: {str(error).splitlines()[0]}; takes key=value"
-    if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
+        rule = "with quotes around a value that holds any of , : { } [ ] ( ) or begins with a space"
+        return f"{error.override}: cannot be read; takes key=value, {rule}"
+    for kind in ("interval", "range"):
+        if kind in str(error).lower() and (word := _with(words, f"={kind}(")):
+            key, _, value = word.partition("=")
+            if kind == "range":
+                return f"{key}: got {value!r}: {error}"
+            takes = "a list: only a sweeper that searches takes it, such as hydra/sweeper=optuna"
+            return f"{key}: got {value!r}, takes {takes}"
+    if not isinstance(error, HydraException | YAMLError):
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines)
 
 
-def _siblings(key: str, argv: Sequence[str]) -> str:
+SEVERAL = (
+    "Ambiguous value for argument",
+    "Sweep parameters",
+    "Sweeping over Hydra's configuration",
+)
+"""How Hydra begins where it got several values."""
+
+
+def _missing(error: MissingConfigException) -> str:
+    """An option or a file that is not on the search path, which Hydra would print whole."""
+    if error.options is not None:
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group}: got {option!r}, takes {', '.join(sorted(error.options))}"
+    said = str(error).splitlines()[0]
+    if "primary config" in said:
+        takes = "config, or a file of --config-dir with defaults: [config]"
+        return f"--config-name: got {error.missing_cfg_file!r}, takes {takes}"
+    return said
+
+
+def _with(words: Sequence[str], part: str) -> str | None:
+    return next((word for word in words if part in word), None)
+
+
+def _siblings(key: str, words: Sequence[str]) -> str:
     """The keys that stand where this one was looked for."""
     parent = key.rpartition(".")[0]
-    choices = [w.split(",")[0] for w in argv if "=" in w and "." not in w.partition("=")[0]]
+    choices = [w.split(",")[0] for w in words if "=" in w and "." not in w.partition("=")[0]]
     GlobalHydra.instance().clear()
     with suppress(HydraException, OmegaConfBaseException):
         with initialize_config_module("expkit.conf", version_base="1.3"):

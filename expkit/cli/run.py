@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shlex
 import signal
 import sys
@@ -15,7 +16,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from expkit.cli.status import FAILED, INTERRUPTED, MISUSED, OK, TERMINATED, complain
-from expkit.errors import ConfigError, Unavailable, UserError
+from expkit.cli.words import check_words, option_folder, parse
+from expkit.errors import ConfigError, UserError
 from expkit.sweep.worker import spares
 from expkit.tracking import address, known
 from expkit.tracking.tracker import Tracker, one_line
@@ -36,6 +38,7 @@ AGAIN = ("tracking=none", "allow_target=")
 """What may be said anew of a sweep that goes on."""
 SPARES = 2
 """Workers that are started early: few sweeps have fewer cells."""
+DAY = re.compile(r"\d{4}-\d\d-\d\d")
 NO_RUN = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc")
 
 
@@ -174,7 +177,6 @@ def _terminate_raises() -> Iterator[None]:
 def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, uri: str | None) -> list[int]:
     """The exit status of each cell; Hydra prints lines of its own if a cell raises."""
     import hydra
-    from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
 
     with _one_blas_thread() if _is_sweep(argv) else nullcontext():
@@ -182,10 +184,9 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, uri: str | No
 
     command = Command(tracker, uri)
     config.register()
-    for flag in get_args_parser().parse_known_args(list(argv))[1]:
-        raise UserError(f"{flag}: no such option; see --help")
-    check_words(argv)
-    before, sys.argv = sys.argv, ["expkit", *argv]
+    words, flags = parse(argv)
+    check_words(words, option_folder(flags))
+    before, sys.argv = sys.argv, ["expkit", *words, *flags]
     try:
         main = hydra.main("pkg://expkit.conf", "config", version_base="1.3")
         try:
@@ -197,7 +198,11 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, uri: str | No
             raise
         from expkit.cli.complaints import explain
 
-        raise UserError(explain(error, argv)) from error
+        raise UserError(explain(error, words)) from error
+    except SystemExit as end:  # Hydra's, after its help or a line of its own
+        if end.code not in (None, OK):
+            raise SystemExit(MISUSED) from end
+        raise
     finally:
         sys.argv = before
     return command.statuses
@@ -231,6 +236,7 @@ class Command:
         gc.enable()
         folder = Path(master.hydra.sweep.dir).absolute()
         words = [address.scrub(word) for word in words]
+        folders: dict[int, str] = {}
         if (folder / manifest.FILE).is_file():
             found = manifest.Manifest.load(folder)
             given, kept = (
@@ -246,7 +252,8 @@ class Command:
         else:
             found = plan.plan(master, loader, jobs, words)
             tracker = self._used(found, master, again=False)
-        self.statuses.append(sweep.begin(found, tracker, launcher))
+            folders = plan.subdirs(master, loader, jobs)
+        self.statuses.append(sweep.begin(found, tracker, launcher, folders))
 
     def launch(
         self,
@@ -260,8 +267,10 @@ class Command:
         from expkit.sweep import plan
 
         batch = plan.plan(master, loader, jobs, [], first)
-        self._search = self._search or Search(self._used(batch, master, again=False))
-        return self._search.launch(batch, range(first, first + len(jobs)))
+        used = self._used(batch, master, again=False)
+        self._search = self._search or Search(used, master.hydra.sweeper)
+        folders = plan.subdirs(master, loader, jobs, first)
+        return self._search.launch(batch, range(first, first + len(jobs)), folders)
 
     def finish(self) -> None:
         """Show what a search came to."""
@@ -289,20 +298,6 @@ class Command:
         return self._tracker if addresses else None
 
 
-def check_words(words: Sequence[str]) -> None:
-    """Refuse what Hydra takes and nothing here can be made of."""
-    from expkit import config, plugins
-
-    for key, value in (word.split("=", 1) for word in words if "=" in word):
-        if key in config.GROUPS and (value == "null" or value.startswith("[")):
-            raise ConfigError(key, value, f"one of {', '.join(config.options(key))}")
-        if key == "outputs" and value.strip("'\"") in ("", "null"):  # else Hydra writes to /
-            raise ConfigError(key, value, "a folder")
-        if key == "hydra/launcher" and (package := plugins.lacks(value)):
-            remedy = f"pip install 'expkit[{value}]'"
-            raise Unavailable(f"{key}={value} needs {package}, which is not installed", remedy)
-
-
 def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
     """One cell, in the folder that Hydra chose for it; its exit status."""
     from hydra.core.hydra_config import HydraConfig
@@ -316,7 +311,8 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
     folder = Path(hydra_config.runtime.output_dir).absolute()
 
     def work() -> int:
-        cell = config.build_cell(composed, dict(hydra_config.runtime.choices))
+        words = list(hydra_config.overrides.task)
+        cell = config.build_cell(composed, dict(hydra_config.runtime.choices), words)
         with progress(cell.workload.steps) as watch, used_by([cell], folder, tracker) as used:
             result = runner.run(cell, folder, used, watch, plots.draw)
         show(table(cell, result, folder))
@@ -338,19 +334,27 @@ def reported(work: Callable[[], int], folder: Path) -> int:
     except (UserError, OmegaConfBaseException) as error:
         if isinstance(error, OmegaConfBaseException):
             error = UserError(plain_reason(error))
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()  # nothing half-made stays behind
+        tidy(folder)
         return complain(error, FAILED if folder.is_dir() else MISUSED)
     except KeyboardInterrupt:
-        if not folder.is_dir() or not any(folder.iterdir()):
-            with suppress(OSError):
-                folder.rmdir()
+        tidy(folder)
+        if not folder.is_dir():
             complain("interrupted before the run began")
         else:
             complain(f"interrupted; what was measured is in {folder}")
         raise
     except Exception as error:
         return complain(f"the run failed: {one_line(error)}{where_told(folder)}", FAILED)
+
+
+def tidy(folder: Path) -> None:
+    """Remove a run's folder if nothing is in it, and those of its day and kind alike."""
+    with suppress(OSError):  # there is something in it, or it is not there
+        folder.rmdir()
+        for parent in folder.parents[:2]:
+            if parent.name != "runs" and not DAY.fullmatch(parent.name):
+                break
+            parent.rmdir()
 
 
 def show(text: str) -> None:

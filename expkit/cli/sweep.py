@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -16,8 +17,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from expkit.cli.run import not_in_mlflow, run, show, where_told
 from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
 from expkit.errors import ConfigError, UserError
+from expkit.report import plots
 from expkit.report import sweep as report
-from expkit.sweep import elsewhere, engine
+from expkit.sweep import elsewhere, engine, names
 from expkit.sweep.manifest import FILE, Manifest, Planned, is_for_hydra, locked, named, newest
 from expkit.sweep.worker import end_spares
 from expkit.tracking.sent import pending
@@ -26,17 +28,26 @@ from expkit.tracking.tracker import Tracker, one_line
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
+    from omegaconf import DictConfig
 
 
 REDRAW_S = 0.2
+NO_NAMES: Mapping[int, str] = {}
 
 
 class Lines:
     """A line for every cell that has ended; on a terminal, also one that tells how it goes."""
 
-    def __init__(self, manifest: Manifest, todo: Sequence[Planned]) -> None:
-        self._manifest, self._total = manifest, len(todo)
-        self._done = self._failed = 0
+    def __init__(
+        self,
+        manifest: Manifest,
+        todo: Sequence[Planned],
+        done: int = 0,
+        total: int | None = None,
+    ) -> None:
+        """`done` cells came before these, of `total`."""
+        self._manifest, self._total = manifest, total or done + len(todo)
+        self._done, self._failed = done, 0
         self._running: dict[int, str] = {}
         self._now = ""
         self._shown = 0.0
@@ -119,16 +130,26 @@ def _told(
         screen.close()
 
 
-def tell(manifest: Manifest, tracker: Tracker | None, *, interrupted: str | None = None) -> int:
+Shown = Callable[[Manifest, int | None], str]
+"""Makes the table of a sweep, of so many rows at most."""
+
+
+def tell(
+    manifest: Manifest,
+    tracker: Tracker | None,
+    *,
+    interrupted: str | None = None,
+    table: Shown = report.result,
+) -> int:
     """Show what came out of a sweep; returns the exit status.
 
     Args:
         interrupted: what to say where it was.
     """
     error = _send_rest(manifest, tracker) if tracker else None
-    (manifest.folder / "result.txt").write_text(report.result(manifest, None) + "\n")
+    (manifest.folder / "result.txt").write_text(table(manifest, None) + "\n")
     left = len(manifest.missing())
-    show(f"\n{report.result(manifest)}\n")
+    show(f"\n{table(manifest, report.SHOWN)}\n")
     show(f"{report.count(len(manifest.cells) - left, 'cell')} finished; {manifest.folder}")
     if error:
         not_in_mlflow(error, manifest.folder)
@@ -149,12 +170,19 @@ def _send_rest(manifest: Manifest, tracker: Tracker) -> str | None:
 class Search:
     """The batches of a sweeper that searches: its cells come a few at a time."""
 
-    def __init__(self, tracker: Tracker | None) -> None:
+    def __init__(self, tracker: Tracker | None, sweeper: DictConfig) -> None:
         self._tracker = tracker
+        self._trials: int | None = sweeper.get("n_trials")
+        self._greatest = "maximize" in str(sweeper.get("direction"))
         self._manifest: Manifest | None = None
 
-    def launch(self, batch: Manifest, numbers: Sequence[int]) -> list[JobReturn]:
+    def launch(
+        self, batch: Manifest, numbers: Sequence[int], folders: Mapping[int, str]
+    ) -> list[JobReturn]:
         """Run a batch; the objective of every number, or the reason why it has none.
+
+        Args:
+            folders: other names of cells' folders, by their number.
 
         Raises:
             UserError: there can be no objective.
@@ -167,7 +195,8 @@ class Search:
         self._manifest = manifest
         with locked(manifest.folder):
             manifest.save()
-            screen = Lines(manifest, batch.cells)
+            _name(manifest, folders)
+            screen = Lines(manifest, batch.cells, numbers[0], self._trials)
             rest = f"what has not finished: expkit resume {manifest.name}"
             again = f"the search is interrupted; {rest}"
             with _told(manifest, self._tracker, screen, again):
@@ -181,8 +210,20 @@ class Search:
         """Show what came out; the exit status, or None where nothing was searched."""
         if self._manifest is None:
             return None
-        status = tell(self._manifest, self._tracker)
-        show(report.best(self._manifest))
+        names.link(self._manifest, {})
+        greatest = self._greatest
+        table = partial(report.search, greatest=greatest)
+        status = tell(self._manifest, self._tracker, table=table)
+        show(report.best(self._manifest, greatest=greatest))
+        if any(cell.cell.tracking.pictures for cell in self._manifest.cells):
+            try:
+                picture = plots.draw_search(
+                    report.course(self._manifest, greatest=greatest), self._manifest.folder
+                )
+            except Exception as error:  # the search has come to its end
+                complain(f"the search's picture cannot be drawn: {one_line(error)}")
+            else:
+                show(f"picture: {picture}")
         return status
 
 
@@ -222,8 +263,17 @@ def resume(word: str | None, outputs: Path, uri: str | None, allow_target: bool)
     return run(["-m", *words, *tracking, *allowed, f"hydra.sweep.dir='{place}'"], uri)
 
 
-def begin(manifest: Manifest, tracker: Tracker | None, launcher: Launcher | None) -> int:
-    """Run a sweep, or the rest of it; returns the exit status."""
+def begin(
+    manifest: Manifest,
+    tracker: Tracker | None,
+    launcher: Launcher | None,
+    folders: Mapping[int, str] = NO_NAMES,
+) -> int:
+    """Run a sweep, or the rest of it; returns the exit status.
+
+    Args:
+        folders: other names of cells' folders, by their number.
+    """
     if manifest.sweep.dry_run:
         show(report.planned(manifest, manifest.cells, apart=launcher is not None))
         return OK
@@ -235,6 +285,7 @@ def begin(manifest: Manifest, tracker: Tracker | None, launcher: Launcher | None
         show(report.planned(manifest, todo, apart=launcher is not None))
         if not manifest.cells:
             return complain("nothing can run: every cell is skipped", FAILED)
+        _name(manifest, folders)
         try:
             return conduct(manifest, todo, tracker, launcher)
         except UserError:
@@ -242,3 +293,13 @@ def begin(manifest: Manifest, tracker: Tracker | None, launcher: Launcher | None
         except Exception as error:
             told = where_told(manifest.folder)
             return complain(f"the sweep failed: {one_line(error)}{told}", FAILED)
+        finally:
+            names.link(manifest, {})
+
+
+def _name(manifest: Manifest, folders: Mapping[int, str]) -> None:
+    """Give cells' folders their other names, or say that they keep their numbers."""
+    if refused := names.link(manifest, folders):
+        takes = "a name of its own for every cell, no number, inside the sweep's folder"
+        cells = report.count(len(refused), "cell")
+        complain(f"hydra.sweep.subdir: got {refused[0]!r}, takes {takes}; {cells} without a name")

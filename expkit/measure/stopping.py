@@ -10,6 +10,8 @@ from expkit.errors import require
 from expkit.measure.statistics import median_interval
 
 PARITY = ("report", "require")
+MOST = 1000
+"""Processes that measure one after another: some minutes of starting alone."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class Measure:
         per_placement = self.repeats_per_placement
         takes = "an integer of at least 1"
         require(per_placement >= 1, "repeats_per_placement", per_placement, takes)
-        takes = "1, or an integer of at least 6: an interval takes as many"
-        require(self.processes == 1 or self.processes >= 6, "processes", self.processes, takes)
+        takes = f"1, or an integer of at least 6 (an interval takes as many) and at most {MOST}"
+        several = 6 <= self.processes <= MOST
+        require(self.processes == 1 or several, "processes", self.processes, takes)
         takes = "a finite number of at least 0"
         require(0 <= self.budget_s < math.inf, "budget_s", self.budget_s, takes)
         require(0 <= self.target_ci < math.inf, "target_ci", self.target_ci, takes)

@@ -11,6 +11,9 @@ import numpy as np
 from expkit.contracts import Array, Batch, HostArray, Random
 from expkit.errors import require
 
+MOST = 10**6
+"""Rows of a matrix of 8 TB; a few more times as many and the bytes are no index any more."""
+
 
 @dataclass(frozen=True)
 class SquarePair:
@@ -25,7 +28,8 @@ class SquarePair:
     draw: bool = False
 
     def __post_init__(self) -> None:
-        require(self.n >= 1, "n", self.n, "an integer of at least 1")
+        takes = f"an integer of at least 1 and at most {MOST}"
+        require(1 <= self.n <= MOST, "n", self.n, takes)
 
     def data(self, rng: np.random.Generator) -> dict[str, HostArray]:
         names = () if self.draw else ("a", "b")

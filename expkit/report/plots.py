@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 WIDE = 1e3
 """From this ratio on the powers of ten alone tell how far a curve goes."""
+FAR = 30
+"""From this ratio on a search is drawn on a logarithmic scale."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,66 @@ def draw_shown(what: Shown, folder: Path) -> list[str]:
     return drawn
 
 
+@dataclass(frozen=True)
+class Course:
+    """How a search went.
+
+    Attributes:
+        objective: what its values are.
+        trials: their numbers.
+        values: of the objective; None where a trial came to none.
+        greatest: whether the best value is the greatest, and not the least.
+        key: what was searched, if that is one number.
+        choices: of this key, by trial.
+    """
+
+    title: str
+    objective: str
+    trials: Sequence[int]
+    values: Sequence[float | None]
+    greatest: bool
+    key: str | None
+    choices: Sequence[float]
+
+
+def draw_search(course: Course, folder: Path) -> Path:
+    """Draw the objective by trial and, if one number was searched, by that; returns the file."""
+    from matplotlib.figure import Figure
+
+    values = np.asarray([np.nan if v is None else v for v in course.values], dtype=float)
+    good = np.isfinite(values)
+    trials = np.asarray(course.trials)
+    panels = 2 if course.key else 1
+    figure = Figure(figsize=(6.4 * panels, 4), dpi=100)
+    width = 1 / panels
+    axes = figure.add_axes((0.12 * width, 0.13, 0.85 * width, 0.77))
+    _dress(axes, course.title, "trial", course.objective)
+    axes.plot(trials[good], values[good], "o", markersize=4, label="trial")
+    best = (np.maximum if course.greatest else np.minimum).accumulate(values[good])
+    axes.step(trials[good], best, where="post", linewidth=1.2, label="best so far")
+    bad = trials[~good]
+    if bad.size:  # on the lower edge: they have no height
+        edge = axes.get_xaxis_transform()
+        axes.plot(bad, np.zeros(bad.size), "C3x", transform=edge, clip_on=False, label="no value")
+    axes.legend(frameon=False)
+    every = [axes]
+    if course.key:
+        choices = np.asarray(course.choices)
+        right = figure.add_axes((width + 0.12 * width, 0.13, 0.85 * width, 0.77))
+        _dress(right, "", course.key, course.objective)
+        right.plot(choices[good], values[good], "o", markersize=4)
+        if choices.min() > 0 and choices.max() > FAR * choices.min():
+            right.set_xscale("log")
+        every.append(right)
+    if good.any() and values[good].min() > 0 and values[good].max() > FAR * values[good].min():
+        for drawn in every:
+            drawn.set_yscale("log")
+    file = folder / "search.png"
+    with np.errstate(all="ignore"):
+        figure.savefig(file, pil_kwargs={"compress_level": 1})
+    return file
+
+
 def preload() -> None:
     """Import what draws, at a time to spare: half a second."""
     for module in ("matplotlib.figure", "matplotlib.backends.backend_agg"):
@@ -106,12 +168,17 @@ def _picture(file: Path, title: str, x: str, y: str) -> Iterator[Axes]:
 
     figure = Figure(figsize=(6.4, 4), dpi=100)
     axes = figure.add_axes((0.12, 0.13, 0.85, 0.77))
-    axes.set(xlabel=x, ylabel=y)
-    axes.locator_params(nbins=5)
-    axes.set_title(title, y=1)  # places are given: to look for one takes longer than to draw
-    axes.xaxis.set_label_coords(0.5, -0.1)
-    axes.yaxis.set_label_coords(-0.09, 0.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    _dress(axes, title, x, y)
     with np.errstate(all="ignore"):  # the scale of a loss that diverged
         yield axes
         figure.savefig(file, pil_kwargs={"compress_level": 1})
+
+
+def _dress(axes: Axes, title: str, x: str, y: str) -> None:
+    """Title and labels, in given places: to look for one takes longer than to draw."""
+    axes.set(xlabel=x, ylabel=y)
+    axes.locator_params(nbins=5)
+    axes.set_title(title, y=1)
+    axes.xaxis.set_label_coords(0.5, -0.1)
+    axes.yaxis.set_label_coords(-0.09, 0.5)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from expkit.measure.statistics import summarize
 from expkit.report.comparison import hold
+from expkit.report.plots import Course
 from expkit.report.units import seconds
 from expkit.sweep.manifest import Manifest, Planned
 from expkit.sweep.worker import SAID
@@ -14,6 +18,8 @@ from expkit.tracking.stored import Stored
 
 SHOWN = 30
 """Rows of a problem on a terminal; the file in the sweep's folder has all."""
+FEW = 3
+"""Problems that are named in a title."""
 LAST_LINES = 5
 LAST_BYTES = 1000
 """A process may have printed any amount."""
@@ -52,20 +58,120 @@ def result(manifest: Manifest, most: int | None = SHOWN) -> str:
     return "\n\n".join(parts)
 
 
-def best(manifest: Manifest) -> str:
-    """What a search came to: the least of its objective, and where."""
-    runs = ((cell, manifest.result(cell)) for cell in manifest.cells)
-    kind = manifest.sweep.objective
-    found = [
-        (value, cell)
-        for cell, run in runs
-        if run and run.outcome == "ok" and (value := objective(run, kind)) is not None
+@dataclass(frozen=True)
+class Trial:
+    """One cell of a search.
+
+    Attributes:
+        value: of the objective; None where there is none.
+        words: what was chosen for it, by key: those that not all trials have alike.
+    """
+
+    cell: Planned
+    outcome: str
+    value: float | None
+    words: Mapping[str, str]
+
+
+def trials(manifest: Manifest) -> list[Trial]:
+    """A search's cells in the order in which they were tried."""
+    words = {}
+    for cell in manifest.cells:
+        pairs = (word.partition("=") for word in cell.frozen.get("words", ()))
+        words[cell.index] = {key: value for key, _, value in pairs}
+    chosen = [
+        key
+        for key in dict.fromkeys(key for own in words.values() for key in own)
+        if len(manifest.cells) == 1 or len({own.get(key) for own in words.values()}) > 1
     ]
+    found = []
+    for cell in manifest.cells:
+        run = manifest.result(cell)
+        ended = run is not None and run.outcome == "ok"
+        value = objective(run, manifest.sweep.objective) if run and ended else None
+        own = {key: words[cell.index].get(key, "") for key in chosen}
+        found.append(Trial(cell, run.outcome if run else "not run", value, own))
+    return found
+
+
+def search(manifest: Manifest, most: int | None = SHOWN, *, greatest: bool = False) -> str:
+    """A search's trials, the best first, then every failure.
+
+    Args:
+        greatest: whether the best is the greatest of the objective, and not the least.
+    """
+    tried = trials(manifest)
+    kind = manifest.sweep.objective
+    head = ("trial", "median" if kind == "seconds" else "final loss", *tried[0].words, "outcome")
+    ranked = sorted(tried, key=lambda trial: _rank(trial, greatest=greatest))
+    rows = [
+        (str(t.cell.index), _value(t, kind), *map(_rounded, t.words.values()), t.outcome)
+        for t in ranked
+    ]
+    order = "greatest" if greatest else "least"
+    titles = ", ".join(manifest.groups) if len(manifest.groups) <= FEW else "several problems"
+    lines = [f"{titles}: {count(len(rows), 'trial')}, the {order} {head[1]} first"]
+    lines += _aligned([head, *rows[:most]])
+    if most is not None and len(rows) > most:
+        lines.append(f"  and {len(rows) - most} more in {manifest.folder / 'result.txt'}")
+    lines += [f"  skipped: {title}: {reason}" for title, reason in manifest.skipped][:most]
+    failures = _failures(manifest, {t.cell.index: manifest.result(t.cell) for t in tried})
+    return "\n".join([*lines, *(["", *failures] if failures else [])])
+
+
+def course(manifest: Manifest, *, greatest: bool = False) -> Course:
+    """What there is to draw of a search."""
+    tried = trials(manifest)
+    kind = manifest.sweep.objective
+    keys = tried[0].words
+    numbers = {key: [_number(trial.words[key]) for trial in tried] for key in keys}
+    floats = [key for key, values in numbers.items() if all(v is not None for v in values)]
+    key = floats[0] if len(floats) == len(keys) == 1 else None
+    return Course(
+        title=", ".join(manifest.groups[:FEW]),
+        objective="median (seconds)" if kind == "seconds" else "final loss",
+        trials=[trial.cell.index for trial in tried],
+        values=[trial.value for trial in tried],
+        greatest=greatest,
+        key=key,
+        choices=[v for v in numbers[key] if v is not None] if key else [],
+    )
+
+
+def best(manifest: Manifest, *, greatest: bool = False) -> str:
+    """What a search came to: the best of its objective, and where."""
+    kind = manifest.sweep.objective
+    found = [trial for trial in trials(manifest) if trial.value is not None]
     if not found:
         return f"best: no cell came to a {kind.removesuffix('s')}"
-    value, cell = min(found, key=lambda pair: pair[0])
-    shown = seconds(value) if kind == "seconds" else f"a final loss of {value:.6g}"
-    return f"best: {shown}, by {name(manifest, cell)} (cell {cell.index})"
+    trial = min(found, key=lambda trial: _rank(trial, greatest=greatest))
+    said = _value(trial, kind)
+    shown = said if kind == "seconds" else f"a final loss of {said}"
+    return f"best: {shown}, by {name(manifest, trial.cell)} (cell {trial.cell.index})"
+
+
+def _rank(trial: Trial, *, greatest: bool) -> float:
+    if trial.value is None or math.isnan(trial.value):
+        return math.inf
+    return -trial.value if greatest else trial.value
+
+
+def _value(trial: Trial, kind: str) -> str:
+    if trial.value is None:
+        return ""
+    return seconds(trial.value) if kind == "seconds" else f"{trial.value:.6g}"
+
+
+def _number(word: str) -> float | None:
+    with suppress(ValueError):
+        return float(word)
+    return None
+
+
+def _rounded(word: str) -> str:
+    """A number that was drawn has seventeen digits."""
+    number = _number(word)
+    return word if number is None else f"{number:.6g}"
 
 
 def objective(run: Stored, kind: str) -> float | None:

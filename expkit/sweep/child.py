@@ -8,11 +8,12 @@ from __future__ import annotations
 import base64
 import gc
 import json
+import logging
 import os
 import pickle
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +28,9 @@ from expkit.processes import die_with_parent
 from expkit.report import plots
 from expkit.sweep.worker import SAID, Message
 from expkit.tracking.tracker import one_line
+
+LOGGED = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
+"""As in `conf/hydra/job_logging/expkit.yaml`."""
 
 
 class _Channel:
@@ -100,6 +104,7 @@ def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, st
         runner.require(cell)
     except UserError as error:
         return "unavailable", str(error)
+    _log(folder, request["cell"].get("log"))
     cell.backend.configure()
     _keep_libraries()
     pause("here")
@@ -118,6 +123,26 @@ def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, st
     except UserError as error:
         return "failed", str(error)
     return result.outcome, result.reason or ""
+
+
+def _log(folder: Path, how: Mapping[str, Any] | None) -> None:
+    """What the cell's code logs goes to a file beside its journal, as in a run of its own."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):  # the cell's before
+        root.removeHandler(handler)
+        handler.close()
+    if how is None:
+        return
+    file = Path(how["name"]).name  # beside the journal, whatever was stored
+    written = logging.FileHandler(folder / f"{file}.log", encoding="utf-8", delay=True)
+    written.setFormatter(logging.Formatter(LOGGED))
+    said = logging.StreamHandler()
+    said.setLevel(logging.WARNING)
+    root.addHandler(written)
+    root.addHandler(said)
+    root.setLevel(logging.INFO)
+    for name in how["verbose"]:
+        logging.getLogger(name).setLevel(logging.DEBUG)
 
 
 def _drawn(cell: Cell, result: Result, channel: _Channel) -> list[str]:

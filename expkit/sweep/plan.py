@@ -7,19 +7,21 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from expkit.config import Cell, Sweep, build_cell, build_sweep
 from expkit.errors import ConfigError, Unavailable, UserError
 from expkit.runner import require_workload
 from expkit.sweep.manifest import Manifest, Planned, finished_elsewhere, measured_how
 
+BY_NUMBER = "${hydra.job.num}"
+"""As `hydra.sweep.subdir` is where nothing is said of it."""
 CHOICES = ("problem", "backend", "optimizer")
 
 
@@ -45,13 +47,14 @@ def plan(
     if not jobs:
         raise UserError("-m: these words make no cell")
     compose = Composer(master, loader)
-    made = [_build(*compose(job)) for job in jobs]
+    made = [_build(*compose(job), job) for job in jobs]
     sweep = made[0][1]
     if any(other != sweep for _, other in made):
         raise UserError("sweep: its keys are for the whole sweep, so they take one value each")
     varying = _varying([cell for cell, _ in made])
     if first is not None:  # what the other batches vary is not known here
-        varying |= {word.partition("=")[0] for job in jobs for word in job}
+        typed = set(master.hydra.overrides.task)  # these all trials have
+        varying |= {w.partition("=")[0] for job in jobs for w in job if w not in typed}
     shared = {key for key in varying if not _is_own(key)}
     named = [
         (cell, _title(cell, CHOICES[:1], shared), _title(cell, CHOICES[1:], varying - shared))
@@ -60,7 +63,20 @@ def plan(
     kept, skipped, again = _sifted(named, first or 0, _finished(made[0][0].outputs, sweep))
     titles = {id(cell): problem for cell, problem, _ in named}
     folder = Path(master.hydra.sweep.dir).absolute()
-    return replace(_manifest(folder, words, sweep, kept, titles, skipped), again=again)
+    held = sweep.timing and first is None  # a search's trials are held against its objective
+    manifest = _manifest(folder, words, sweep, kept, titles, skipped, held)
+    log = _log(master)
+    cells = [replace(cell, frozen={**cell.frozen, "log": log}) for cell in manifest.cells]
+    return replace(manifest, cells=cells, again=again)
+
+
+def _log(master: DictConfig) -> dict[str, Any] | None:
+    """How a cell's worker is to log: the file's name, and of whom every line is wanted."""
+    if master.hydra.runtime.choices["hydra/job_logging"] in ("none", "disabled"):
+        return None
+    verbose = master.hydra.verbose
+    loud = [verbose] if isinstance(verbose, str) else [""] if verbose is True else verbose or []
+    return {"name": master.hydra.job.name, "verbose": list(loud)}
 
 
 Numbered = tuple[int, Cell, str]
@@ -160,8 +176,9 @@ class Composer:
         group = word.key_or_group
         if group not in self._groups:
             about = self._master.hydra
+            hydras = OmegaConf.to_container(about.overrides.hydra, resolve=False)
             found = self._loader.get_group_options(
-                group, None, about.job.config_name, list(about.overrides.hydra)
+                group, None, about.job.config_name, cast("list[str]", hydras)
             )
             self._groups[group] = bool(found)
         return self._groups[group]
@@ -174,8 +191,39 @@ def _apart(whole: DictConfig) -> Composed:
     return composed, dict(whole.hydra.runtime.choices)
 
 
-def _build(composed: DictConfig, choices: Mapping[str, str]) -> tuple[Cell, Sweep]:
-    cell, sweep = build_cell(composed, choices), build_sweep(composed)
+def subdirs(
+    master: DictConfig, loader: ConfigLoader, jobs: Sequence[Sequence[str]], first: int = 0
+) -> dict[int, str]:
+    """What `hydra.sweep.subdir` makes of each cell, by its number; empty where it is the number.
+
+    Raises:
+        OmegaConfBaseException: it refers to what is not there.
+    """
+    said = master.hydra.sweep._get_node("subdir")._value()  # not what it refers to
+    if said == BY_NUMBER:
+        return {}
+    parser = OverridesParser.create(config_loader=loader)
+    compose = Composer(master, loader)
+    how = master.hydra.job.config.override_dirname
+    found = {}
+    for number, job in enumerate(jobs, first):
+        words = [w for w in parser.parse_overrides(list(job)) if not w.is_hydra_override()]
+        whole = copy.deepcopy(master)
+        with open_dict(whole):
+            whole.merge_with(compose(job)[0])
+            whole.hydra.job.num = number
+            whole.hydra.job.override_dirname = get_overrides_dirname(
+                words, how.exclude_keys, how.item_sep, how.kv_sep
+            )
+        name, uri = str(whole.hydra.sweep.subdir), whole.tracking.uri
+        found[number] = name.replace(uri, "") if uri else name  # it may hold a password
+    return found
+
+
+def _build(
+    composed: DictConfig, choices: Mapping[str, str], words: Sequence[str]
+) -> tuple[Cell, Sweep]:
+    cell, sweep = build_cell(composed, choices, words), build_sweep(composed)
     if cell.measure.processes > 1:
         takes = "1: a sweep gives every cell one process; expkit compare takes several"
         raise ConfigError("measure.processes", cell.measure.processes, takes)
@@ -236,6 +284,7 @@ def _manifest(
     kept: Sequence[Numbered],
     titles: Mapping[int, str],
     skipped: Sequence[Skipped],
+    held: bool,
 ) -> Manifest:
     keys: dict[str, int] = {}
     groups: list[str] = []
@@ -249,7 +298,7 @@ def _manifest(
     cells = []
     for (number, cell, label), group in zip(kept, group_of, strict=True):
         peers = [(n, c) for (n, c, _), g in zip(kept, group_of, strict=True) if g == group]
-        baseline = _baseline(cell, peers, sweep) if sweep.timing else None
+        baseline = _baseline(cell, peers, sweep) if held else None
         own = None if baseline == number else baseline
         cells.append(Planned(number, cell.hash, label, group, own, cell.frozen))
     return Manifest(folder, list(words), sweep, groups, cells, skipped)

@@ -46,10 +46,10 @@ class ExpkitSweeper(BasicSweeper):
             [*self._parse_config(), *arguments]
         )
         (jobs,) = self.split_arguments(parsed, None)
+        # Such as hydra/launcher=slurm. What they refer to is each cell's own.
+        given: Any = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
         hydras = [
-            word
-            for word in self.config.hydra.overrides.hydra  # such as hydra/launcher=slurm
-            if not word.startswith(("hydra.mode=", "hydra.sweep.dir="))
+            word for word in given if not word.startswith(("hydra.mode=", "hydra.sweep.dir="))
         ]
         words = [*hydras, *arguments]
         return self._command.sweep(self.config, loader, jobs, words, self.launcher)

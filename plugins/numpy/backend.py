@@ -36,8 +36,8 @@ class NumpyBackend:
     def __post_init__(self) -> None:
         takes = "float32 or float64"
         require(self.dtype in ("float32", "float64"), "dtype", self.dtype, takes)
-        takes = "an integer of at least 1, or null for every core"
-        require(self.threads is None or self.threads >= 1, "threads", self.threads, takes)
+        takes = "an integer of at least 1 and at most 1024, or null for every core"
+        require(self.threads is None or 1 <= self.threads <= 1024, "threads", self.threads, takes)
 
     @property
     def xp(self) -> Any:

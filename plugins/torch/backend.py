@@ -47,8 +47,8 @@ class TorchBackend:
         known = re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is not None
         require(known, "device", self.device, "cpu, cuda, or cuda:1 and so on")
         require(self.dtype in DTYPES, "dtype", self.dtype, ", ".join(DTYPES))
-        takes = "an integer of at least 1, or null for every core"
-        require(self.threads is None or self.threads >= 1, "threads", self.threads, takes)
+        takes = "an integer of at least 1 and at most 1024, or null for every core"
+        require(self.threads is None or 1 <= self.threads <= 1024, "threads", self.threads, takes)
 
     @property
     def xp(self) -> Any:
