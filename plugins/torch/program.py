@@ -57,10 +57,6 @@ def autograd(
 
 
 HOST_DRAWS = "the host draws in every step with stream=shared; the GPU does with stream=device"
-LISTS_GENERATORS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
-"""Whether a graph must be told which generators its step draws from. From 2.14 on it finds out by
-itself (pytorch 176753), and to tell it is deprecated.
-"""
 
 _failed_captures: list[str] = []
 """Why a capture failed in this process, one entry at most. After a failed capture PyTorch before
@@ -101,6 +97,19 @@ class _CountingRandom(SharedRandom):
     def normal(self, shape: tuple[int, ...]) -> Array:
         self.draws += 1
         return super().normal(shape)
+
+
+def _must_list_generators() -> bool:
+    """Whether a graph is told which generators its step draws from. From 2.14 on it finds out by
+    itself (pytorch 176753), and telling it is deprecated.
+    """
+    major, minor = torch.__version__.split(".")[:2]
+    return (int(major), int(minor)) < (2, 14)
+
+
+def _first(error: BaseException) -> BaseException:
+    """What went wrong in a captured step: to end the capture of one that failed fails too."""
+    return error.__context__ or error
 
 
 def _said(error: BaseException) -> str:
@@ -212,7 +221,7 @@ class StaticProgram:
 
     def _capture_step(self) -> Callable[[], object]:
         graph = torch.cuda.CUDAGraph()
-        if LISTS_GENERATORS:
+        if _must_list_generators():
             for generator in self._random.generators:
                 graph.register_generator_state(generator)
         try:
@@ -223,12 +232,11 @@ class StaticProgram:
             ):
                 self._step()
         except Exception as error:
-            # What went wrong in the step comes first: to end such a capture fails too.
-            first = error.__context__ or error
-            _failed_captures.append(_said(first))
-            if isinstance(first, torch.OutOfMemoryError) or not isinstance(first, Exception):
-                raise first from None
-            raise CaptureError(_said(first)) from error
+            # By no name of this frame: the error would keep the graph's memory, and itself, alive.
+            _failed_captures.append(_said(_first(error)))
+            if isinstance(_first(error), torch.OutOfMemoryError | KeyboardInterrupt):
+                raise _first(error) from None
+            raise CaptureError(_said(_first(error))) from error
         return cast("Callable[[], object]", graph.replay)
 
     def reset(self) -> None:
