@@ -5,6 +5,8 @@ and do them again in the same memory, so a number that a capture would freeze is
 its captures fail the way PyTorch's before 2.12 do. What needs the real thing is marked `gpu`.
 """
 
+# mypy: disable-error-code="no-untyped-call"
+
 from __future__ import annotations
 
 import warnings

@@ -93,10 +93,10 @@ def test_who_has_chosen_gpus_is_taken_at_their_word(
 class OnGpu(np.ndarray[Any, Any]):
     """An array that says where it lies as PyTorch's do."""
 
-    device = "cuda:0"  # type: ignore[assignment]
+    device: str = "cuda:0"  # type: ignore[assignment]
 
 
-class Board(NumpyBackend):
+class Board(NumpyBackend):  # type: ignore[misc]
     """NumPy in the name of a GPU, as none is at hand."""
 
     number, name, capability, uuid = 0, "NVIDIA H200", "9.0", "GPU-0"
