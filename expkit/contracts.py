@@ -222,6 +222,16 @@ class Program(Protocol):
 
 
 @runtime_checkable
+class FallenBack(Protocol):
+    """A program that may stand in for a faster one of its backend."""
+
+    path_reason: str
+    """Why the faster one was not taken, recorded and shown with the run: `the step cannot be
+    captured: ...`. Empty where there is none, or where `fast` is false.
+    """
+
+
+@runtime_checkable
 class Placing(Protocol):
     """A backend that can choose where an array lies; for one that cannot, what else is allocated
     around the arrays has to move them.

@@ -12,7 +12,7 @@ from time import perf_counter
 import numpy as np
 
 from expkit.config import Cell
-from expkit.contracts import Counted, HostArray, Operation, Plotted, Program
+from expkit.contracts import Counted, FallenBack, HostArray, Operation, Plotted, Program
 from expkit.measure import answer, parity
 from expkit.measure.breakdown import Breakdown, breakdown
 from expkit.measure.canary import Canary, listen
@@ -41,6 +41,8 @@ class Result:
         outcome: ok, diverged, wrong_answer, not_synchronized, failed or interrupted.
         reason: what is wrong, for a diverged, wrong or unsynchronized one.
         first_bad_step: the first step with a non-finite loss, from 0.
+        path: how steps are computed, as the program says it.
+        path_reason: why that is not the faster way; empty where it is, or where none was asked for.
         processes: seconds of each whole repeat, by placement, by process; this process first.
         chunk_seconds: of each repeat, its readings' seconds.
         chunk_ends: the last step of each reading.
@@ -57,6 +59,8 @@ class Result:
     outcome: str = "failed"
     reason: str | None = None
     first_bad_step: int | None = None
+    path: str = ""
+    path_reason: str = ""
     setup_seconds: float | None = None
     warm_up: WarmUp | None = None
     canary: Canary | None = None
@@ -167,7 +171,7 @@ class Measurement:
                 result.warm_up = warm_up(self._program, self._synchronize, cell.workload.steps)
                 step_seconds = self._fit_readings(result.warm_up.step_seconds)
                 result.canary = listen(self._program, self._synchronize, step_seconds, self._room)
-        self.journal.tags({"path": self._program.path})
+        self._note_path()
         result.facts = parity.facts(backend, cell.workload, self._program, cell.log_every)
         threads = cell.resolved["backend"].get("threads")
         broken = parity.broken_claims(backend, threads, result.facts)
@@ -177,6 +181,15 @@ class Measurement:
             self._refuse("not_synchronized", _still_queued(result.canary))
             return False
         return True
+
+    def _note_path(self) -> None:
+        """How steps are computed, and why not faster."""
+        program, result = self._program, self.result
+        result.path = program.path
+        if isinstance(program, FallenBack):
+            result.path_reason = program.path_reason
+        tags = {"path": result.path, "path_reason": result.path_reason}
+        self.journal.tags({name: said for name, said in tags.items() if said})
 
     def find_answer(self) -> None:
         """Compute what every repeat will be held against; nothing here is timed."""

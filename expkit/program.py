@@ -119,12 +119,22 @@ def require_gradient(problem: Problem | Operation, backend: str) -> None:
 
 
 class StepProgram:
-    """One Python iteration a step; nothing assumed of the backend beyond its contract."""
+    """One Python iteration a step; nothing assumed of the backend beyond its contract.
+
+    `path_reason` says why it was taken in place of a faster program, see `FallenBack`.
+    """
 
     path = "step"
 
-    def __init__(self, backend: Backend, workload: Workload, loss_and_grad: LossAndGrad) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        workload: Workload,
+        loss_and_grad: LossAndGrad,
+        path_reason: str = "",
+    ) -> None:
         self._backend, self._workload, self._loss_and_grad = backend, workload, loss_and_grad
+        self.path_reason = path_reason
         self.reallocate()
 
     def reallocate(self) -> None:

@@ -191,7 +191,7 @@ def test_it_runs_and_changes_nothing(expkit: Expkit, tmp_path: Path) -> None:
     """With an nvidia-smi that notes how it was called: it is only ever asked."""
     calls, script = tmp_path / "calls", tmp_path / "bin/nvidia-smi"
     script.parent.mkdir()
-    row = "0, Toy GPU, 550.54.15, P8, Disabled, 210, 3105, 405, 10501, 9.5, 300, 450, 35, 0x1"
+    row = "0, GPU-5f, Toy GPU, 550.54.15, P8, Disabled, 210, 3105, 405, 10501, 9, 300, 450, 35, 0x1"
     script.write_text(
         f"#!{sys.executable}\nimport sys\n"
         f"open({str(calls)!r}, 'a').write(sys.argv[1] + '\\n')\nprint({row!r})\n"

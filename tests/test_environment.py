@@ -203,6 +203,7 @@ def test_what_is_no_number_is_not_read(tmp_path: Path) -> None:
 
 H100 = {
     "index": "0",
+    "uuid": "GPU-5f0a8d6e-3f0f-4b61-9d5c-0d7a1f2b3c4d",
     "name": "NVIDIA H100 80GB HBM3",
     "driver_version": "550.54.15",
     "pstate": "P0",
@@ -256,6 +257,7 @@ def test_a_gpu_is_read(nvidia_smi: Smi) -> None:
     assert environment()["gpus"] == [
         {
             "index": 0,
+            "uuid": "GPU-5f0a8d6e-3f0f-4b61-9d5c-0d7a1f2b3c4d",
             "name": "NVIDIA H100 80GB HBM3",
             "driver": "550.54.15",
             "performance_state": "P0",

@@ -291,6 +291,7 @@ def _throttles(mask: str) -> list[str]:
 
 GPU_FIELDS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "index": ("index", int),
+    "uuid": ("uuid", str),
     "name": ("name", str),
     "driver_version": ("driver", str),
     "pstate": ("performance_state", str),
@@ -474,6 +475,14 @@ def _integer(file: Path) -> int | None:
 def _flag(file: Path) -> bool | None:
     number = _integer(file)
     return None if number is None else bool(number)
+
+
+def gpu_driver(root: Path = ROOT) -> str | None:
+    """The version of NVIDIA's driver; None where there is none. Starts nothing up."""
+    for line in (_read(root / "proc/driver/nvidia/version") or "").splitlines():
+        if line.startswith("NVRM version:"):
+            return next((word for word in line.split() if word[0].isdigit() and "." in word), None)
+    return None
 
 
 def _output(limit_s: float, *words: str) -> str | None:

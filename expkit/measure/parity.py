@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from expkit.contracts import Array, Backend, Program, Workload
-from expkit.measure.environment import cpu_model, versions
+from expkit.measure.environment import cpu_model, gpu_driver, versions
 from expkit.program import stream
 
 Facts = Mapping[str, str]
@@ -34,7 +34,13 @@ WORK = {
     "stream": "random stream (hash of its first values)",
 }
 """Facts of the work itself. A backend says TF32 and precision only where it has them."""
-PLACE = {"host": "machine", "cpu": "processor", "cores": "cores", "versions": "versions"}
+PLACE = {
+    "host": "machine",
+    "cpu": "processor",
+    "cores": "cores",
+    "driver": "GPU driver",
+    "versions": "versions",
+}
 """Facts of where it ran: alike by themselves for two programs of one process."""
 
 
@@ -42,15 +48,18 @@ def facts(backend: Backend, workload: Workload, program: Program, log_every: int
     """What this program, just reset, works with."""
     arrays = program.arrays()
     about = backend.describe()
-    said = {key: str(about[key]) for key in ("threads", "tf32", "matmul_precision") if key in about}
+    settings = ("threads", "tf32", "matmul_precision")
+    said: dict[str, str] = {key: str(about[key]) for key in settings if key in about}
     groups = {
         name: {k: v for k, v in arrays.items() if k.startswith(f"{name}.")}
         for name in ("data", "params")
     }
+    device = _device(arrays, about)
+    if device != "cpu" and (driver := gpu_driver()) is not None:
+        said["driver"] = driver
     return said | {
         "dtype": _listed(_dtype(array) for array in arrays.values()) or str(about["dtype"]),
-        "device": _listed(str(getattr(a, "device", "cpu")) for a in arrays.values())
-        or str(about["device"]),
+        "device": device,
         "problem": repr(workload.problem),
         "optimizer": repr(workload.optimizer),
         "steps": str(workload.steps),
@@ -94,6 +103,20 @@ def differences(a: Facts, b: Facts, names: Mapping[str, str] = WORK) -> list[str
 
 def _dtype(array: Array) -> str:
     return str(array.dtype).rpartition(".")[2]
+
+
+def _device(arrays: Mapping[str, Array], about: Mapping[str, str | int | float]) -> str:
+    """Where arrays lie: `cpu`, or the model of a device that the backend names.
+
+    `cuda:0` is one model here and another there, so its number says nothing of the work.
+    """
+    model = str(about["device"])
+    places = {str(getattr(array, "device", "cpu")) for array in arrays.values()} or {model}
+    if model == "cpu":
+        return _listed(places)
+    if "capability" in about:
+        model += f" (compute capability {about['capability']})"
+    return _listed("cpu" if place == "cpu" else model for place in places)
 
 
 def _listed(values: Iterable[str]) -> str:

@@ -25,6 +25,8 @@ def table(cell: Cell, result: Result, folder: Path) -> str:
         unsettled = "" if result.warm_up.settled else ", in which a step's time did not settle"
         rows.append(("set-up", f"{seconds(result.setup_seconds)}, then a first step of {first}"))
         rows.append(("warm-up", f"{warm}{unsettled}"))
+    if result.path_reason:
+        rows.append(("path", f"{result.path}, because {result.path_reason}"))
     if result.summary:
         rows.append(("answer", result.checked))
         rows.append(("stable", "no: " + "; ".join(result.unstable) if result.unstable else "yes"))

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -450,11 +451,16 @@ def _slots(todo: Sequence[Planned], workers: int | None) -> list[_Slot]:
 
 
 def _gpus() -> list[str]:
-    """The devices that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    """The devices that this process may use, as CUDA_VISIBLE_DEVICES takes them.
+
+    Where that is set, the person's own words, up to the first that names none (-1), as CUDA reads
+    it. Else UUIDs: nvidia-smi counts devices in the bus's order, CUDA the fastest first.
+    """
     visible = os.environ.get(VISIBLE)
     if visible is not None:
-        return [word for word in visible.split(",") if word]
-    return [str(gpu["index"]) for gpu in gpus()]
+        words = (word.strip() for word in visible.split(","))
+        return list(takewhile(lambda word: word not in ("", "-1"), words))
+    return [gpu["uuid"] for gpu in gpus() if "uuid" in gpu]
 
 
 def _key(planned: Planned) -> tuple[str, ...]:

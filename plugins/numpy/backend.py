@@ -66,12 +66,13 @@ class NumpyBackend:
 
     def build(self, workload: Workload) -> Program:
         self.require_workload(workload)
+        reason = ""
         if self.fast:
             try:
                 return CapturedProgram(self, workload)
-            except CaptureError:
-                pass  # the step needs what a recording cannot hold; `path` says `step`
-        return StepProgram(self, workload, manual(np))
+            except CaptureError as error:
+                reason = f"the step cannot be recorded: {error}"
+        return StepProgram(self, workload, manual(np), reason)
 
     def describe(self) -> dict[str, str | int | float]:
         blas = [lib for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"]

@@ -121,11 +121,14 @@ class TorchBackend:
             "huge_pages": os.environ.get(HUGE_PAGES, "0"),
         }
         if self.device != "cpu":
+            gpu = torch.cuda.get_device_properties(self._device)
             about |= {
-                "device": torch.cuda.get_device_name(self._device),
+                "device": gpu.name,
+                "capability": f"{gpu.major}.{gpu.minor}",
+                "gpu_uuid": f"GPU-{gpu.uuid}",  # as nvidia-smi writes it
                 "cuda": str(torch.version.cuda),
                 "tf32": int(torch.backends.cuda.matmul.allow_tf32),
-                "gpu_bytes": torch.cuda.get_device_properties(self._device).total_memory,
+                "gpu_bytes": gpu.total_memory,
             }
         return about
 

@@ -56,16 +56,31 @@ def autograd(
     return loss, grad_by_name
 
 
+HOST_DRAWS = "the host draws in every step with stream=shared; the GPU does with stream=device"
+
+_failed_captures: list[str] = []
+"""Why a capture failed in this process, one entry at most. After a failed capture PyTorch before
+2.12 takes it for still under way, and every later one fails (pytorch 2.11, CUDAGraph::capture_end).
+It is the state of the process, so it is kept here.
+"""
+
+
+class CaptureError(Exception):
+    """The step cannot be captured as a CUDA graph, or this process can capture no more."""
+
+
 def build(backend: TorchBackend, workload: Workload) -> Program:
     """The fastest program that fits: on CUDA a graph, unless the host draws inside the step."""
-    if backend.fast and backend.device != "cpu" and not _draws_on_host(backend, workload):
+    reason = ""
+    if backend.fast and backend.device != "cpu":
         try:
+            if _draws_on_host(backend, workload):
+                raise CaptureError(HOST_DRAWS)
             return StaticProgram(backend, workload, capture=True)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            pass  # what cannot be captured, such as a branch on a value, runs step by step
-    return StepProgram(backend, workload, autograd)
+        except CaptureError as error:
+            reason = f"the step cannot be captured: {error}"
+    # Out here, where the error no longer holds the memory of the program that failed.
+    return StepProgram(backend, workload, autograd, reason)
 
 
 def _draws_on_host(backend: TorchBackend, workload: Workload) -> bool:
@@ -84,20 +99,51 @@ class _CountingRandom(SharedRandom):
         return super().normal(shape)
 
 
+def _must_list_generators() -> bool:
+    """Whether a graph is told which generators its step draws from. From 2.14 on it finds out by
+    itself (pytorch 176753), and telling it is deprecated.
+    """
+    major, minor = torch.__version__.split(".")[:2]
+    return (int(major), int(minor)) < (2, 14)
+
+
+def _first(error: BaseException) -> BaseException:
+    """What went wrong in a captured step: to end the capture of one that failed fails too."""
+    return error.__context__ or error
+
+
+def _said(error: BaseException) -> str:
+    """The first line of an error, in words where PyTorch's are of its own inside."""
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    if "called a synchronizing CUDA operation" in line:
+        return f"it waits for the GPU, as to read an array's value does (PyTorch: {line})"
+    return line
+
+
 class StaticProgram:
     """A step that reads and writes fixed memory, so that it can be captured as a CUDA graph.
 
     A graph is bound to its memory: `reallocate` captures it again.
     The step's number is a device array too: each replay writes its loss one place further on.
     Without `capture` the same step runs eagerly, on any device.
+
+    Raises:
+        CaptureError: the step cannot be captured. The process is as it was before, unless the
+            capture itself failed: then no program captures in this process any more.
     """
 
     def __init__(self, backend: TorchBackend, workload: Workload, *, capture: bool) -> None:
         self._backend, self._workload, self._capture = backend, workload, capture
         self.path = "cuda graph" if capture else "static"
+        if capture:
+            # One for life: up to 2.11 every stream that was captured on keeps a cuBLAS workspace.
+            # Not shared with other programs: the end of one graph frees the workspace that another
+            # of the same stream still uses (pytorch 193402).
+            self._side = torch.cuda.Stream(torch.device(backend.device))  # type: ignore[no-untyped-call]
         self.reallocate()
 
     def reallocate(self) -> None:
+        self._backend.synchronize()  # a graph must not go while it runs
         # Let go first: old and new memory together may not fit.
         self._replay: Callable[[], object] = self._step
         self._data, self._params, self._slots, self._result = {}, {}, {}, torch.empty(0)
@@ -139,22 +185,58 @@ class StaticProgram:
         mark("update")
 
     def _captured(self) -> Callable[[], object]:
-        """Warm up on a side stream, as capture asks, then capture one step."""
-        device = torch.device(self._backend.device)
-        with torch.cuda.device(device):
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(3):
+        """The replay of one step, captured after it was tried eagerly."""
+        if _failed_captures:
+            raise CaptureError(
+                f"an earlier capture failed in this process ({_failed_captures[0]}), after which "
+                "PyTorch may take it for still under way; a fresh process can capture"
+            )
+        with torch.cuda.device(torch.device(self._backend.device)):
+            try:
+                self._warm_up()
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # step by step it works, or shows again
+                raise CaptureError(_said(error)) from error
+            self._at.zero_()
+            return self._capture_step()
+
+    def _warm_up(self) -> None:
+        """Three steps on the side stream, as capture asks; the last two may not wait for the GPU.
+
+        What a capture cannot hold fails here, where it does no harm. The first step may wait:
+        libraries set themselves up in it.
+        """
+        main, mode = torch.cuda.current_stream(), torch.cuda.get_sync_debug_mode()
+        self._side.wait_stream(main)
+        try:
+            with torch.cuda.stream(self._side):
+                for strictness in (mode, "error", "error"):
+                    torch.cuda.set_sync_debug_mode(strictness)
                     self._at.zero_()
                     self._step()
-            torch.cuda.current_stream().wait_stream(side)
-            self._at.zero_()
-            graph = torch.cuda.CUDAGraph()
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+            main.wait_stream(self._side)
+
+    def _capture_step(self) -> Callable[[], object]:
+        graph = torch.cuda.CUDAGraph()
+        if _must_list_generators():
             for generator in self._random.generators:
                 graph.register_generator_state(generator)
-            with torch.cuda.graph(graph, stream=side):
+        try:
+            # Around the graph's own stream, because where a capture fails that one stays current.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(graph, stream=self._side),
+            ):
                 self._step()
+        except Exception as error:
+            # By no name of this frame: the error would keep the graph's memory, and itself, alive.
+            _failed_captures.append(_said(_first(error)))
+            if isinstance(_first(error), torch.OutOfMemoryError | KeyboardInterrupt):
+                raise _first(error) from None
+            raise CaptureError(_said(_first(error))) from error
         return cast("Callable[[], object]", graph.replay)
 
     def reset(self) -> None:
