@@ -551,9 +551,8 @@ def products(notebook: Notebook, scale: Scale) -> Section:
         second_time(once, again, steps),
         "Draw against product:",
         shares(parts, "products"),
-        f"{drawing_alone(draws)} The product alone, with the same two matrices in every step: "
+        "The product alone, with the same two matrices in every step: "
         + operation_alone(alone, steps),
-        dtypes(alone).replace("float32 takes", "for the product without the draw, float32 takes"),
         enqueued(once, steps),
     )
     holds = draws_held(draws)
@@ -584,8 +583,7 @@ def sums(notebook: Notebook, scale: Scale) -> Section:
         both_ways(once, cells) + " " + unlike(cells),
         "Draw against sum:",
         shares(parts, "sums"),
-        f"{drawing_alone(draws)} The sum alone, of the same two matrices in every step: "
-        + operation_alone(alone, few),
+        "The sum alone, of the same two matrices in every step: " + operation_alone(alone, few),
         enqueued(once, steps)
         + " PyTorch returns from a GPU operation as soon as it is queued; a timer around the loop "
         "shows how long queueing takes unless something waits. expkit waits on both sides of every "
@@ -776,14 +774,6 @@ def drawn(
 def draws_held(found: Sequence[Share]) -> str:
     """For the summary."""
     return f"the draw: {found[0].share:.0%} of NumPy's, {found[1].share:.0%} of PyTorch's"
-
-
-def drawing_alone(found: Sequence[Share]) -> str:
-    """What the draws of the loops take by themselves."""
-    return (
-        f"Drawing and nothing else takes {found[0].share:.0%} of the time of the NumPy loop, and "
-        f"{found[1].share:.0%} of the PyTorch loop's on the CPU."
-    )
 
 
 def operation_alone(cells: Cells, steps: int) -> str:
