@@ -140,7 +140,7 @@ def printing(code: str, **kwargs: int) -> subprocess.CompletedProcess[str]:
 
 def test_what_cannot_be_shown_is_said_once() -> None:
     with Path("/dev/full").open("w") as full:
-        done = printing("for n in range(9): print(n); print(-n, file=sys.stderr)", stdout=full)
+        done = printing("for n in range(9): print(n); print(-n, file=sys.stderr)", stdout=full.fileno())
     first, second, *rest = done.stderr.splitlines()
     assert "stdout cannot be written" in first
     assert [second, *rest] == [str(-n) for n in range(9)]
