@@ -79,7 +79,8 @@ def _now(sides: Sequence[Sequence[str]]) -> int:
         def work() -> int:
             jobs = list(zip(cells, folders, strict=True))
             tags = {"interleaved": name}
-            with progress(first.workload.steps) as watch, used_by(first, tracker) as used:
+            steps = first.workload.steps
+            with progress(first.measure, steps, 2) as watch, used_by(first, tracker) as used:
                 results = runner.run_together(jobs, used, watch, plots.draw, tags=tags)
             threshold = first.measure.threshold
             status = _tell(hold(load(folders[0]), load(folders[1]), threshold), threshold)

@@ -259,7 +259,7 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
 
     def work() -> int:
         cell = config.build_cell(composed, dict(hydra_config.runtime.choices))
-        with progress(cell.workload.steps) as watch, used_by(cell, tracker) as used:
+        with progress(cell.measure, cell.workload.steps) as watch, used_by(cell, tracker) as used:
             result = runner.run(cell, folder, used, watch, plots.draw)
         show(table(cell, result, folder))
         if result.sent and result.sent.error:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -16,7 +19,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from expkit.cli.run import not_in_mlflow, run, show, where_told
 from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
 from expkit.errors import ConfigError, UserError
+from expkit.measure.stopping import Measure, fitted, most_repeats, seconds_left
 from expkit.report import sweep as report
+from expkit.report.units import roughly
 from expkit.runner import KILLED_LIMIT_S
 from expkit.sweep import elsewhere, engine
 from expkit.sweep.manifest import FILE, Manifest, Planned, is_for_hydra, locked, named, newest
@@ -32,29 +37,72 @@ if TYPE_CHECKING:
 REDRAW_S = 0.2
 
 
+def left(team_s: float | None, waiting: Mapping[str, int], took: Mapping[str, float]) -> str:
+    """How long a sweep still takes, as far as that is known.
+
+    Only cells like those that have finished can be foretold: ten times the points may take ten
+    times as long, or the same. The others are counted.
+
+    Args:
+        team_s: seconds that what is running still takes; None where that is not known.
+        waiting: how many cells of each kind have not begun.
+        took: seconds of a cell, of the kinds of which one has finished.
+
+    >>> left(3.0, {}, {}), left(3.0, {"a": 6}, {}), left(3.0, {"a": 6}, {"a": 2.0})
+    ('about 3 s left', 'about 3 s left of these, then 6 cells', 'about 15 s left')
+    >>> left(3.0, {"a": 6, "b": 1}, {"a": 2.0}), left(None, {"a": 6}, {})
+    ('about 15 s left, and then 1 cell', 'then 6 cells')
+    """
+    known_s = sum(took[kind] * number for kind, number in waiting.items() if kind in took)
+    unlike = sum(number for kind, number in waiting.items() if kind not in took)
+    rest = report.count(unlike, "cell")
+    if team_s is None:
+        return f"then {rest}" if unlike else ""
+    if not unlike:
+        return f"{roughly(team_s + known_s)} left"
+    if known_s:
+        return f"{roughly(team_s + known_s)} left, and then {rest}"
+    return f"{roughly(team_s)} left of these, then {rest}"
+
+
 class Lines:
     """A line for every cell that has ended; on a terminal, also one that tells how it goes."""
 
     def __init__(self, manifest: Manifest, todo: Sequence[Planned]) -> None:
         self._manifest, self._total = manifest, len(todo)
         self._done = self._failed = 0
-        self._running: dict[int, str] = {}
+        self._waiting = Counter(map(_kind, todo))
+        self._took: dict[str, list[float]] = {}
+        self._running: dict[int, Planned] = {}
+        self._team = 0
         self._now = ""
+        self._rounds, self._rounds_begun = 0, 0.0
         self._shown = 0.0
         self._begun = monotonic()
         self._live = sys.stderr.isatty()
 
     def begins(self, planned: Planned) -> None:
-        self._running[planned.index] = planned.title
+        if not self._running:
+            self._team, self._rounds, self._begun = 0, 0, monotonic()
+        self._team += 1
+        self._running[planned.index] = planned
+        self._waiting[_kind(planned)] -= 1
+        self._now = ", getting ready" if self._manifest.sweep.timing else ""
         self._show()
 
     def measures(self, planned: Planned, rounds: int) -> None:
-        self._now = f" (round {rounds}: {planned.title})"
+        if not self._rounds:
+            self._rounds_begun = monotonic()
+        self._rounds = rounds
+        self._now = f", round {rounds} of at most {self._rounds_most()}: {planned.title}"
         if monotonic() - self._shown > REDRAW_S:
             self._show()
 
     def ends(self, planned: Planned, outcome: str, reason: str) -> None:
         self._running.pop(planned.index, None)
+        # What takes turns, or runs side by side, shares the time.
+        each_s = (monotonic() - self._begun) / self._team if self._team else 0.0
+        self._took.setdefault(_kind(planned), []).append(each_s)
         self._done += 1
         self._now = ""
         self._failed += outcome != "ok"
@@ -74,15 +122,55 @@ class Lines:
     def _show(self) -> None:
         if not self._live:
             return
-        parts = [f"{self._done} of {self._total} done", f"{self._failed} failed"]
+        parts = [f"{self._done} of {self._total} done"]
+        if self._failed:
+            parts.append(f"{self._failed} failed")
         if self._running:
             parts.append(f"{len(self._running)} running{self._now}")
-        if self._done:
-            left = (monotonic() - self._begun) / self._done * (self._total - self._done)
-            parts.append(f"about {left:.0f} s left")
+        took = {kind: fmean(seconds) for kind, seconds in self._took.items()}
+        parts.append(left(self._team_s(took), +self._waiting, took))
         self._shown = monotonic()
-        line = ", ".join(parts)[: shutil.get_terminal_size().columns - 1]
+        line = ", ".join(filter(None, parts))[: shutil.get_terminal_size().columns - 1]
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    def _team_s(self, took: Mapping[str, float]) -> float | None:
+        """Seconds that what is running still takes; None where there is nothing to go by."""
+        now = monotonic()
+        if self._rounds > 1:
+            limits, repeats = self._limits()
+            return seconds_left(limits, repeats, now - self._rounds_begun)
+        kinds = [_kind(planned) for planned in self._running.values()]
+        if any(kind not in took for kind in kinds):
+            return None
+        return max(0.0, sum(took[kind] for kind in kinds) - (now - self._begun))
+
+    def _limits(self) -> tuple[Measure, float]:
+        """Of what takes turns, as `expkit.sweep.engine` has them; and the repeats so far."""
+        measure = next(iter(self._running.values())).cell.measure
+        whole = replace(measure, budget_s=measure.budget_s * self._team)
+        rounds = self._rounds - 1  # the last one is on its way
+        pass_s = (monotonic() - self._rounds_begun) / rounds / measure.repeats_per_placement
+        limits = fitted(whole, pass_s, self._team)
+        return limits, rounds * limits.repeats_per_placement
+
+    def _rounds_most(self) -> int:
+        if self._rounds < 2:
+            measure = next(iter(self._running.values())).cell.measure
+            most = measure.repeats_max / measure.repeats_per_placement
+        else:
+            limits, repeats = self._limits()
+            most = most_repeats(limits, repeats, monotonic() - self._rounds_begun)
+            most /= limits.repeats_per_placement
+        return max(self._rounds, math.ceil(most))
+
+
+def _kind(planned: Planned) -> str:
+    """What cells share that take about as long: all but the seed, rates and other numbers that
+    change no size.
+    """
+    config = planned.frozen["config"]
+    shared = [config[key] for key in ("problem", "backend")] + [config.get("steps")]
+    return repr((shared, planned.cell.names, config["measure"]))
 
 
 def conduct(
