@@ -33,6 +33,8 @@ BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 NOT_TIMED_HERE = ("sweep.timing=false", "sweep.dry_run=true", "hydra/launcher=")
 SPARES = 2
 """Workers that are started early: few sweeps have fewer cells."""
+VERBOSE = "--verbose"
+"""The one option of ours among Hydra's: the table has everything in it."""
 NO_RUN = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc")
 
 
@@ -44,9 +46,11 @@ def run(argv: Sequence[str]) -> int:
     """Compose and run; one line on stderr for whatever goes wrong."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us
 
+    verbose, argv = VERBOSE in argv, [word for word in argv if word != VERBOSE]
+
     def work() -> int:
         with tracker_for(argv) as tracker, _workers_for(argv):
-            return max(_compose_and_run(argv, tracker), default=OK)
+            return max(_compose_and_run(argv, tracker, verbose=verbose), default=OK)
 
     return interruptible(work)
 
@@ -133,7 +137,7 @@ def _terminate_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
+def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, *, verbose: bool) -> list[int]:
     """The exit status of each cell; Hydra prints lines of its own if a cell raises."""
     import hydra
     from hydra._internal.utils import get_args_parser
@@ -142,7 +146,7 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
     with _one_blas_thread() if _is_sweep(argv) else nullcontext():
         from expkit import config
 
-    command = Command(tracker)
+    command = Command(tracker, verbose=verbose)
     config.register()
     for flag in get_args_parser().parse_known_args(list(argv))[1]:
         raise UserError(f"{flag}: no such option; see --help")
@@ -168,14 +172,14 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
 class Command:
     """What Hydra is given to call: with a cell, or with a sweep's words."""
 
-    def __init__(self, tracker: Tracker | None) -> None:
-        self._tracker = tracker
+    def __init__(self, tracker: Tracker | None, *, verbose: bool = False) -> None:
+        self._tracker, self._verbose = tracker, verbose
         self._search: Search | None = None
         self.statuses: list[int] = []
 
     def __call__(self, composed: DictConfig) -> None:
         """Run one cell here."""
-        self.statuses.append(_run_composed(composed, self._tracker))
+        self.statuses.append(_run_composed(composed, self._tracker, verbose=self._verbose))
 
     def sweep(
         self,
@@ -203,7 +207,8 @@ class Command:
                 raise ConfigError("hydra.sweep.dir", str(folder), takes)
         else:
             found = plan.plan(master, loader, jobs, words)
-        self.statuses.append(sweep.begin(found, self._used(found), launcher))
+        used = self._used(found)
+        self.statuses.append(sweep.begin(found, used, launcher, verbose=self._verbose))
 
     def launch(
         self,
@@ -217,7 +222,7 @@ class Command:
         from expkit.sweep import plan
 
         batch = plan.plan(master, loader, jobs, [], first)
-        self._search = self._search or Search(self._used(batch))
+        self._search = self._search or Search(self._used(batch), verbose=self._verbose)
         return self._search.launch(batch, range(first, first + len(jobs)))
 
     def finish(self) -> None:
@@ -245,7 +250,7 @@ def check_words(words: Sequence[str]) -> None:
             raise Unavailable(f"{key}={value} needs {package}, which is not installed", remedy)
 
 
-def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
+def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: bool) -> int:
     """One cell, in the folder that Hydra chose for it; its exit status."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -261,7 +266,7 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
         cell = config.build_cell(composed, dict(hydra_config.runtime.choices))
         with progress(cell.measure, cell.workload.steps) as watch, used_by(cell, tracker) as used:
             result = runner.run(cell, folder, used, watch, plots.draw)
-        show(table(cell, result, folder))
+        show(table(cell, result, folder, verbose=verbose))
         if result.sent and result.sent.error:
             return not_in_mlflow(result.sent.error, folder)
         return OK if result.outcome == "ok" else FAILED

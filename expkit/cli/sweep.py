@@ -5,26 +5,23 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus
 
-from expkit.cli.run import not_in_mlflow, run, show, where_told
+from expkit.cli.run import VERBOSE, not_in_mlflow, run, show, where_told
 from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
 from expkit.errors import ConfigError, UserError
-from expkit.measure.stopping import Measure, fitted, most_repeats, seconds_left
 from expkit.report import sweep as report
-from expkit.report.units import roughly
+from expkit.report.units import count
 from expkit.runner import KILLED_LIMIT_S
 from expkit.sweep import elsewhere, engine
 from expkit.sweep.manifest import FILE, Manifest, Planned, is_for_hydra, locked, named, newest
+from expkit.sweep.pace import Pace
 from expkit.sweep.worker import end_spares
 from expkit.tracking.sent import pending
 from expkit.tracking.stored import Stored
@@ -37,74 +34,28 @@ if TYPE_CHECKING:
 REDRAW_S = 0.2
 
 
-def left(team_s: float | None, waiting: Mapping[str, int], took: Mapping[str, float]) -> str:
-    """How long a sweep still takes, as far as that is known.
-
-    Only cells like those that have finished can be foretold: ten times the points may take ten
-    times as long, or the same. The others are counted.
-
-    Args:
-        team_s: seconds that what is running still takes; None where that is not known.
-        waiting: how many cells of each kind have not begun.
-        took: seconds of a cell, of the kinds of which one has finished.
-
-    >>> left(3.0, {}, {}), left(3.0, {"a": 6}, {}), left(3.0, {"a": 6}, {"a": 2.0})
-    ('about 3 s left', 'about 3 s left of these, then 6 cells', 'about 15 s left')
-    >>> left(3.0, {"a": 6, "b": 1}, {"a": 2.0}), left(None, {"a": 6}, {})
-    ('about 15 s left, and then 1 cell', 'then 6 cells')
-    """
-    known_s = sum(took[kind] * number for kind, number in waiting.items() if kind in took)
-    unlike = sum(number for kind, number in waiting.items() if kind not in took)
-    rest = report.count(unlike, "cell")
-    if team_s is None:
-        return f"then {rest}" if unlike else ""
-    if not unlike:
-        return f"{roughly(team_s + known_s)} left"
-    if known_s:
-        return f"{roughly(team_s + known_s)} left, and then {rest}"
-    return f"{roughly(team_s)} left of these, then {rest}"
-
-
 class Lines:
     """A line for every cell that has ended; on a terminal, also one that tells how it goes."""
 
     def __init__(self, manifest: Manifest, todo: Sequence[Planned]) -> None:
         self._manifest, self._total = manifest, len(todo)
         self._done = self._failed = 0
-        self._waiting = Counter(map(_kind, todo))
-        self._took: dict[str, list[float]] = {}
-        self._running: dict[int, Planned] = {}
-        self._team = 0
-        self._now = ""
-        self._rounds, self._rounds_begun = 0, 0.0
+        self._pace = Pace(todo, timed=manifest.sweep.timing)
         self._shown = 0.0
-        self._begun = monotonic()
         self._live = sys.stderr.isatty()
 
     def begins(self, planned: Planned) -> None:
-        if not self._running:
-            self._team, self._rounds, self._begun = 0, 0, monotonic()
-        self._team += 1
-        self._running[planned.index] = planned
-        self._waiting[_kind(planned)] -= 1
-        self._now = ", getting ready" if self._manifest.sweep.timing else ""
+        self._pace.begins(planned, monotonic())
         self._show()
 
     def measures(self, planned: Planned, rounds: int) -> None:
-        if not self._rounds:
-            self._rounds_begun = monotonic()
-        self._rounds = rounds
-        self._now = f", round {rounds} of at most {self._rounds_most()}: {planned.title}"
+        self._pace.measures(planned, rounds, monotonic())
         if monotonic() - self._shown > REDRAW_S:
             self._show()
 
     def ends(self, planned: Planned, outcome: str, reason: str) -> None:
-        self._running.pop(planned.index, None)
-        # What takes turns, or runs side by side, shares the time.
-        each_s = (monotonic() - self._begun) / self._team if self._team else 0.0
-        self._took.setdefault(_kind(planned), []).append(each_s)
+        self._pace.ends(planned, monotonic())
         self._done += 1
-        self._now = ""
         self._failed += outcome != "ok"
         what = f"[{self._done}/{self._total}] {report.name(self._manifest, planned)}"
         self.says(f"{what}: {outcome}" + (f": {reason}" if reason else ""))
@@ -122,55 +73,11 @@ class Lines:
     def _show(self) -> None:
         if not self._live:
             return
-        parts = [f"{self._done} of {self._total} done"]
-        if self._failed:
-            parts.append(f"{self._failed} failed")
-        if self._running:
-            parts.append(f"{len(self._running)} running{self._now}")
-        took = {kind: fmean(seconds) for kind, seconds in self._took.items()}
-        parts.append(left(self._team_s(took), +self._waiting, took))
+        failed = f"{self._failed} failed" if self._failed else ""
         self._shown = monotonic()
+        parts = [f"{self._done} of {self._total} done", failed, self._pace.told(self._shown)]
         line = ", ".join(filter(None, parts))[: shutil.get_terminal_size().columns - 1]
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-
-    def _team_s(self, took: Mapping[str, float]) -> float | None:
-        """Seconds that what is running still takes; None where there is nothing to go by."""
-        now = monotonic()
-        if self._rounds > 1:
-            limits, repeats = self._limits()
-            return seconds_left(limits, repeats, now - self._rounds_begun)
-        kinds = [_kind(planned) for planned in self._running.values()]
-        if any(kind not in took for kind in kinds):
-            return None
-        return max(0.0, sum(took[kind] for kind in kinds) - (now - self._begun))
-
-    def _limits(self) -> tuple[Measure, float]:
-        """Of what takes turns, as `expkit.sweep.engine` has them; and the repeats so far."""
-        measure = next(iter(self._running.values())).cell.measure
-        whole = replace(measure, budget_s=measure.budget_s * self._team)
-        rounds = self._rounds - 1  # the last one is on its way
-        pass_s = (monotonic() - self._rounds_begun) / rounds / measure.repeats_per_placement
-        limits = fitted(whole, pass_s, self._team)
-        return limits, rounds * limits.repeats_per_placement
-
-    def _rounds_most(self) -> int:
-        if self._rounds < 2:
-            measure = next(iter(self._running.values())).cell.measure
-            most = measure.repeats_max / measure.repeats_per_placement
-        else:
-            limits, repeats = self._limits()
-            most = most_repeats(limits, repeats, monotonic() - self._rounds_begun)
-            most /= limits.repeats_per_placement
-        return max(self._rounds, math.ceil(most))
-
-
-def _kind(planned: Planned) -> str:
-    """What cells share that take about as long: all but the seed, rates and other numbers that
-    change no size.
-    """
-    config = planned.frozen["config"]
-    shared = [config[key] for key in ("problem", "backend")] + [config.get("steps")]
-    return repr((shared, planned.cell.names, config["measure"]))
 
 
 def conduct(
@@ -178,6 +85,8 @@ def conduct(
     todo: Sequence[Planned],
     tracker: Tracker | None,
     launcher: Launcher | None,
+    *,
+    verbose: bool,
 ) -> int:
     """Run what is to be run of a sweep that is locked; returns the exit status."""
     screen = Lines(manifest, todo)
@@ -188,7 +97,7 @@ def conduct(
         else:
             end_spares()
             elsewhere.launch(manifest, todo, launcher)
-    return tell(manifest, tracker, interrupted=again if stopped else None)
+    return tell(manifest, tracker, interrupted=again if stopped else None, verbose=verbose)
 
 
 @contextmanager
@@ -208,17 +117,24 @@ def _told(
         screen.close()
 
 
-def tell(manifest: Manifest, tracker: Tracker | None, *, interrupted: str | None = None) -> int:
+def tell(
+    manifest: Manifest,
+    tracker: Tracker | None,
+    *,
+    interrupted: str | None = None,
+    verbose: bool = False,
+) -> int:
     """Show what came out of a sweep; returns the exit status.
 
     Args:
         interrupted: what to say where it was.
+        verbose: show all rows, and where each run is kept.
     """
     error = _send_rest(manifest, tracker, None) if tracker else None
     (manifest.folder / "result.txt").write_text(report.result(manifest, None) + "\n")
     left = len(manifest.missing())
-    show(f"\n{report.result(manifest)}\n")
-    show(f"{report.count(len(manifest.cells) - left, 'cell')} finished; {manifest.folder}")
+    show(f"\n{report.result(manifest, None) if verbose else report.result(manifest)}\n")
+    show(f"{count(len(manifest.cells) - left, 'cell')} finished; {manifest.folder}")
     if error:
         not_in_mlflow(error, manifest.folder)
     if interrupted:
@@ -238,8 +154,8 @@ def _send_rest(manifest: Manifest, tracker: Tracker, limit_s: float | None) -> s
 class Search:
     """The batches of a sweeper that searches: its cells come a few at a time."""
 
-    def __init__(self, tracker: Tracker | None) -> None:
-        self._tracker = tracker
+    def __init__(self, tracker: Tracker | None, *, verbose: bool = False) -> None:
+        self._tracker, self._verbose = tracker, verbose
         self._manifest: Manifest | None = None
 
     def launch(self, batch: Manifest, numbers: Sequence[int]) -> list[JobReturn]:
@@ -270,7 +186,7 @@ class Search:
         """Show what came out; the exit status, or None where nothing was searched."""
         if self._manifest is None:
             return None
-        status = tell(self._manifest, self._tracker)
+        status = tell(self._manifest, self._tracker, verbose=self._verbose)
         show(report.best(self._manifest))
         return status
 
@@ -287,7 +203,7 @@ def _objective(run: Stored | None, objective: str) -> JobReturn:
     return JobReturn(_return_value=value, status=JobStatus.COMPLETED)
 
 
-def resume(word: str | None, outputs: Path) -> int:
+def resume(word: str | None, outputs: Path, *, verbose: bool = False) -> int:
     """Run what is missing of a sweep."""
     try:
         folder = named(word, outputs) if word else newest(outputs)
@@ -302,10 +218,13 @@ def resume(word: str | None, outputs: Path) -> int:
     kinds = {cell.frozen["config"]["tracking"]["kind"] for cell in manifest.cells}
     tracking = [] if "mlflow" in kinds else ["tracking=none"]
     place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return run(["-m", *words, *tracking, f"hydra.sweep.dir='{place}'"])
+    told = [VERBOSE] if verbose else []
+    return run(["-m", *told, *words, *tracking, f"hydra.sweep.dir='{place}'"])
 
 
-def begin(manifest: Manifest, tracker: Tracker | None, launcher: Launcher | None) -> int:
+def begin(
+    manifest: Manifest, tracker: Tracker | None, launcher: Launcher | None, *, verbose: bool = False
+) -> int:
     """Run a sweep, or the rest of it; returns the exit status."""
     if manifest.sweep.dry_run:
         show(report.planned(manifest, manifest.cells, apart=launcher is not None))
@@ -319,7 +238,7 @@ def begin(manifest: Manifest, tracker: Tracker | None, launcher: Launcher | None
         if not manifest.cells:
             return complain("nothing can run: every cell is skipped", FAILED)
         try:
-            return conduct(manifest, todo, tracker, launcher)
+            return conduct(manifest, todo, tracker, launcher, verbose=verbose)
         except UserError:
             raise
         except Exception as error:

@@ -36,3 +36,12 @@ def percent(share: float, places: int = 0) -> str:
     if 0 < share * 100 < least:
         return f"less than {least:.{places}f} %"
     return f"{share * 100:.{places}f} %"
+
+
+def count(number: int, thing: str) -> str:
+    """A number of things, the thing in the plural where it is not one.
+
+    >>> count(1, "cell"), count(12_000, "cell")
+    ('1 cell', '12,000 cells')
+    """
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
