@@ -151,7 +151,8 @@ def _measure_elsewhere(parts: Sequence[Measurement], watch: Watch) -> None:
     good = [part for part in parts if part.result.reason is None]
     if good:
         count = good[0].cell.measure.processes
-        watch(0, Now(f"measuring in process 2 of {count}"))
+        if count > 1:
+            watch(0, Now(f"measuring in process 2 of {count}"))
         for number, runs in enumerate(measured_elsewhere([part.cell for part in good]), 3):
             watch(0, Now(f"measuring in process {min(number, count)} of {count}"))
             for part, run in zip(good, runs, strict=True):

@@ -60,7 +60,7 @@ def line(now: Now, pace: Pace, elapsed_s: float) -> tuple[str, str]:
     if not pace.begun:
         return f"repeat {now.repeat}: {now.doing or 'measuring'}", ""
     said = f"repeat {now.repeat} of at most {max(now.repeat, pace.most(elapsed_s))}"
-    left = f"{roughly(pace.left_s(elapsed_s))} left at most"
+    left = f"{roughly(pace.left_s(elapsed_s))} left"
     if now.doing:
         return f"{said}, {left}: {now.doing}", ""
     loss = "" if now.loss is None else f", loss {now.loss:.4g}"

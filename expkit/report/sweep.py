@@ -27,7 +27,7 @@ def planned(manifest: Manifest, todo: Sequence[Planned], *, apart: bool) -> str:
     how = turns if manifest.sweep.timing else "several at once, without times"
     what = f"{count(len(todo), 'cell')}, {how}"
     if manifest.cells and not todo:
-        what = f"nothing is left to run, all {count(len(manifest.cells), 'cell')} have finished"
+        what = f"nothing is left to run, of {count(len(manifest.cells), 'cell')}"
     lines = [f"sweep {manifest.id}: {what}"]
     shown = list(todo)[:SHOWN]
     lines += [f"  {p.index:>4}  {name(manifest, p)}" for p in shown]

@@ -61,6 +61,10 @@ def _times(summary: Summary, result: Result, steps: int, *, verbose: bool) -> Ro
     if result.limit is not None and share is not None and (verbose or share >= LEAST_SHARE):
         best = f"of the most that this machine's {result.limit.binds} allows"
         rows.append(("speed", f"{percent(share)} {best}"))
+    if summary.outliers:
+        count = f"{summary.outliers} of {summary.repeats} {'placements' if several else 'repeats'}"
+        slowest = f"the slowest took {summary.worst:.3g} times the median"
+        rows.append(("outliers", f"{count} far from the others; {slowest}"))
     return rows + _about_repeats(summary, several=several) * verbose
 
 
@@ -80,7 +84,4 @@ def _about_repeats(summary: Summary, *, several: bool) -> Rows:
     rows = [("repeats", f"{summary.repeats} {of} in {summary.rounds} {units}")]
     if (share := summary.placement_share) is not None:
         rows.append(("", f"{percent(share)} of their variance is from one {unit} to the next"))
-    if summary.outliers:
-        slowest = f"the slowest took {summary.worst:.3g} times the median"
-        rows.append(("", f"{summary.outliers} of them are far from the others; {slowest}"))
     return rows
