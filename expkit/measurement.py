@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 
@@ -19,8 +19,9 @@ from expkit.measure.canary import Canary, listen
 from expkit.measure.clock import steps_of_a_reading, timed
 from expkit.measure.environment import Activity
 from expkit.measure.limits import StepLimit, machine_limits, optimizer_elements, step_limit
-from expkit.measure.stability import unstable_because
+from expkit.measure.stability import pauses, unstable_because
 from expkit.measure.statistics import Rounds, Summary, nested, summarize
+from expkit.measure.stopping import fitted
 from expkit.measure.warmup import WarmUp, warm_up
 from expkit.tracking.journal import Journal
 from expkit.tracking.stored import Stored
@@ -29,8 +30,31 @@ from expkit.tracking.tracker import Sent, Tracker
 FLUSH_S = 1.0
 """How much measured time a kill may cost the journal."""
 
-Watch = Callable[[int, int, float | None, float], None]
-"""Called off the clock: repeat, steps done, loss, steps per second."""
+CHECKED_SHARE = 0.25
+"""The share of the timed part that the reference may take, where that is more than a second."""
+
+
+@dataclass(frozen=True)
+class Now:
+    """What a measurement does at this moment, for whoever looks on.
+
+    Attributes:
+        doing: in words.
+        repeat: its number, from 1; 0 where nothing is timed yet, or any more.
+        done: of its steps.
+        loss: the last; None where there is none.
+        steps_per_second: of the last reading.
+    """
+
+    doing: str
+    repeat: int = 0
+    done: int = 0
+    loss: float | None = None
+    steps_per_second: float = 0.0
+
+
+Watch = Callable[[Now], None]
+"""Called off the clock."""
 
 
 @dataclass
@@ -45,6 +69,7 @@ class Result:
         path_reason: why that is not the faster way; empty where it is, or where none was asked for.
         processes: seconds of each whole repeat, by placement, by process; this process first.
         chunk_seconds: of each repeat, its readings' seconds.
+        cpu_seconds: of the same, the seconds of the processor's clock, over all threads.
         chunk_ends: the last step of each reading.
         losses: of the first repeat's steps; of a diverged run those to the end of the bad chunk.
         stopped_by: the limit that ended the repeats.
@@ -66,6 +91,7 @@ class Result:
     canary: Canary | None = None
     processes: list[list[list[float]]] = field(default_factory=lambda: [[]])
     chunk_seconds: list[list[float]] = field(default_factory=list)
+    cpu_seconds: list[list[float]] = field(default_factory=list)
     chunk_ends: list[int] = field(default_factory=list)
     losses: HostArray = field(default_factory=lambda: np.empty(0))
     params: dict[str, HostArray] = field(default_factory=dict)
@@ -144,8 +170,8 @@ class Measurement:
         """About how long the least number of repeats takes; 0 where nothing is timed."""
         if self.result.warm_up is None:
             return 0.0
-        repeats = self.cell.measure.repeats_min
-        return self.result.warm_up.step_seconds * self.cell.workload.steps * repeats
+        repeat_s = self.result.warm_up.step_seconds * self.cell.workload.steps
+        return repeat_s * fitted(self.cell.measure, repeat_s).repeats_min
 
     def quiet(self, expected_s: float = 0) -> AbstractContextManager[None]:
         """Nothing of ours beside the clock."""
@@ -163,15 +189,19 @@ class Measurement:
         cell, result, backend = self.cell, self.result, self.cell.backend
         self.configure()
         with self.quiet():
+            self._watch(Now("making the data and building the program"))
             started = perf_counter()
             self._program = backend.build(cell.workload)
             self._synchronize()
             result.setup_seconds = perf_counter() - started
             if result.timed:
+                self._watch(Now("warming up"))
                 result.warm_up = warm_up(self._program, self._synchronize, cell.workload.steps)
                 step_seconds = self._fit_readings(result.warm_up.step_seconds)
+                self._watch(Now("checking that all work is waited for"))
                 result.canary = listen(self._program, self._synchronize, step_seconds, self._room)
         self._note_path()
+        self._watch(Now("noting what the program works with"))
         result.facts = parity.facts(backend, cell.workload, self._program, cell.log_every)
         threads = cell.resolved["backend"].get("threads")
         broken = parity.broken_claims(backend, threads, result.facts)
@@ -193,6 +223,7 @@ class Measurement:
 
     def find_answer(self) -> None:
         """Compute what every repeat will be held against; nothing here is timed."""
+        self._watch(Now("computing the right answer in float64"))
         self.result.checked = self._compute_answer()
         self.journal.tags({"answer": self.result.checked})
 
@@ -222,10 +253,15 @@ class Measurement:
     def place(self) -> None:
         """The same program in fresh, shifted memory."""
         self.configure()
+        self._watch(self._next("placing the arrays elsewhere"))
         self._program.reallocate()
         self.result.processes[0].append([])
 
-    def repeat(self) -> bool:
+    def _next(self, doing: str) -> Now:
+        """Something on the way to the next repeat."""
+        return Now(doing, len(self.result.chunk_seconds) + 1)
+
+    def repeat(self) -> float | None:
         """All steps from the start, in chunks; between them, off the clock, look at the losses."""
         cell, result, program = self.cell, self.result, self._program
         self.configure()
@@ -235,12 +271,15 @@ class Measurement:
             program.reset()
         repeat = len(result.chunk_seconds)
         seconds: list[float] = []
+        cpu_seconds: list[float] = []
         losses: list[HostArray] = []
         written, last_flush = 0, perf_counter()
         try:
             for done in range(0, self._room, self._every):
                 n = min(self._every, self._room - done)
+                ran = process_time()
                 seconds.append(timed(program, self._synchronize, n))
+                cpu_seconds.append(process_time() - ran)
                 losses.append(program.losses(done)[: max(0, cell.workload.steps - done)])
                 bad = np.flatnonzero(~np.isfinite(losses[-1]))
                 if bad.size:
@@ -250,7 +289,8 @@ class Measurement:
                     )
                     break
                 loss = float(losses[-1][-1]) if losses[-1].size else None
-                self._watch(repeat, done + n, loss, n / seconds[-1])
+                steps_done = (done + n) // self._passes
+                self._watch(Now("", repeat + 1, steps_done, loss, n / seconds[-1]))
                 if repeat == 0 and self._learns and perf_counter() - last_flush > FLUSH_S:
                     fresh = np.concatenate(losses)[written:]
                     self.journal.metric("train/loss", fresh, written)
@@ -264,18 +304,19 @@ class Measurement:
         curve = np.concatenate(losses)
         self._keep(curve, written)
         if result.outcome == "diverged":
-            return False
+            return None
         seconds = [s / self._passes for s in seconds]
         if wrong := self._wrong(curve):
             self._refuse("wrong_answer", f"in repeat {repeat + 1} {wrong}")
-            return False
+            return None
         result.chunk_seconds.append(seconds)
+        result.cpu_seconds.append([s / self._passes for s in cpu_seconds])
         if result.timed:
             rounds = result.processes[0]
             rounds[-1].append(sum(seconds))
             self._keep_sample(0, len(rounds) - 1, seconds)
             self.journal.metric("time/wall_seconds", [sum(seconds)], repeat)
-        return True
+        return sum(seconds)
 
     def take_in(self, run: Stored) -> None:
         """What another process measured of this cell."""
@@ -314,6 +355,7 @@ class Measurement:
         wrong = self._answer.wrong_losses(losses) if self._learns else None
         wrong = wrong or self._wrong_params()
         if wrong is None and not self.result.chunk_seconds:
+            self._watch(self._next("checking the answer from another start"))
             wrong = self._wrong_elsewhere()
         return wrong
 
@@ -325,7 +367,7 @@ class Measurement:
         if not before:
             return None
         dtype = str(cell.backend.describe()["dtype"])
-        right = answer.shifted_reference(cell.backend, cell.workload, dtype)
+        right = answer.shifted_reference(cell.backend, cell.workload, dtype, self._check_s)
         program.advance(right.steps)
         self._synchronize()
         wrong = right.wrong_losses(program.losses()) if self._learns else None
@@ -340,10 +382,16 @@ class Measurement:
         if found.steps < self._room:
             if self.result.chunk_seconds:
                 return None  # once is enough: the losses tell of the others
+            self._watch(self._next("checking the parameters"))
             program.reset()
             program.advance(found.steps)
             self._synchronize()
         return found.wrong_params(program.params())
+
+    @property
+    def _check_s(self) -> float:
+        """How long the reference may take beyond what it takes of any problem."""
+        return max(answer.LIMIT_S, CHECKED_SHARE * self.expected_s)
 
     def _compute_answer(self) -> str:
         """What every repeat will be held against; returns how far that goes."""
@@ -352,13 +400,11 @@ class Measurement:
         if not self._learns:
             elements += sum(x.size for x in program.params().values())
         claimed = str(cell.backend.describe()["dtype"])  # arrays of another have to be as right
-        found = answer.reference(cell.backend, cell.workload, claimed, elements)
+        found = answer.reference(cell.backend, cell.workload, claimed, elements, self._check_s)
         if isinstance(found, str):
             return f"not checked: {found}"
         self._answer = found
-        if not found.tight:
-            return f"not checked: rounding in {claimed} explains any answer"
-        return f"{found.tight} of {cell.workload.steps} steps as the float64 reference"
+        return answer.covered(found, cell.workload.steps, claimed)
 
     def conclude(self, stopped_by: str | None, activity: Activity) -> None:
         """After the clock: what remains to be learnt from the program that was timed."""
@@ -366,6 +412,7 @@ class Measurement:
         if result.reason is not None:
             return
         self.configure()
+        self._watch(Now("looking where the time of a step goes"))
         result.outcome, result.stopped_by = "ok", stopped_by
         if isinstance(workload.problem, Plotted):
             result.params = self._program.params()
@@ -373,7 +420,8 @@ class Measurement:
             return
         summary = summarize(result.rounds)
         measure = self.cell.measure
-        result.unstable = unstable_because(measure, summary, result.rounds, activity)
+        paused = pauses(result.chunk_seconds, result.cpu_seconds)
+        result.unstable = unstable_because(measure, summary, result.rounds, activity, paused)
         with self.quiet():
             if isinstance(workload.problem, Counted):
                 moved = optimizer_elements(self._program.arrays())
@@ -381,7 +429,7 @@ class Measurement:
                 if limits.settled:
                     result.limit = step_limit(limits, workload.problem.work(), moved)
             result.breakdown = breakdown(
-                self._program, self._synchronize, self._room, result.step_seconds
+                self._program, self._synchronize, self._room, result.step_seconds, self._every
             )
 
 

@@ -9,7 +9,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from expkit.measure.environment import Activity, Snapshot, environment
 from expkit.measure.rounds import run_rounds
 from expkit.measure.stopping import is_narrow
 from expkit.measure.verdict import CANT_TELL, judge
-from expkit.measurement import Measurement, Result, Watch
+from expkit.measurement import Measurement, Now, Result
 from expkit.processes import measured_elsewhere
 from expkit.tracking import address
 from expkit.tracking import journal as journals
@@ -33,6 +33,8 @@ from expkit.tracking.tracker import Tracker, one_line
 
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf")
 
+Watch = Callable[[int, Now], None]
+"""Called off the clock, with the number of the cell among those that are run together."""
 Draw = Callable[[Cell, "Result", Path], list[str]]
 """Draws pictures into the folder and returns their files' names."""
 Drive = Callable[[Sequence[Measurement]], tuple[str | None, Activity]]
@@ -109,12 +111,14 @@ def run_together(
         require(cell)
     with ExitStack() as stack:
         parts = []
-        for cell, folder in jobs:
+        for number, (cell, folder) in enumerate(jobs):
+            watch(number, Now(f"starting backend {cell.names['backend']}"))
             cell.backend.configure()
             folder.mkdir(parents=True, exist_ok=True)
             result = Result(timed=timed)
             journal = stack.enter_context(_recorded(cell, folder, tracker, result, tags))
-            parts.append(Measurement(cell, journal, tracker, watch, result, alone=len(jobs) == 1))
+            told, alone = partial(watch, number), len(jobs) == 1
+            parts.append(Measurement(cell, journal, tracker, told, result, alone=alone))
         # A loss that is not finite is found and named below.
         with np.errstate(all="ignore"), _collecting_garbage():
             ready = [part for part in parts if part.prepare()]
@@ -126,23 +130,29 @@ def run_together(
                 for part in ready:
                     quiet.enter_context(part.quiet(part.expected_s))
                 stopped_by, activity = drive(ready)
-                _measure_elsewhere(ready)
+                _measure_elsewhere(ready, watch)
             for part in ready:
                 part.conclude(stopped_by, activity)
             _judge(parts)
         about = environment() if timed else _environment_of_process()
         measured()
-        for part in parts:
+        for number, part in enumerate(parts):
+            watch(number, Now("writing down and drawing what was found"))
             part.configure()
             _finish(part.cell, part.journal, tracker, draw, part.result, about)
+        watch(0, Now("sending it to MLflow" if tracker else "closing the record"))
     return [part.result for part in parts]
 
 
-def _measure_elsewhere(parts: Sequence[Measurement]) -> None:
+def _measure_elsewhere(parts: Sequence[Measurement], watch: Watch) -> None:
     """Add what other processes measure, one after the other."""
     good = [part for part in parts if part.result.reason is None]
     if good:
-        for runs in measured_elsewhere([part.cell for part in good]):
+        count = good[0].cell.measure.processes
+        if count > 1:
+            watch(0, Now(f"measuring in process 2 of {count}"))
+        for number, runs in enumerate(measured_elsewhere([part.cell for part in good]), 3):
+            watch(0, Now(f"measuring in process {min(number, count)} of {count}"))
             for part, run in zip(good, runs, strict=True):
                 part.take_in(run)
             if any(part.result.reason for part in good):

@@ -134,7 +134,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
 
     def measure(planted: Planted) -> Breakdown:
         monkeypatch.setattr(clock, "perf_counter", planted.perf_counter)
-        return breakdown(cast(Program, planted), lambda: None, planted.room, 40.0)
+        return breakdown(cast(Program, planted), lambda: None, planted.room, 35.0)
 
     return measure
 
@@ -142,7 +142,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
 def test_the_instrument_is_taken_off(measured: Measured) -> None:
     found = measured(planted := Planted(STEP))
     assert found.parts == {"draw": 1.0, "forward": 10.0, "backward": 4.0, "update": 16.0}
-    assert (found.mark_seconds, found.marks, found.unattributed) == (0.25, 5, 9.0)
+    assert (found.mark_seconds, found.marks, found.unattributed) == (0.25, 5, 4.0)
     assert (found.placing_seconds, found.fetching_seconds) == (32.25, 64.25)
     assert planted.done == 0
 
@@ -167,8 +167,8 @@ def test_slow_steps_are_traced_three_times_where_there_is_room(
     assert found.steps == min(room, 3)
 
 
-@pytest.mark.parametrize(("room", "steps"), [(20, 20), (1000, 50)])
-def test_fast_steps_are_traced_for_a_twentieth_of_a_second(
+@pytest.mark.parametrize(("room", "steps"), [(20, 20), (1000, 100)])
+def test_fast_steps_are_traced_for_a_tenth_of_a_second(
     measured: Measured, room: int, steps: int
 ) -> None:
     found = measured(Planted([("forward", 1e-3)], room, reading_seconds=0.0))
@@ -187,15 +187,16 @@ FOUND = Breakdown(
 
 
 def test_rows_tell_every_share_and_the_rest() -> None:
-    assert rows(FOUND) == [
-        ("step", "4 µs: draw 0%, forward 50%, backward 25%, update 12%, not attributed 12%"),
-        ("once", "placing data 300 µs, fetching 2000 losses 20 µs"),
-    ]
-    over = rows(replace(FOUND, step_seconds=2.5e-6))
-    assert "not attributed -40%" in over[0][1]
-    assert "below zero" in over[1][1]
-    assert "not attributed 0%" in rows(replace(FOUND, step_seconds=3.499e-6))[0][1]
-    assert rows(replace(FOUND, fetching_seconds=None))[-1] == ("once", "placing data 300 µs")
+    parts = "draw 0 %, forward 50 %, backward 25 %, update 12 %"
+    said = f"{parts} (traced one by one; together 12 % less than the timed step)"
+    assert rows(FOUND) == [("a step", said)]
+    over = rows(replace(FOUND, step_seconds=3e-6))[0][1]
+    assert over.endswith("together 17 % more than the timed step)")
+    assert "together" not in rows(replace(FOUND, step_seconds=3.499e-6))[0][1]
+    told = dict(rows(FOUND, verbose=True))
+    assert told["placing"] == "the data takes 300 µs, untimed"
+    assert told["fetching"] == "the losses of 2000 traced steps takes 20 µs, untimed"
+    assert "fetching" not in dict(rows(replace(FOUND, fetching_seconds=None), verbose=True))
 
 
 @pytest.mark.parametrize(("step_seconds", "end"), [(4e-6, 4e-6), (2.5e-6, 3.5e-6)])
@@ -211,10 +212,10 @@ def test_the_bar_is_as_long_as_the_step_or_its_parts(step_seconds: float, end: f
 
 
 def test_metrics_have_names_that_mlflow_takes() -> None:
-    metrics = replace(FOUND, parts={"forward and backward": 3e-6}).metrics()
+    metrics = replace(FOUND, parts={"forward and backward": 3.5e-6}).metrics()
     assert metrics == {
-        "parts/forward_and_backward_seconds": 3e-6,
-        "parts/unattributed_seconds": pytest.approx(1e-6),
+        "parts/forward_and_backward_seconds": 3.5e-6,
+        "parts/unattributed_seconds": pytest.approx(5e-7),
         "parts/placing_seconds": 3e-4,
         "parts/fetching_seconds": 2e-5,
     }

@@ -164,7 +164,7 @@ def test_one_round_has_no_spread_to_show(tmp_path: Path) -> None:
     run = load(_stored(tmp_path / "run", SAMPLE, OK_TAG))
     shown = table(hold(run, run, 0.02), 0.02)
     assert "\u00b1" not in shown
-    assert "1 s (its spread is not known" in shown
+    assert "1 s (its spread is not known: the arrays were placed once)" in shown
 
 
 def test_two_runs_read_at_other_steps_are_unlike() -> None:

@@ -30,15 +30,15 @@ class Source:
         self.array = np.ones(self.size)
         self.rounds.append([])
 
-    def repeat(self) -> bool:
+    def repeat(self) -> float | None:
         self.log.append(("repeat", self.name))
         if sum(map(len, self.rounds)) == self.gives:
-            return False
+            return None
         start = time.perf_counter()
         for _ in range(20):
             np.sin(self.array, out=self.array)
         self.rounds[-1].append(time.perf_counter() - start)
-        return True
+        return self.rounds[-1][-1]
 
 
 def never() -> None:

@@ -116,7 +116,7 @@ def test_one_slow_repeat_is_an_outlier_that_stays(expkit: Expkit) -> None:
     assert max(walls) >= 0.3
     [count] = metric(folder, "time/outliers")
     assert count >= 1
-    assert f"{count:.0f} of 100 repeats outlying" in done.out
+    assert f"{count:.0f} of 100 repeats far from the others" in done.out
     [high] = metric(folder, "time/high_seconds")
     assert high < 0.3, "the interval of a median is not moved by one"
 

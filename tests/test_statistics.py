@@ -201,7 +201,7 @@ def test_a_steady_measurement_is_stable() -> None:
     ("word", "rounds", "beside"),
     [
         ("too few", STEADY[:5], {}),
-        ("wide", nested(np.random.default_rng(5), 10, 2, 0.5, spread=0.5), {}),
+        ("wide", nested(np.random.default_rng(5), 10, 2, 0.5, spread=0.3), {}),
         ("drift", [[s * (1 + 0.02 * i) for s in r] for i, r in enumerate(STEADY)], {}),
         ("bimodal", [[s * (1 + 0.2 * (i % 2)) for s in r] for i, r in enumerate(STEADY)], {}),
         ("load", STEADY, {"others_cores": 1.0}),

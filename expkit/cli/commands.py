@@ -28,6 +28,9 @@ be TOLD, 4 if their times may not be compared.
 """
 
 
+VERBOSE = "also show what explains how the figures came about"
+
+
 class Parser(argparse.ArgumentParser):
     """Bad input is one line here too."""
 
@@ -46,6 +49,7 @@ def command(argv: Sequence[str]) -> int:
     ui.add_argument("--port", type=_port, default=5000, help="0 for one that is free")
     ui.add_argument("--outputs", type=Path, default=default_outputs())
     resume = commands.add_parser("resume", help="run what is missing of a sweep, or failed")
+    resume.add_argument("--verbose", action="store_true", help=VERBOSE)
     resume.add_argument("sweep", nargs="?", help="its id or folder; the last one by default")
     resume.add_argument("--uri", help="the tracking address, whole; or another than it began with")
     resume.add_argument(
@@ -68,7 +72,9 @@ def command(argv: Sequence[str]) -> int:
         from expkit.cli.compare import compare
 
         outputs = given.outputs.absolute()
-        return compare(given.a, given.b, given.words, outputs, given.threshold)
+        return compare(
+            given.a, given.b, given.words, outputs, given.threshold, verbose=given.verbose
+        )
     if given.command == "doctor":
         from expkit.cli.doctor import doctor
 
@@ -76,7 +82,8 @@ def command(argv: Sequence[str]) -> int:
     if given.command == "resume":
         from expkit.cli.sweep import resume as go_on
 
-        return go_on(given.sweep, given.outputs.absolute(), given.uri, given.allow_target)
+        outputs = given.outputs.absolute()
+        return go_on(given.sweep, outputs, given.uri, given.allow_target, verbose=given.verbose)
     if given.command == "ui":
         from expkit.cli.ui import ui as open_page
 
@@ -96,6 +103,7 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
     parser.add_argument("words", nargs="*", default=[], help="of the configuration, for both cells")
+    parser.add_argument("--verbose", action="store_true", help=VERBOSE)
     parser.add_argument("--threshold", type=_share, help="smallest difference that matters")
     parser.add_argument("--outputs", type=Path, default=default_outputs())
 
@@ -129,7 +137,10 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
         else:
             count += 1
             print(f"{folder}: sent as run {run_id}")
-    print(f"{count} sent")
+    if count:
+        print(f"sent {count} {'run' if count == 1 else 'runs'}")
+    elif status == OK:
+        print(f"nothing to send: all that has ended in {place} is in MLflow")
     return status
 
 

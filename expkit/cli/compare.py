@@ -24,13 +24,22 @@ from expkit.report.comparison import Comparison, hold, table
 from expkit.tracking.stored import find, load
 
 
-def compare(a: str, b: str, both: Sequence[str], outputs: Path, threshold: float | None) -> int:
+def compare(
+    a: str,
+    b: str,
+    both: Sequence[str],
+    outputs: Path,
+    threshold: float | None,
+    *,
+    verbose: bool = False,
+) -> int:
     """Compare, print, and return the exit status."""
     if all("=" in side and not Path(side).exists() for side in (a, b)):
         words = [f"outputs={json.dumps(str(outputs))}", "measure=standard", *both]
         if threshold is not None:
             words.append(f"measure.threshold={threshold}")
-        return interruptible(lambda: _now([[*words, *_split(side)] for side in (a, b)]))
+        sides = [[*words, *_split(side)] for side in (a, b)]
+        return interruptible(lambda: _now(sides, verbose=verbose))
     if both:
         return complain(f"compare: got {both[0]!r} after two runs, takes nothing there")
     try:
@@ -39,7 +48,7 @@ def compare(a: str, b: str, both: Sequence[str], outputs: Path, threshold: float
         found = hold(first, second, threshold)
     except UserError as error:
         return complain(error)
-    return _tell(found, threshold)
+    return _tell(found, threshold, verbose=verbose)
 
 
 def _split(side: str) -> list[str]:
@@ -49,7 +58,7 @@ def _split(side: str) -> list[str]:
         raise UserError(f"compare: {side}: {error}") from error
 
 
-def _now(sides: Sequence[Sequence[str]]) -> int:
+def _now(sides: Sequence[Sequence[str]], *, verbose: bool) -> int:
     """Measure both in this process, record both, and compare."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -79,10 +88,13 @@ def _now(sides: Sequence[Sequence[str]]) -> int:
         def work() -> int:
             jobs = list(zip(cells, folders, strict=True))
             tags = {"interleaved": name}
-            with progress(first.workload.steps) as watch, used_by(cells, place, tracker) as used:
+            steps = first.workload.steps
+            used_tracker = used_by(cells, place, tracker)
+            with progress(first.measure, steps, 2) as watch, used_tracker as used:
                 results = runner.run_together(jobs, used, watch, plots.draw, tags=tags)
             threshold = first.measure.threshold
-            status = _tell(hold(load(folders[0]), load(folders[1]), threshold), threshold)
+            found = hold(load(folders[0]), load(folders[1]), threshold)
+            status = _tell(found, threshold, verbose=verbose)
             for result in results:
                 if result.sent and result.sent.error:
                     return not_in_mlflow(result.sent.error, place)
@@ -91,8 +103,8 @@ def _now(sides: Sequence[Sequence[str]]) -> int:
         return reported(work, place)
 
 
-def _tell(found: Comparison, threshold: float) -> int:
-    show(table(found, threshold))
+def _tell(found: Comparison, threshold: float, *, verbose: bool) -> int:
+    show(table(found, threshold, verbose=verbose))
     if found.verdict is None:
         refused = any(run.outcome != "ok" for run in (found.a, found.b))
         return FAILED if refused else MAY_NOT_COMPARE

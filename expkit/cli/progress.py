@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, nothing elsewhere."""
+"""One line on a terminal that says what a measurement does; nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -7,34 +7,93 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-from expkit.measurement import Watch
+from expkit.measure.stopping import Measure, fitted, most_repeats, seconds_left
+from expkit.measurement import Now
+from expkit.report.units import roughly
+from expkit.runner import Watch
 
 REDRAW_S = 0.1
+PLAIN, MEASURING = "{desc}", "{desc} {bar:20}{postfix}"
+
+
+class Pace:
+    """How far the repeats of cells that are measured in turn have come.
+
+    Args:
+        steps: of a repeat.
+        cells: how many take turns.
+    """
+
+    def __init__(self, measure: Measure, steps: int, cells: int) -> None:
+        self._measure, self._steps, self._cells = measure, steps, cells
+        self._repeats = [0.0] * cells
+
+    def reached(self, cell: int, now: Now) -> None:
+        """Note how many repeats a cell has behind it, the one that is measured in part."""
+        self._repeats[cell] = now.repeat - 1 + now.done / self._steps
+
+    def most(self, elapsed_s: float) -> int:
+        """Repeats of a cell at most, as it looks after these seconds."""
+        done, limits = self._seen(elapsed_s)
+        return most_repeats(limits, done, elapsed_s)
+
+    def left_s(self, elapsed_s: float) -> float:
+        """Seconds that the repeats still take, at most."""
+        done, limits = self._seen(elapsed_s)
+        return seconds_left(limits, done, elapsed_s)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to go by."""
+        return any(self._repeats)
+
+    def _seen(self, elapsed_s: float) -> tuple[float, Measure]:
+        """Repeats of every cell so far, and the limits for repeats that take this long."""
+        done = sum(self._repeats) / self._cells
+        return done, fitted(self._measure, elapsed_s / done, self._cells)
+
+
+def line(now: Now, pace: Pace, elapsed_s: float) -> tuple[str, str]:
+    """What the line says, before and after its bar; the latter is empty without one."""
+    if not now.repeat:
+        return now.doing, ""
+    if not pace.begun:
+        return f"repeat {now.repeat}: {now.doing or 'measuring'}", ""
+    said = f"repeat {now.repeat} of at most {max(now.repeat, pace.most(elapsed_s))}"
+    left = f"{roughly(pace.left_s(elapsed_s))} left"
+    if now.doing:
+        return f"{said}, {left}: {now.doing}", ""
+    loss = "" if now.loss is None else f", loss {now.loss:.4g}"
+    return said, f"{left}{loss}, {now.steps_per_second:,.0f} steps/s"
 
 
 @contextmanager
-def progress(steps: int) -> Iterator[Watch]:
-    """What the runner calls between chunks: draws the repeat, its steps, loss and speed."""
+def progress(measure: Measure, steps: int, cells: int = 1) -> Iterator[Watch]:
+    """What the runner calls off the clock: says what goes on, how far it is, and how long still."""
     if not sys.stderr.isatty():
-        yield lambda repeat, done, loss, per_second: None
+        yield lambda cell, now: None
         return
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # no thread beside the clock
-    last = 0.0
-    with tqdm(total=steps, leave=False, file=sys.stderr, bar_format=FORMAT) as bar:
+    pace, drawn, begun, before = Pace(measure, steps, cells), 0.0, 0.0, ""
+    with tqdm(leave=False, file=sys.stderr, bar_format=PLAIN, total=1, dynamic_ncols=True) as bar:
 
-        def watch(repeat: int, done: int, loss: float | None, per_second: float) -> None:
-            nonlocal last
-            if monotonic() - last < REDRAW_S:
+        def watch(cell: int, now: Now) -> None:
+            nonlocal drawn, begun, before
+            if now.repeat:
+                begun = begun or monotonic()
+                if not now.doing:
+                    pace.reached(cell, now)
+            if now.doing == before and monotonic() - drawn < REDRAW_S:
                 return
-            last = monotonic()
-            loss_text = "" if loss is None else f"loss {loss:.4g}, "
-            bar.n = done
-            bar.set_description_str(f"repeat {repeat + 1}", refresh=False)
-            bar.set_postfix_str(f"{loss_text}{per_second:,.0f} steps/s", refresh=True)
+            drawn, before = monotonic(), now.doing
+            elapsed_s = drawn - begun
+            said, after = line(now, pace, elapsed_s)
+            bar.bar_format = MEASURING if after else PLAIN
+            if after:
+                bar.n = min(1.0, elapsed_s / (elapsed_s + pace.left_s(elapsed_s)))
+            bar.set_description_str(said, refresh=False)
+            bar.set_postfix_str(after, refresh=True)
 
         yield watch
-
-
-FORMAT = "{desc} {bar:30} {n_fmt}/{total_fmt} steps{postfix}"

@@ -39,6 +39,8 @@ AGAIN = ("tracking=none", "allow_target=")
 SPARES = 2
 """Workers that are started early: few sweeps have fewer cells."""
 DAY = re.compile(r"\d{4}-\d\d-\d\d")
+VERBOSE = "--verbose"
+"""The one option of ours among Hydra's: the table has everything in it."""
 NO_RUN = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc")
 
 
@@ -54,9 +56,11 @@ def run(argv: Sequence[str], uri: str | None = None) -> int:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us
 
+    verbose, argv = VERBOSE in argv, [word for word in argv if word != VERBOSE]
+
     def work() -> int:
         with tracker_for(argv) as tracker, _workers_for(argv):
-            return max(_compose_and_run(argv, tracker, uri), default=OK)
+            return max(_compose_and_run(argv, tracker, uri, verbose=verbose), default=OK)
 
     return interruptible(work)
 
@@ -174,7 +178,9 @@ def _terminate_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, uri: str | None) -> list[int]:
+def _compose_and_run(
+    argv: Sequence[str], tracker: Tracker | None, uri: str | None, *, verbose: bool
+) -> list[int]:
     """The exit status of each cell; Hydra prints lines of its own if a cell raises."""
     import hydra
     from hydra.errors import HydraException
@@ -182,7 +188,7 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, uri: str | No
     with _one_blas_thread() if _is_sweep(argv) else nullcontext():
         from expkit import config
 
-    command = Command(tracker, uri)
+    command = Command(tracker, uri, verbose=verbose)
     config.register()
     words, flags = parse(argv)
     check_words(words, option_folder(flags))
@@ -211,14 +217,14 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, uri: str | No
 class Command:
     """What Hydra is given to call: with a cell, or with a sweep's words."""
 
-    def __init__(self, tracker: Tracker | None, uri: str | None) -> None:
-        self._tracker, self._uri = tracker, uri
+    def __init__(self, tracker: Tracker | None, uri: str | None, *, verbose: bool) -> None:
+        self._tracker, self._uri, self._verbose = tracker, uri, verbose
         self._search: Search | None = None
         self.statuses: list[int] = []
 
     def __call__(self, composed: DictConfig) -> None:
         """Run one cell here."""
-        self.statuses.append(_run_composed(composed, self._tracker))
+        self.statuses.append(_run_composed(composed, self._tracker, verbose=self._verbose))
 
     def sweep(
         self,
@@ -253,7 +259,8 @@ class Command:
             found = plan.plan(master, loader, jobs, words)
             tracker = self._used(found, master, again=False)
             folders = plan.subdirs(master, loader, jobs)
-        self.statuses.append(sweep.begin(found, tracker, launcher, folders))
+        status = sweep.begin(found, tracker, launcher, folders, verbose=self._verbose)
+        self.statuses.append(status)
 
     def launch(
         self,
@@ -268,7 +275,8 @@ class Command:
 
         batch = plan.plan(master, loader, jobs, [], first)
         used = self._used(batch, master, again=False)
-        self._search = self._search or Search(used, master.hydra.sweeper)
+        sweeper = master.hydra.sweeper
+        self._search = self._search or Search(used, sweeper, verbose=self._verbose)
         folders = plan.subdirs(master, loader, jobs, first)
         return self._search.launch(batch, range(first, first + len(jobs)), folders)
 
@@ -298,7 +306,7 @@ class Command:
         return self._tracker if addresses else None
 
 
-def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
+def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: bool) -> int:
     """One cell, in the folder that Hydra chose for it; its exit status."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -313,9 +321,10 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
     def work() -> int:
         words = list(hydra_config.overrides.task)
         cell = config.build_cell(composed, dict(hydra_config.runtime.choices), words)
-        with progress(cell.workload.steps) as watch, used_by([cell], folder, tracker) as used:
+        used_tracker = used_by([cell], folder, tracker)
+        with progress(cell.measure, cell.workload.steps) as watch, used_tracker as used:
             result = runner.run(cell, folder, used, watch, plots.draw)
-        show(table(cell, result, folder))
+        show(table(cell, result, folder, verbose=verbose))
         if result.sent and result.sent.error:
             return not_in_mlflow(result.sent.error, folder)
         return OK if result.outcome == "ok" else FAILED

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus
 
-from expkit.cli.run import not_in_mlflow, run, show, where_told
+from expkit.cli.run import VERBOSE, not_in_mlflow, run, show, where_told
 from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
 from expkit.errors import ConfigError, UserError
 from expkit.report import plots
 from expkit.report import sweep as report
+from expkit.report.units import count
 from expkit.sweep import elsewhere, engine, names
 from expkit.sweep.manifest import FILE, Manifest, Planned, is_for_hydra, locked, named, newest
+from expkit.sweep.pace import Pace
 from expkit.sweep.worker import end_spares
 from expkit.tracking.sent import pending
 from expkit.tracking.stored import Stored
@@ -48,25 +50,22 @@ class Lines:
         """`done` cells came before these, of `total`."""
         self._manifest, self._total = manifest, total or done + len(todo)
         self._done, self._failed = done, 0
-        self._running: dict[int, str] = {}
-        self._now = ""
+        self._pace = Pace(todo, timed=manifest.sweep.timing)
         self._shown = 0.0
-        self._begun = monotonic()
         self._live = sys.stderr.isatty()
 
     def begins(self, planned: Planned) -> None:
-        self._running[planned.index] = planned.title
+        self._pace.begins(planned, monotonic())
         self._show()
 
     def measures(self, planned: Planned, rounds: int) -> None:
-        self._now = f" (round {rounds}: {planned.title})"
+        self._pace.measures(planned, rounds, monotonic())
         if monotonic() - self._shown > REDRAW_S:
             self._show()
 
     def ends(self, planned: Planned, outcome: str, reason: str) -> None:
-        self._running.pop(planned.index, None)
+        self._pace.ends(planned, monotonic())
         self._done += 1
-        self._now = ""
         self._failed += outcome != "ok"
         what = f"[{self._done}/{self._total}] {report.name(self._manifest, planned)}"
         self.says(f"{what}: {outcome}" + (f": {reason}" if reason else ""))
@@ -84,14 +83,10 @@ class Lines:
     def _show(self) -> None:
         if not self._live:
             return
-        parts = [f"{self._done} of {self._total} done", f"{self._failed} failed"]
-        if self._running:
-            parts.append(f"{len(self._running)} running{self._now}")
-        if self._done:
-            left = (monotonic() - self._begun) / self._done * (self._total - self._done)
-            parts.append(f"about {left:.0f} s left")
+        failed = f"{self._failed} failed" if self._failed else ""
         self._shown = monotonic()
-        line = ", ".join(parts)[: shutil.get_terminal_size().columns - 1]
+        parts = [f"{self._done} of {self._total} done", failed, self._pace.told(self._shown)]
+        line = ", ".join(filter(None, parts))[: shutil.get_terminal_size().columns - 1]
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
@@ -100,6 +95,8 @@ def conduct(
     todo: Sequence[Planned],
     tracker: Tracker | None,
     launcher: Launcher | None,
+    *,
+    verbose: bool,
 ) -> int:
     """Run what is to be run of a sweep that is locked; returns the exit status."""
     screen = Lines(manifest, todo)
@@ -110,7 +107,7 @@ def conduct(
         else:
             end_spares()
             elsewhere.launch(manifest, todo, launcher)
-    return tell(manifest, tracker, interrupted=again if stopped else None)
+    return tell(manifest, tracker, interrupted=again if stopped else None, verbose=verbose)
 
 
 @contextmanager
@@ -140,17 +137,19 @@ def tell(
     *,
     interrupted: str | None = None,
     table: Shown = report.result,
+    verbose: bool = False,
 ) -> int:
     """Show what came out of a sweep; returns the exit status.
 
     Args:
         interrupted: what to say where it was.
+        verbose: show all rows, and where each run is kept.
     """
     error = _send_rest(manifest, tracker) if tracker else None
     (manifest.folder / "result.txt").write_text(table(manifest, None) + "\n")
     left = len(manifest.missing())
-    show(f"\n{table(manifest, report.SHOWN)}\n")
-    show(f"{report.count(len(manifest.cells) - left, 'cell')} finished; {manifest.folder}")
+    show(f"\n{table(manifest, None if verbose else report.SHOWN)}\n")
+    show(f"{count(len(manifest.cells) - left, 'cell')} finished; {manifest.folder}")
     if error:
         not_in_mlflow(error, manifest.folder)
     if interrupted:
@@ -170,8 +169,10 @@ def _send_rest(manifest: Manifest, tracker: Tracker) -> str | None:
 class Search:
     """The batches of a sweeper that searches: its cells come a few at a time."""
 
-    def __init__(self, tracker: Tracker | None, sweeper: DictConfig) -> None:
-        self._tracker = tracker
+    def __init__(
+        self, tracker: Tracker | None, sweeper: DictConfig, *, verbose: bool = False
+    ) -> None:
+        self._tracker, self._verbose = tracker, verbose
         self._trials: int | None = sweeper.get("n_trials")
         self._greatest = "maximize" in str(sweeper.get("direction"))
         self._manifest: Manifest | None = None
@@ -213,7 +214,7 @@ class Search:
         names.link(self._manifest, {})
         greatest = self._greatest
         table = partial(report.search, greatest=greatest)
-        status = tell(self._manifest, self._tracker, table=table)
+        status = tell(self._manifest, self._tracker, table=table, verbose=self._verbose)
         show(report.best(self._manifest, greatest=greatest))
         if any(cell.cell.tracking.pictures for cell in self._manifest.cells):
             try:
@@ -239,7 +240,9 @@ def _objective(run: Stored | None, objective: str) -> JobReturn:
     return JobReturn(_return_value=value, status=JobStatus.COMPLETED)
 
 
-def resume(word: str | None, outputs: Path, uri: str | None, allow_target: bool) -> int:
+def resume(
+    word: str | None, outputs: Path, uri: str | None, allow_target: bool, *, verbose: bool = False
+) -> int:
     """Run what is missing of a sweep.
 
     Args:
@@ -259,8 +262,8 @@ def resume(word: str | None, outputs: Path, uri: str | None, allow_target: bool)
     kinds = {cell.frozen["config"]["tracking"]["kind"] for cell in manifest.cells}
     tracking = [] if "mlflow" in kinds else ["tracking=none"]
     place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    allowed = [f"allow_target={allow_target}".lower()]
-    return run(["-m", *words, *tracking, *allowed, f"hydra.sweep.dir='{place}'"], uri)
+    told = [f"allow_target={allow_target}".lower(), *([VERBOSE] if verbose else [])]
+    return run(["-m", *words, *tracking, *told, f"hydra.sweep.dir='{place}'"], uri)
 
 
 def begin(
@@ -268,6 +271,8 @@ def begin(
     tracker: Tracker | None,
     launcher: Launcher | None,
     folders: Mapping[int, str] = NO_NAMES,
+    *,
+    verbose: bool = False,
 ) -> int:
     """Run a sweep, or the rest of it; returns the exit status.
 
@@ -287,7 +292,7 @@ def begin(
             return complain("nothing can run: every cell is skipped", FAILED)
         _name(manifest, folders)
         try:
-            return conduct(manifest, todo, tracker, launcher)
+            return conduct(manifest, todo, tracker, launcher, verbose=verbose)
         except UserError:
             raise
         except Exception as error:
@@ -301,5 +306,5 @@ def _name(manifest: Manifest, folders: Mapping[int, str]) -> None:
     """Give cells' folders their other names, or say that they keep their numbers."""
     if refused := names.link(manifest, folders):
         takes = "a name of its own for every cell, no number, inside the sweep's folder"
-        cells = report.count(len(refused), "cell")
+        cells = count(len(refused), "cell")
         complain(f"hydra.sweep.subdir: got {refused[0]!r}, takes {takes}; {cells} without a name")

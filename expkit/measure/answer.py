@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from types import ModuleType
 from typing import Any
 
@@ -47,11 +48,18 @@ optimizer and step of the recommended trajectories float64 and float32 stay belo
 ELEMENT_STEPS = 4e7
 """Array elements times steps that the reference may compute: about a second."""
 STEPS_MIN, STEPS_MAX = 12, 5000
+"""Of long arrays it computes more than those, up to STEPS_MIN, as far as its time goes."""
+LONG = 10_000
+"""Elements from which on the order in which a sum is taken matters more than its terms."""
+LIMIT_S = 1.0
+"""That time, where the run does not take much longer itself."""
 LOOSE = 0.1
 """The share of a loss from which an allowance says nothing."""
 SHIFT = 0.0625
 """Added to every parameter for another start: a number that every dtype holds."""
 SHIFTED_STEPS = 3
+FIRST_RUN = 0.4
+"""The share of the time for the run that is not disturbed: disturbing takes as long again."""
 MEMORY_SHARE = 0.5
 
 
@@ -116,12 +124,45 @@ class Answer:
         return None
 
 
-def reference(backend: Backend, workload: Workload, dtype: str, elements: int) -> Answer | str:
+def covered(answer: Answer, steps: int, dtype: str) -> str:
+    """How far an answer goes that every repeat has to match, for the person who reads it.
+
+    Args:
+        steps: of a repeat.
+        dtype: of what is checked.
+    """
+    if not answer.tight:
+        return f"not checked: rounding in {dtype} explains any answer"
+    if answer.steps >= steps:
+        text = (
+            "matches float64 NumPy on the only step"
+            if steps == 1
+            else (f"matches float64 NumPy on all {steps} steps")
+        )
+    else:
+        text = (
+            f"matches float64 NumPy on the first {answer.steps} of {steps} steps (the check is "
+            "kept short: the rest is not checked)"
+        )
+    if answer.tight < answer.steps:
+        unclear = answer.steps - answer.tight
+        text += f"; on {unclear} of them rounding in {dtype} would explain any loss"
+    return text
+
+
+def reference(
+    backend: Backend,
+    workload: Workload,
+    dtype: str,
+    elements: int,
+    limit_s: float = LIMIT_S,
+) -> Answer | str:
     """The right answer to a workload on a backend, or why it cannot be had.
 
     Args:
         dtype: what the backend says that it computes in.
         elements: of the program's arrays together.
+        limit_s: how long it may take where the arrays are long; one step at least.
     """
     problem = workload.problem
     if isinstance(problem, Problem) and not isinstance(problem, Differentiated):
@@ -131,15 +172,17 @@ def reference(backend: Backend, workload: Workload, dtype: str, elements: int) -
     needed, there = 8 * 6 * elements, _available_bytes()
     if there is not None and needed > MEMORY_SHARE * there:
         return f"the reference needs {needed / 2**30:.1f} GiB, {there / 2**30:.1f} are free"
-    least = 1 if isinstance(problem, Operation) else STEPS_MIN
-    steps = int(min(max(ELEMENT_STEPS // max(elements, 1), least), STEPS_MAX, workload.steps))
-    return _answer(backend, workload, dtype, steps, shifted=False)
+    sure = int(min(max(ELEMENT_STEPS // max(elements, 1), 1), STEPS_MAX, workload.steps))
+    steps = sure if isinstance(problem, Operation) else max(sure, min(STEPS_MIN, workload.steps))
+    return _answer(backend, workload, dtype, (sure, steps), limit_s, shifted=False)
 
 
-def shifted_reference(backend: Backend, workload: Workload, dtype: str) -> Answer:
-    """The right answer after `shift`, for a few steps."""
+def shifted_reference(
+    backend: Backend, workload: Workload, dtype: str, limit_s: float = LIMIT_S
+) -> Answer:
+    """The right answer after `shift`, for a few steps: one at least, as many as the time allows."""
     steps = min(SHIFTED_STEPS, workload.steps)
-    return _answer(backend, workload, dtype, steps, shifted=True)
+    return _answer(backend, workload, dtype, (1, steps), limit_s, shifted=True)
 
 
 def shift(backend: Backend, program: Program) -> dict[str, HostArray]:
@@ -172,12 +215,27 @@ def restore(backend: Backend, program: Program, before: Mapping[str, HostArray])
 
 
 def _answer(
-    backend: Backend, workload: Workload, dtype: str, steps: int, *, shifted: bool
+    backend: Backend,
+    workload: Workload,
+    dtype: str,
+    range_of_steps: tuple[int, int],
+    limit_s: float,
+    *,
+    shifted: bool,
 ) -> Answer:
+    """Of the least of these steps, and of more, up to the most, for about `limit_s`."""
     epsilon, tiny = EPSILON[dtype], TINY[dtype]
+    steps, most = range_of_steps
     with np.errstate(all="ignore"):
+        started = perf_counter()
         right = _run(_Host(backend), workload, steps, shifted=shifted)
-        disturbed = _Disturbed(backend, epsilon)
+        while steps < most and perf_counter() - started < FIRST_RUN * limit_s:
+            right.advance(1)
+            steps += 1
+        # A term off by rounding moves a sum by the root of its length; what the partial sums lose
+        # grows with the length itself, over the lanes that a library adds in side by side.
+        longest = max((max(x.shape, default=1) for x in right.arrays().values()), default=1)
+        disturbed = _Disturbed(backend, epsilon * max(1.0, (longest / LONG) ** 0.5))
         rounded = replace(workload, optimizer=disturbed.optimizer(workload.optimizer))
         moved = _run(disturbed, rounded, steps, shifted=shifted)
         losses, params = right.losses(), right.params()

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 
 import numpy as np
 
 from expkit.contracts import HostArray, Mark, Program
 from expkit.measure.clock import laps
 
-TRACED_S = 0.05
+TRACED_S = 0.1
 """About how long the traced steps take together."""
+TRIED_S = 0.5
+"""How long to trace again, where the parts do not add up: others may have come between."""
+ADDS_UP = 0.2
+"""The share of the timed step that may be missing from its parts, or too much in them."""
 STEPS_MIN = 3
 MARKS = 1000
 """How many marks with nothing between them tell what one costs."""
@@ -23,7 +28,7 @@ class Breakdown:
     """A step in parts, and what is done once.
 
     Attributes:
-        parts: median seconds a step by part, as `Mark` names them, less what the marks cost.
+        parts: seconds of a step by part, as `Mark` names them, less what the marks cost.
         step_seconds: of the timed pass, which has no marks.
         steps: how many were traced.
         marks: of one step.
@@ -45,16 +50,22 @@ class Breakdown:
     def unattributed(self) -> float:
         """Seconds of a timed step that no part accounts for.
 
-        Above zero: the loop around the parts, and what strikes some steps only, such as another
-        process on the same core: the step is a mean over steps, the parts are medians.
+        Above zero: the loop around the parts, and what went on beside the timed pass alone.
         Below zero where the parts take longer than the step they are of: waiting for the device
         at every mark ends what overlaps, a captured graph is traced call by call, and a mark costs
         a little more between real work than in the loop that tells its cost.
         """
         return self.step_seconds - sum(self.parts.values())
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether the parts come to the timed step, within a fifth: else they do not explain it."""
+        return abs(self.unattributed) <= ADDS_UP * self.step_seconds
+
     def metrics(self) -> dict[str, float]:
-        """By the name to log it under."""
+        """By the name to log it under; none where the parts do not add up."""
+        if not self.adds_up:
+            return {}
         shown = {**self.parts, "unattributed": self.unattributed, "placing": self.placing_seconds}
         if self.fetching_seconds is not None:
             shown["fetching"] = self.fetching_seconds
@@ -62,39 +73,66 @@ class Breakdown:
 
 
 def breakdown(
-    program: Program, synchronize: Callable[[], None], steps: int, step_seconds: float
+    program: Program,
+    synchronize: Callable[[], None],
+    steps: int,
+    step_seconds: float,
+    every: int = 1,
 ) -> Breakdown:
     """Trace some steps of a program that has been timed. Leaves it reset, in other memory.
+
+    The timed step is the median over readings of the mean of a reading's steps, so the parts are
+    those of traced stretches, each as long as a reading, from the middle third by their total.
+    (Medians over single steps leave out what strikes one in ten: up to half of a PyTorch step.)
 
     Args:
         synchronize: the backend's.
         steps: the most that the program has room for.
         step_seconds: what one takes in the timed pass.
+        every: steps of a reading there.
     """
     mark_seconds = float(np.median([s for _, s in laps(_only_mark, synchronize)]))
     placing_seconds = _once(program.reallocate, synchronize)
     few = min(steps, STEPS_MIN)
     _, seconds = _by_step(laps(partial(program.trace, few), synchronize), few)
     traced = min(steps, max(few, round(TRACED_S / float(np.median(seconds.sum(axis=1))))))
-    program.reset()
-    names, seconds = _by_step(laps(partial(program.trace, traced), synchronize), traced)
-    fetching_seconds = _once(program.losses, synchronize)
-    learns = program.losses().size > 0
-    program.reset()
-    parts = {}
-    for part in dict.fromkeys(names):
-        own = [index for index, name in enumerate(names) if name == part]
-        median = float(np.median(seconds[:, own].sum(axis=1)))
-        parts[part] = max(0.0, median - len(own) * mark_seconds)
-    return Breakdown(
-        parts,
-        step_seconds,
-        traced,
-        len(names),
-        mark_seconds,
-        placing_seconds,
-        fetching_seconds if learns else None,
-    )
+    started = perf_counter()
+    while True:
+        program.reset()
+        names, seconds = _by_step(laps(partial(program.trace, traced), synchronize), traced)
+        fetching_seconds = _once(program.losses, synchronize)
+        middle = _middle(seconds, every)
+        parts = {}
+        for part in dict.fromkeys(names):
+            own = [index for index, name in enumerate(names) if name == part]
+            parts[part] = max(0.0, float(middle[own].sum()) - len(own) * mark_seconds)
+        found = Breakdown(
+            parts,
+            step_seconds,
+            traced,
+            len(names),
+            mark_seconds,
+            placing_seconds,
+            fetching_seconds if program.losses().size > 0 else None,
+        )
+        if found.adds_up or perf_counter() - started > TRIED_S:
+            program.reset()
+            return found
+
+
+def _middle(seconds: HostArray, every: int) -> HostArray:
+    """Of each mark, the mean seconds in the middle third of the stretches of steps, by their total.
+
+    Three stretches at least, where there are as many steps: the first may be a slow one.
+    """
+    steps = len(seconds)
+    length = max(1, min(every, steps // STEPS_MIN))
+    stretches = seconds[: steps // length * length].reshape(-1, length, seconds.shape[1])
+    means: HostArray = stretches.mean(axis=1)
+    third = len(means) // 3
+    order = np.argsort(means.sum(axis=1), kind="stable")[third : len(means) - third]
+    middle: HostArray = means[order].mean(axis=0)
+    return middle
 
 
 def _only_mark(mark: Mark) -> None:

@@ -13,7 +13,7 @@ from itertools import count
 from time import perf_counter
 from typing import Protocol
 
-from expkit.measure.stopping import Measure, is_time_to_look, limit_reached
+from expkit.measure.stopping import Measure, fitted, is_time_to_look, limit_reached
 
 
 class Source(Protocol):
@@ -23,8 +23,8 @@ class Source(Protocol):
         """Begin a round: fresh, shifted memory, warmed up. Never on the clock."""
         ...
 
-    def repeat(self) -> bool:
-        """Time one repeat and keep it; False if this source has no more to give."""
+    def repeat(self) -> float | None:
+        """Time one repeat, keep it and return its seconds; None: there is no more to be had."""
         ...
 
 
@@ -32,6 +32,8 @@ def run_rounds(
     sources: Sequence[Source], measure: Measure, enough: Callable[[], str | None]
 ) -> str | None:
     """Rounds until a limit is reached or enough is known.
+
+    How long a repeat takes is known after the first of each source; see `fitted`.
 
     Args:
         enough: what is known, if that will do; asked after rounds_min rounds, twice as many, ...
@@ -44,14 +46,18 @@ def run_rounds(
         random.shuffle(left)
         for source in left:
             source.place()
-        for _ in range(measure.repeats_per_placement):
-            left = [source for source in left if source.repeat()]
-            left.reverse()
+        for turn in count(1):
+            took = [(source, source.repeat()) for source in left]
+            left = [source for source, seconds in reversed(took) if seconds is not None]
             repeats += 1
             if not left:
                 return None
+            if repeats == 1:
+                measure = fitted(measure, sum(s for _, s in took if s is not None), len(left))
             if limit := limit_reached(measure, repeats, perf_counter() - started):
                 return limit
+            if turn == measure.repeats_per_placement:
+                break
         if is_time_to_look(measure, rounds) and (known := enough()):
             return known
     raise AssertionError("count() does not end")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from statistics import median
 
 import numpy as np
@@ -21,6 +22,14 @@ BUSY_CORES = 0.1
 """CPU that others took meanwhile, in cores, from which it is said."""
 STOLEN = 0.01
 CLOCK_CHANGE = 0.05
+STILL_S = 0.05
+"""Seconds of a repeat in which the process did not run, from which it is said."""
+STILL_SHARE = 0.1
+"""And the share of the repeat."""
+SLOWED = 0.75
+"""The share of its usual processor time below which a reading was interrupted."""
+RUNS = 0.2
+"""Processor seconds in a second, below which a process waits most of the time by itself."""
 
 
 def unstable_because(
@@ -28,11 +37,13 @@ def unstable_because(
     summary: Summary,
     rounds: Rounds,
     activity: Activity,
+    paused: Sequence[str] = (),
 ) -> list[str]:
     """Every reason to distrust these rounds; none is a stable measurement.
 
     Args:
         activity: what went on beside them.
+        paused: what `pauses` says of them.
     """
     others, stolen = activity.others_cores or 0.0, activity.steal_share or 0.0
     clock_change = activity.frequency_change or 0.0
@@ -40,12 +51,15 @@ def unstable_because(
     # Of rounds: repeats of one resemble each other, which would pass for a trend or for two humps.
     middles = [median(repeats) for repeats in rounds]
     if summary.interval is None:
-        reasons.append(f"too few: {summary.rounds} rounds, an interval takes 6")
-    else:
-        if summary.half_width > measure.target_ci:
-            reasons.append(f"wide: ± {summary.half_width:.1%}, asked for {measure.target_ci:.1%}")
+        unit = "placement" if summary.rounds == 1 else "placements"
+        reasons.append(f"too few: {summary.rounds} {unit}, an interval takes 6")
+    elif summary.half_width > measure.target_ci:
+        asked = f"asked for ± {measure.target_ci:.1%}"
+        reasons.append(f"wide: the interval is ± {summary.half_width:.1%}, {asked}")
+    reasons += [f"paused: {what}" for what in paused]
     if shift := drift(middles):
-        reasons.append(f"drift: {shift:+.1%} from the first placement to the last")
+        times = f", {1 + shift:.3g} times as long" if shift > 1 else ""
+        reasons.append(f"drift: {shift:+.1%} from the first placement to the last{times}")
     if modes := two_modes(middles):
         low, high = modes
         around = f"{low / summary.median:.2f} and {high / summary.median:.2f} times the median"
@@ -63,10 +77,14 @@ def drift(samples: Sequence[float], least: float = 0.02) -> float | None:
     """The relative change from first to last, where a trend is sure (1 %) and at least `least`.
 
     The trend is tested after Mann (1945) and its size is the median slope of all pairs (Theil
-    1950, Sen 1968). None where there is none to tell, as of fewer than 6 samples.
+    1950, Sen 1968) of the logarithms: so it is more than -1, for a time cannot fall by more than
+    all of it, and halving and doubling weigh the same. None where there is none to tell, as of
+    fewer than 6 samples. The samples are above 0.
 
-    >>> drift([1.0 + 0.01 * i for i in range(12)])
-    0.10...
+    >>> drift([1.01**i for i in range(12)])
+    0.11...
+    >>> drift([0.5**i for i in range(12)])
+    -0.999...
     >>> drift([1.0, 1.1] * 6) is None
     True
     """
@@ -77,9 +95,45 @@ def drift(samples: Sequence[float], least: float = 0.02) -> float | None:
     score = float(np.sign(x[later] - x[earlier]).sum())
     if abs(score) <= SURE * math.sqrt(n * (n - 1) * (2 * n + 5) / 18):
         return None
-    slope = float(np.median((x[later] - x[earlier]) / (later - earlier)))
-    change = slope * (n - 1) / median(samples)
+    logs = np.log(x)
+    slope = float(np.median((logs[later] - logs[earlier]) / (later - earlier)))
+    change = math.expm1(slope * (n - 1))
     return change if abs(change) >= least else None
+
+
+def pauses(wall: Sequence[Sequence[float]], cpu: Sequence[Sequence[float]]) -> list[str]:
+    """Repeats in which the process did not run for a while: it was stopped, or put aside.
+
+    The processor's clock stands still then, the wall's goes on. What a reading should have of both
+    is the median over all readings, so a process that waits for a device is held against itself;
+    nothing is said of one that waits most of the time.
+
+    Args:
+        wall: seconds of each reading of each repeat.
+        cpu: processor seconds of the same, of all threads together.
+
+    >>> pauses([[0.1], [20.2], [0.1]], [[0.1], [0.2], [0.1]])
+    ['in repeat 2 the process did not run for 20 s of 20.2 s']
+    """
+    readings = zip(chain.from_iterable(wall), chain.from_iterable(cpu), strict=True)
+    usual = median(ran / took for took, ran in readings) if any(wall) else 0.0
+    if usual < RUNS:
+        return []
+    found = []
+    for repeat, (took, ran) in enumerate(zip(wall, cpu, strict=True)):
+        still = sum(
+            seconds - own / usual
+            for seconds, own in zip(took, ran, strict=True)
+            if own < SLOWED * seconds * min(usual, 1.0)
+        )
+        if still >= max(STILL_S, STILL_SHARE * sum(took)):
+            found.append((still, repeat, sum(took)))
+    if not found:
+        return []
+    still, repeat, whole = max(found)
+    worst = f"in repeat {repeat + 1} the process did not run for {still:.3g} s of {whole:.3g} s"
+    more = f", and in {len(found) - 1} more for less" if len(found) > 1 else ""
+    return [worst + more]
 
 
 def two_modes(samples: Sequence[float], least: float = 0.02) -> tuple[float, float] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from expkit.errors import require
 from expkit.measure.statistics import median_interval
@@ -12,6 +12,10 @@ from expkit.measure.statistics import median_interval
 PARITY = ("report", "require")
 MOST = 1000
 """Processes that measure one after another: some minutes of starting alone."""
+LONG_S = 0.25
+"""A repeat that takes no longer than this is never long."""
+LONG_SHARE = 0.25
+"""The share of the budget from which on a repeat is long."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,8 @@ class Measure:
     """How long to measure.
 
     Attributes:
-        repeats_min: repeats at least.
+        repeats_min: repeats at least. Where one repeat takes long, see `fitted`, as many placements
+            as they would have had, with one repeat each.
         repeats_max: repeats at most.
         repeats_per_placement: repeats of a round, before the arrays are placed anew. The interval
             is over rounds: it takes 6 of them.
@@ -65,6 +70,49 @@ class Measure:
     def rounds_min(self) -> int:
         """Rounds that hold repeats_min."""
         return -(-self.repeats_min // self.repeats_per_placement)
+
+
+def fitted(measure: Measure, repeat_s: float, sources: int = 1) -> Measure:
+    """The limits for repeats that take this long.
+
+    Only placements count as independent. Where a repeat takes more than a quarter of the budget
+    (and more than a quarter of a second), the repeats beyond the first of a placement would cost
+    much and tell little: each placement has one, and the number of placements stays.
+
+    Args:
+        repeat_s: of all sources together.
+
+    >>> quick = Measure(repeats_min=12, repeats_per_placement=2, budget_s=0.25)
+    >>> fitted(quick, 0.01) == quick
+    True
+    >>> long = fitted(quick, 5.0)
+    >>> long.repeats_min, long.repeats_per_placement
+    (6, 1)
+    """
+    if repeat_s <= max(LONG_S * sources, LONG_SHARE * measure.budget_s):
+        return measure
+    return replace(measure, repeats_min=measure.rounds_min, repeats_per_placement=1)
+
+
+def most_repeats(measure: Measure, repeats: float, elapsed_s: float) -> int:
+    """How many repeats it will come to at most, if they go on at the pace of these.
+
+    >>> most_repeats(Measure(repeats_min=12, repeats_max=40, budget_s=1.0), 2, 0.1)
+    20
+    """
+    each_s = elapsed_s / repeats
+    in_budget = math.ceil(measure.budget_s / each_s) if each_s > 0 else measure.repeats_max
+    return min(measure.repeats_max, max(measure.repeats_min, in_budget))
+
+
+def seconds_left(measure: Measure, repeats: float, elapsed_s: float) -> float:
+    """How many seconds are left at most, if repeats go on at the pace of these.
+
+    >>> seconds_left(Measure(repeats_min=12, repeats_max=40, budget_s=0.25), 3, 1.5)
+    4.5
+    """
+    left = most_repeats(measure, repeats, elapsed_s) - repeats
+    return max(0.0, left * elapsed_s / repeats)
 
 
 def limit_reached(measure: Measure, repeats: int, elapsed_s: float) -> str | None:

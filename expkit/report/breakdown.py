@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from expkit.measure.breakdown import Breakdown
-from expkit.report.units import seconds
+from expkit.report.units import percent, seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,19 +20,27 @@ COLOURS = {
 """A part looks the same in every picture."""
 
 
-def rows(breakdown: Breakdown) -> list[tuple[str, str]]:
+def rows(breakdown: Breakdown, *, verbose: bool = False) -> list[tuple[str, str]]:
     """Lines for the table: name and text."""
     whole = breakdown.step_seconds
-    rest = round(breakdown.unattributed / whole, 2) or 0.0  # never "-0%"
-    shares = {part: took / whole for part, took in breakdown.parts.items()}
-    text = ", ".join(f"{n} {share:.0%}" for n, share in {**shares, "not attributed": rest}.items())
-    found = [("step", f"{seconds(whole)}: {text}")]
-    if rest < 0:
-        found.append(("", "(below zero: marking the parts ends what overlaps, and adds work)"))
-    once = f"placing data {seconds(breakdown.placing_seconds)}"
-    if breakdown.fetching_seconds is not None:
-        once += f", fetching {breakdown.steps} losses {seconds(breakdown.fetching_seconds)}"
-    return [*found, ("once", once)]
+    rest = breakdown.unattributed / whole
+    off = f"{percent(abs(rest))} {'less' if rest > 0 else 'more'} than the timed step"
+    shares = ((name, took / whole) for name, took in breakdown.parts.items())
+    if breakdown.adds_up:
+        text = ", ".join(f"{name} {percent(share)}" for name, share in shares)
+        if abs(rest) >= 0.005:  # else it says "0 % less"
+            text += f" (traced one by one; together {off})"
+    else:
+        text = f"its parts are not shown: traced one by one they take {off}"
+    found = [("a step", text)]
+    if verbose:
+        found.append(("placing", f"the data takes {seconds(breakdown.placing_seconds)}, untimed"))
+        if breakdown.fetching_seconds is not None:
+            losses = f"the losses of {breakdown.steps} traced steps"
+            found.append(
+                ("fetching", f"{losses} takes {seconds(breakdown.fetching_seconds)}, untimed")
+            )
+    return found
 
 
 def bar(axes: Axes, breakdown: Breakdown) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from expkit.measure import parity
 from expkit.measure.statistics import summarize
 from expkit.measure.verdict import CANT_TELL, FASTER, SLOWER, Verdict, judge
-from expkit.report.units import seconds
+from expkit.report.units import percent, seconds
 from expkit.tracking.stored import Stored
 
 MAY_NOT = "MAY NOT BE COMPARED"
@@ -53,17 +53,22 @@ def hold(a: Stored, b: Stored, threshold: float) -> Comparison:
     return Comparison(a, b, unlike, [], verdict)
 
 
-def table(found: Comparison, threshold: float) -> str:
+def table(found: Comparison, threshold: float, *, verbose: bool = False) -> str:
     """Each side, the ratio, the verdict and what stands against it."""
-    rows = [("A", _side(found.a)), ("B", _side(found.b))]
+    sides = (("A", found.a), ("B", found.b))
+    rows = [(name, _side(run)) for name, run in sides]
     if found.verdict:
         unit = "processes" if len(found.a.processes) > 1 else "placements"
         rows.append(("ratio", _ratio(found.verdict, unit)))
         rows.append(("verdict", _in_words(found.verdict, threshold)))
+        rows += [("unstable", f"{name}: {run.stable}") for name, run in sides if not run.is_stable]
         rows += [("unlike", f"not like for like: {line}") for line in found.unlike]
     else:
         rows.append(("verdict", MAY_NOT))
         rows += [("because", line) for line in found.barriers]
+    rows += [("where", f"{name}: {run.folder}") for name, run in sides]
+    if verbose:
+        rows += [row for name, run in sides for row in _details(name, run)]
     return "\n".join(f"{name:>10}  {text}" for name, text in rows)
 
 
@@ -72,21 +77,32 @@ def _side(run: Stored) -> str:
     if run.outcome != "ok":
         return text + f"{run.outcome}, no time is given"
     summary = summarize(run.rounds)
-    if summary.interval:
-        spread = f" ± {summary.half_width:.1%}"
-    elif summary.rounds == 1:
-        spread = " (its spread is not known: one round)"
-    else:
-        spread = f" (least to greatest {seconds(summary.low)} to {seconds(summary.high)})"
-    limit = "" if run.share_of_limit is None else f", {run.share_of_limit:.0%} of the limit"
-    return text + f"{seconds(summary.median)}{spread}{limit} ({run.folder})"
+    what = "95 % interval" if summary.interval else "least to greatest"
+    spread = f"{what}: {seconds(summary.low)} to {seconds(summary.high)}"
+    if summary.rounds == 1:
+        spread = "its spread is not known: the arrays were placed once"
+    return text + f"{seconds(summary.median)} ({spread})"
+
+
+def _details(name: str, run: Stored) -> list[tuple[str, str]]:
+    """What explains how a side's time came about."""
+    rows: list[tuple[str, str]] = []
+    if run.outcome == "ok" and run.timed:
+        summary = summarize(run.rounds)
+        units = "processes" if len(run.processes) > 1 else "placements of the arrays"
+        repeats = sum(len(repeats) for rounds in run.processes for repeats in rounds)
+        rows.append((f"{name} repeats", f"{repeats} in {summary.rounds} {units}"))
+        if run.share_of_limit is not None:
+            share = percent(run.share_of_limit)
+            rows.append((f"{name} speed", f"{share} of the most that this machine allows"))
+    return rows
 
 
 def _ratio(verdict: Verdict, unit: str) -> str:
     interval = "no interval"
     if verdict.interval:
-        interval = "95 % interval {:.3f} to {:.3f}".format(*verdict.interval)
-    counted = f"{verdict.rounds} {unit}, interleaved"
+        interval = "95 % interval: {:.3f} to {:.3f}".format(*verdict.interval)
+    counted = f"measured in turn, in {verdict.rounds} {unit}"
     return f"B takes {verdict.ratio:.3f} times as long as A ({interval}; {counted})"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from expkit.measure.statistics import summarize
 from expkit.report.comparison import hold
 from expkit.report.plots import Course
-from expkit.report.units import seconds
+from expkit.report.units import count, seconds
 from expkit.sweep.manifest import Manifest, Planned
 from expkit.sweep.worker import SAID
 from expkit.tracking.stored import Stored
@@ -29,9 +29,12 @@ Row = Sequence[str]
 
 def planned(manifest: Manifest, todo: Sequence[Planned], *, apart: bool) -> str:
     """What will run, and what will not; `apart` where each is a job of its own."""
-    turns = "each by itself" if apart else "in turn"
-    how = f"timed, {turns}" if manifest.sweep.timing else "several at once, without times"
-    lines = [f"sweep {manifest.id}: {count(len(todo), 'cell')}, {how}"]
+    turns = "timed, each by itself" if apart else "timed in turn"
+    how = turns if manifest.sweep.timing else "several at once, without times"
+    what = f"{count(len(todo), 'cell')}, {how}"
+    if manifest.cells and not todo:
+        what = f"nothing is left to run, of {count(len(manifest.cells), 'cell')}"
+    lines = [f"sweep {manifest.id}: {what}"]
     shown = list(todo)[:SHOWN]
     lines += [f"  {p.index:>4}  {name(manifest, p)}" for p in shown]
     if len(todo) > SHOWN:
@@ -41,7 +44,11 @@ def planned(manifest: Manifest, todo: Sequence[Planned], *, apart: bool) -> str:
 
 
 def result(manifest: Manifest, most: int | None = SHOWN) -> str:
-    """Each problem's cells, the fastest first, then every failure."""
+    """Each problem's cells, the fastest first, what makes them unstable, then every failure.
+
+    Args:
+        most: rows of a problem; None for all, and where each run is kept.
+    """
     runs = {cell.index: manifest.result(cell) for cell in manifest.cells}
     parts = []
     for number, title in enumerate(manifest.groups):
@@ -51,7 +58,10 @@ def result(manifest: Manifest, most: int | None = SHOWN) -> str:
         lines = [title, *_aligned([head, *rows[:most]])]
         if most is not None and len(rows) > most:
             lines.append(f"  and {len(rows) - most} more in {manifest.folder / 'result.txt'}")
-        lines += _unlike(cells, runs)[:most] if manifest.sweep.timing else []
+        if manifest.sweep.timing:
+            lines += _unlike(cells, runs)[:most] + _unstable(cells, runs)[:most]
+        if most is None:
+            lines += [f"  {c.title}: {run.folder}" for c in cells if (run := runs[c.index])]
         parts.append("\n".join(lines))
     if failures := _failures(manifest, runs):
         parts.append("\n".join(failures))
@@ -184,11 +194,6 @@ def name(manifest: Manifest, cell: Planned) -> str:
     return f"{manifest.groups[cell.group]} · {cell.title}"
 
 
-def count(number: int, thing: str) -> str:
-    """A number of things, the thing in the plural where it is not one."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
 def _head(manifest: Manifest, cells: Sequence[Planned]) -> Row:
     if not manifest.sweep.timing:
         return ("", "final loss", "outcome")
@@ -219,7 +224,7 @@ def _ranked(
             summary = summarize(run.rounds)
             ends = f"{seconds(summary.low)} to {seconds(summary.high)}"
             ratio, verdict = _verdict(cell, run, runs)
-            stable = outcome if run.stable else f"{outcome}, unstable"
+            stable = outcome if run.is_stable else f"{outcome}, unstable"
             row = (cell.title, seconds(summary.median), ends, ratio, verdict, loss, stable)
             rows.append((summary.median, row))
     return [row for _, row in sorted(rows, key=lambda ranked: ranked[0])]
@@ -233,7 +238,8 @@ def _verdict(cell: Planned, run: Stored, runs: dict[int, Stored | None]) -> tupl
         return "", "the baseline has no time"
     found = hold(base, run, cell.cell.measure.threshold)
     if found.verdict is None:
-        return "", "not measured in turn" if base.interleaved != run.interleaved else "may not be"
+        together = base.interleaved == run.interleaved
+        return "", "not comparable" if together else "not measured in turn"
     ends = "no interval"
     if found.verdict.interval:
         ends = "{:.2f} to {:.2f}".format(*found.verdict.interval)
@@ -244,6 +250,15 @@ def _verdict(cell: Planned, run: Stored, runs: dict[int, Stored | None]) -> tupl
 def _unlike(cells: Sequence[Planned], runs: dict[int, Stored | None]) -> list[str]:
     found = ((cell, _differences(cell, runs)) for cell in cells)
     return [f"  unlike work: {cell.title}: {'; '.join(lines)}" for cell, lines in found if lines]
+
+
+def _unstable(cells: Sequence[Planned], runs: dict[int, Stored | None]) -> list[str]:
+    found = ((cell, runs[cell.index]) for cell in cells)
+    return [
+        f"  unstable: {cell.title}: {run.stable}"
+        for cell, run in found
+        if run and run.outcome == "ok" and not run.is_stable
+    ]
 
 
 def _differences(cell: Planned, runs: dict[int, Stored | None]) -> list[str]:

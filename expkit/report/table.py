@@ -8,28 +8,40 @@ from expkit.config import Cell
 from expkit.measure.statistics import Summary
 from expkit.measurement import Result
 from expkit.report import breakdown
-from expkit.report.units import seconds
+from expkit.report.units import percent, seconds
+
+LEAST_SHARE = 0.01
+"""Of the machine's limit: less than that says nothing about the step but that it is short."""
+
+Rows = list[tuple[str, str]]
 
 
-def table(cell: Cell, result: Result, folder: Path) -> str:
-    """What was found, a line each, for a terminal."""
+def table(cell: Cell, result: Result, folder: Path, *, verbose: bool = False) -> str:
+    """What was found, a line each, for a terminal.
+
+    Args:
+        verbose: also what explains how the figures came about.
+    """
     rows = [("", cell.title)]
     if result.losses.size:
-        rows.append(("loss", f"{result.losses[0]:.6g} -> {result.losses[-1]:.6g}"))
+        first, last = result.losses[0], result.losses[-1]
+        rows.append(("loss", f"{first:.6g} -> {last:.6g}"))
     if result.summary:
-        rows += _times(result.summary, result, cell.workload.steps)
+        rows += _times(result.summary, result, cell.workload.steps, verbose=verbose)
     if result.breakdown:
-        rows += breakdown.rows(result.breakdown)
+        rows += breakdown.rows(result.breakdown, verbose=verbose)
     if result.summary and result.warm_up and result.setup_seconds is not None:
-        first, warm = seconds(result.warm_up.first_seconds), seconds(result.warm_up.seconds)
+        first_step, warm = seconds(result.warm_up.first_seconds), seconds(result.warm_up.seconds)
+        parts = f"{seconds(result.setup_seconds)} to build, {first_step} for the first step"
         unsettled = "" if result.warm_up.settled else ", in which a step's time did not settle"
-        rows.append(("set-up", f"{seconds(result.setup_seconds)}, then a first step of {first}"))
-        rows.append(("warm-up", f"{warm}{unsettled}"))
+        rows.append(("untimed", f"{parts}, {warm} of warm-up{unsettled}"))
     if result.path_reason:
         rows.append(("path", f"{result.path}, because {result.path_reason}"))
     if result.summary:
         rows.append(("answer", result.checked))
         rows.append(("stable", "no: " + "; ".join(result.unstable) if result.unstable else "yes"))
+        if verbose:
+            rows.append(("stopped by", f"measure.{result.stopped_by}"))
     rows += [("unlike", difference) for difference in result.unlike]
     reason = f": {result.reason}; no time is given" if result.reason else ""
     rows.append(("outcome", result.outcome + reason))
@@ -39,34 +51,39 @@ def table(cell: Cell, result: Result, folder: Path) -> str:
     return "\n".join(f"{name:>10}  {text}" for name, text in rows)
 
 
-def _times(summary: Summary, result: Result, steps: int) -> list[tuple[str, str]]:
+def _times(summary: Summary, result: Result, steps: int, *, verbose: bool) -> Rows:
     rate = steps / summary.median
     shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+    several = len(result.processes) > 1
     rows = [
-        ("wall time", f"{seconds(summary.median)}, {_spread(summary, len(result.processes))}"),
+        ("wall time", f"{seconds(summary.median)}{_spread(summary, several=several)}"),
         ("steps/s", f"{shown} ({seconds(summary.median / steps)} a step, {steps} steps)"),
     ]
-    if result.limit is not None and result.limit_share is not None:
-        share, binds = result.limit_share, result.limit.binds
-        rows.append(("limit", f"{share:.0%} of what this machine's {binds} allows"))
-    parts = []
-    if summary.placement_share is not None:
-        unit = "process" if len(result.processes) > 1 else "placement"
-        parts.append(f"{summary.placement_share:.0%} of the variance is {unit}")
+    share = result.limit_share
+    if result.limit is not None and share is not None and (verbose or share >= LEAST_SHARE):
+        best = f"of the most that this machine's {result.limit.binds} allows"
+        rows.append(("speed", f"{percent(share)} {best}"))
     if summary.outliers:
-        of = "placements" if len(result.processes) > 1 else "repeats"
-        count = f"{summary.outliers} of {summary.repeats} {of}"
-        parts.append(f"{count} outlying, the slowest {summary.worst:.2f} times the median")
-    return rows + [("spread", "; ".join(parts))] * bool(parts)
+        count = f"{summary.outliers} of {summary.repeats} {'placements' if several else 'repeats'}"
+        slowest = f"the slowest took {summary.worst:.3g} times the median"
+        rows.append(("outliers", f"{count} far from the others; {slowest}"))
+    return rows + _about_repeats(summary, several=several) * verbose
 
 
-def _spread(summary: Summary, processes: int) -> str:
+def _spread(summary: Summary, *, several: bool) -> str:
     if summary.repeats == 1:
-        return "one repeat: its spread is not known"
-    of, units = ("placements", "processes") if processes > 1 else ("repeats", "placements")
-    what = "95 % interval of the median" if summary.interval else "least to greatest"
-    half = summary.half_width
+        return " (one repeat: its spread is not known)"
+    what = "95 % interval" if summary.interval else "least to greatest"
     ends = f"{seconds(summary.low)} to {seconds(summary.high)}"
-    spread = f"± {half:.1%}" if half < 0.2 and summary.interval else ends
-    count = f"{summary.repeats} {of} in {summary.rounds} {units}"
-    return f"{spread} ({what}, {count})"
+    unit = f"{summary.rounds} processes" if several else f"{summary.repeats} repeats"
+    return f" ({what}: {ends}, of {unit})"
+
+
+def _about_repeats(summary: Summary, *, several: bool) -> Rows:
+    """How the repeats lie."""
+    of, unit = ("placements", "process") if several else ("repeats", "placement of the arrays")
+    units = "processes" if several else "placements of the arrays in memory"
+    rows = [("repeats", f"{summary.repeats} {of} in {summary.rounds} {units}")]
+    if (share := summary.placement_share) is not None:
+        rows.append(("", f"{percent(share)} of their variance is from one {unit} to the next"))
+    return rows

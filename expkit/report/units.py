@@ -13,3 +13,35 @@ def seconds(value: float) -> str:
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
     return f"{value / 1e-9:.3g} ns"
+
+
+def roughly(value: float) -> str:
+    """About how many seconds, minutes or hours.
+
+    >>> roughly(0.3), roughly(42.2), roughly(250), roughly(10_000)
+    ('about 1 s', 'about 42 s', 'about 4 min', 'about 2.8 h')
+    """
+    if value < 120:
+        return f"about {max(1, round(value))} s"
+    return f"about {value / 60:.0f} min" if value < 7200 else f"about {value / 3600:.1f} h"
+
+
+def percent(share: float, places: int = 0) -> str:
+    """A share of 1 in percent.
+
+    >>> percent(0.053), percent(0.0532, 1), percent(0.003), percent(0)
+    ('5 %', '5.3 %', 'less than 1 %', '0 %')
+    """
+    least = 10.0**-places
+    if 0 < share * 100 < least:
+        return f"less than {least:.{places}f} %"
+    return f"{share * 100:.{places}f} %"
+
+
+def count(number: int, thing: str) -> str:
+    """A number of things, the thing in the plural where it is not one.
+
+    >>> count(1, "cell"), count(12_000, "cell")
+    ('1 cell', '12,000 cells')
+    """
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -175,9 +175,7 @@ def _obey(parts: Sequence[Measurement], channel: _Channel) -> tuple[str | None, 
             part.place()
             request = channel.ask("placed")
         else:
-            more = part.repeat()
-            last = part.result.processes[0][-1][-1] if more else None
-            request = channel.ask("repeated", seconds=last)
+            request = channel.ask("repeated", seconds=part.repeat())
     part.result.unlike += request["unlike"]
     part.journal.tags(request["tags"])
     return request["stopped_by"], Activity(**request["activity"])

@@ -164,16 +164,16 @@ class Member:
             self.attempt.ledger.screen.measures(self.planned, len(self.rounds))
             self.ask(do="place")
 
-    def repeat(self) -> bool:
+    def repeat(self) -> float | None:
         answer = {} if self.ended else self.ask(do="repeat")
-        seconds = answer.get("seconds")
+        seconds: float | None = answer.get("seconds")
         if seconds is None:
             self.refused = True
-            return False
+            return None
         self.rounds[-1].append(seconds)
         if tracker := self.attempt.ledger.tracker:
             tracker.refresh(self.attempt.folder)
-        return True
+        return seconds
 
     @property
     def lives(self) -> bool:

@@ -29,7 +29,7 @@ class Stored:
         interleaved: the name that runs share whose rounds were measured in turn; else None.
         loss: the last; None where there is none.
         timed: false where other things ran meanwhile, by intent.
-        stable: false where there are reasons to distrust the times.
+        stable: `yes`, or every reason to distrust the times.
     """
 
     folder: Path
@@ -44,7 +44,12 @@ class Stored:
     interleaved: str | None
     loss: float | None
     timed: bool
-    stable: bool
+    stable: str
+
+    @property
+    def is_stable(self) -> bool:
+        """Whether there is no reason to distrust the times."""
+        return self.stable == "yes"
 
     @property
     def rounds(self) -> Rounds:
@@ -99,7 +104,7 @@ def load(folder: Path) -> Stored:
         interleaved=tags.get("interleaved"),
         loss=last["final/loss"],
         timed=timed,
-        stable=tags.get("stable", "yes") == "yes",
+        stable=tags.get("stable", "yes"),
     )
 
 
