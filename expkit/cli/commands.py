@@ -41,9 +41,7 @@ def command(argv: Sequence[str]) -> int:
     ui = commands.add_parser("ui", help="open MLflow's page on the runs kept here")
     ui.add_argument("--port", type=_port, default=5000)
     ui.add_argument("--outputs", type=Path, default=default_outputs())
-    resume = commands.add_parser("resume", help="run what is missing of a sweep, or failed")
-    resume.add_argument("sweep", nargs="?", help="its id or folder; the last one by default")
-    resume.add_argument("--outputs", type=Path, default=default_outputs())
+    add_resume(commands)
     sync = commands.add_parser("sync", help="send to MLflow what is not there yet")
     sync.add_argument("folder", type=Path, nargs="?", help="one run's folder, or any above it")
     sync.add_argument("--uri", help="another tracking address than the runs were made for")
@@ -60,8 +58,14 @@ def command(argv: Sequence[str]) -> int:
         return doctor()
     if given.command == "resume":
         from expkit.cli.sweep import resume as go_on
+        from expkit.sweep.manifest import is_for_hydra
 
-        return go_on(given.sweep, given.outputs.absolute())
+        sweeps = [word for word in given.words if not is_for_hydra(word)]
+        if len(sweeps) > 1:
+            return complain(f"resume: got {len(sweeps)} sweeps, takes one")
+        typed = [word for word in given.words if is_for_hydra(word)]
+        retry = [outcome for some in given.retry for outcome in some]
+        return go_on(next(iter(sweeps), None), given.outputs.absolute(), typed, retry)
     if given.command == "ui":
         from expkit.cli.ui import ui as open_page
 
@@ -84,6 +88,31 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--outputs", type=Path, default=default_outputs())
 
 
+def add_resume(commands: argparse._SubParsersAction[Parser]) -> None:
+    """`expkit resume` and its help."""
+    parser = commands.add_parser(
+        "resume",
+        help="run what is missing of a sweep, or failed",
+        usage="%(prog)s [SWEEP] [hydra.launcher.KEY=VALUE ...] [--retry OUTCOME] [--outputs DIR]",
+    )
+    words = "the sweep's id or folder, by default the last one; words for the launcher"
+    parser.add_argument("words", nargs="*", metavar="SWEEP", help=words)
+    again = "run cells again that came to this: diverged, wrong_answer or not_synchronized"
+    parser.add_argument("--retry", type=_outcomes, action="append", default=[], help=again)
+    parser.add_argument("--outputs", type=Path, default=default_outputs())
+
+
+def _outcomes(words: str) -> list[str]:
+    from expkit.tracking.stored import OUTCOMES
+
+    known = [outcome for outcome in OUTCOMES if outcome not in ("ok", "running")]
+    for word in words.split(","):
+        if word not in known:
+            takes = f"one or several of {', '.join(known)}"
+            raise argparse.ArgumentTypeError(f"got {word!r}, takes {takes}")
+    return words.split(",")
+
+
 def _sync(place: Path, uri: str | None) -> int:
     from expkit.tracking import journal
     from expkit.tracking.sent import pending
@@ -93,13 +122,13 @@ def _sync(place: Path, uri: str | None) -> int:
         return complain(f"{place}: no such folder")
     uploader, status, count = Uploader(), OK, 0
     for folder in pending(place, uri):
-        if journal.opening(folder) is None:
-            print(f"{folder}: killed before its run began; there is nothing to send")
-            continue
-        if not journal.close_if_orphaned(folder):
-            print(f"{folder}: still running")
-            continue
         try:
+            if journal.opening(folder) is None:
+                print(f"{folder}: killed before its run began; there is nothing to send")
+                continue
+            if not journal.close_if_orphaned(folder):
+                print(f"{folder}: still running")
+                continue
             run_id = uploader.send(folder, uri)
         except Exception as error:  # whatever MLflow or its server raises
             status = complain(f"{folder}: {one_line(error)}", FAILED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,6 +13,7 @@ from expkit.cli.run import (
     interruptible,
     not_in_mlflow,
     reported,
+    require_plain,
     show,
     tracker_for,
     used_by,
@@ -27,7 +28,8 @@ from expkit.tracking.stored import find, load
 def compare(a: str, b: str, both: Sequence[str], outputs: Path, threshold: float | None) -> int:
     """Compare, print, and return the exit status."""
     if all("=" in side and not Path(side).exists() for side in (a, b)):
-        words = [f"outputs={json.dumps(str(outputs))}", "measure=standard", *both]
+        os.environ["EXPKIT_OUTPUTS"] = str(outputs)  # no word: Hydra's grammar would read it
+        words = ["measure=standard", *both]
         if threshold is not None:
             words.append(f"measure.threshold={threshold}")
         return interruptible(lambda: _now([[*words, *_split(side)] for side in (a, b)]))
@@ -58,9 +60,10 @@ def _now(sides: Sequence[Sequence[str]]) -> int:
     from expkit import runner
     from expkit.cli.complaints import explain
     from expkit.cli.progress import progress
-    from expkit.config import compose_cell
+    from expkit.config import compose_cell, default_outputs
     from expkit.report import plots
 
+    require_plain(default_outputs())
     with tracker_for([word for side in sides for word in side]) as tracker:
         cells = []
         for words in sides:

@@ -15,8 +15,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from expkit.cli.status import FAILED, INTERRUPTED, MISUSED, OK, TERMINATED, complain
-from expkit.errors import ConfigError, Unavailable, UserError
+from expkit.errors import ConfigError, Unavailable, UserError, is_disk_full
 from expkit.sweep.worker import spares
+from expkit.tracking import journal
 from expkit.tracking.tracker import Tracker, one_line
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from expkit.cli.sweep import Search
     from expkit.config import Cell
-    from expkit.sweep.manifest import Manifest
 
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 NOT_TIMED_HERE = ("sweep.timing=false", "sweep.dry_run=true", "hydra/launcher=")
@@ -67,6 +67,8 @@ def _status(error: BaseException) -> int:
         return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
     if isinstance(error, UserError):
         return complain(error)
+    if is_disk_full(error):
+        return complain("the disk is full; free some of it, then try again", FAILED)
     if isinstance(error, OSError) and error.filename is not None:
         return complain(f"outputs: cannot write {error.filename} ({error.strerror})")
     raise error
@@ -147,6 +149,7 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
     for flag in get_args_parser().parse_known_args(list(argv))[1]:
         raise UserError(f"{flag}: no such option; see --help")
     check_words(argv)
+    require_plain(config.default_outputs())
     before, sys.argv = sys.argv, ["expkit", *argv]
     try:
         main = hydra.main("pkg://expkit.conf", "config", version_base="1.3")
@@ -163,6 +166,16 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None) -> list[int]:
     finally:
         sys.argv = before
     return command.statuses
+
+
+def require_plain(outputs: Path) -> None:
+    """See that Hydra can be told of an outputs folder.
+
+    Raises:
+        UserError: its name has what Hydra reads as a reference.
+    """
+    if "${" in str(outputs):
+        raise UserError(f"EXPKIT_OUTPUTS: got {str(outputs)!r}, takes a folder without ${{")
 
 
 class Command:
@@ -192,7 +205,8 @@ class Command:
         gc.freeze()  # the libraries stay, what composing a cell leaves goes: there may be thousands
         gc.enable()
         folder = Path(master.hydra.sweep.dir).absolute()
-        if (folder / manifest.FILE).is_file():
+        resumed = (folder / manifest.FILE).is_file()
+        if resumed:
             found = manifest.Manifest.load(folder)
             given, kept = (
                 [w for w in some if w != "tracking=none" and not manifest.is_for_hydra(w)]
@@ -202,8 +216,10 @@ class Command:
                 takes = f"another folder, or nothing beside it: this one holds {shlex.join(kept)}"
                 raise ConfigError("hydra.sweep.dir", str(folder), takes)
         else:
+            manifest.require_unused(folder)
             found = plan.plan(master, loader, jobs, words)
-        self.statuses.append(sweep.begin(found, self._used(found), launcher))
+        tracker = self._tracker if found.is_tracked else None
+        self.statuses.append(sweep.begin(found, tracker, launcher, resumed=resumed))
 
     def launch(
         self,
@@ -214,21 +230,18 @@ class Command:
     ) -> list[JobReturn]:
         """Run a batch of a sweeper that searches; each job returns the objective."""
         from expkit.cli.sweep import Search
-        from expkit.sweep import plan
+        from expkit.sweep import manifest, plan
 
+        if self._search is None:
+            manifest.require_unused(Path(master.hydra.sweep.dir).absolute())
         batch = plan.plan(master, loader, jobs, [], first)
-        self._search = self._search or Search(self._used(batch))
+        self._search = self._search or Search(self._tracker if batch.is_tracked else None)
         return self._search.launch(batch, range(first, first + len(jobs)))
 
     def finish(self) -> None:
         """Show what a search came to."""
         if self._search and (status := self._search.finish()) is not None:
             self.statuses.append(status)
-
-    def _used(self, manifest: Manifest) -> Tracker | None:
-        """The tracker, if any cell wants one."""
-        kinds = {cell.frozen["config"]["tracking"]["kind"] for cell in manifest.cells}
-        return self._tracker if "mlflow" in kinds else None
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -256,6 +269,9 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir).absolute()
+    if held := _held(folder, hydra_config.output_subdir):
+        takes = "takes an empty or new folder"
+        return complain(f"hydra.run.dir: {folder} holds {held} already; {takes}")
 
     def work() -> int:
         cell = config.build_cell(composed, dict(hydra_config.runtime.choices))
@@ -267,6 +283,14 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
         return OK if result.outcome == "ok" else FAILED
 
     return reported(work, folder)
+
+
+def _held(folder: Path, hydras: str | None) -> str | None:
+    """What is in a folder that a run is to have to itself, beside what Hydra has just put there."""
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    if journal.FILE in names:
+        return "a run"
+    return "other files" if names - {hydras} else None
 
 
 def reported(work: Callable[[], int], folder: Path) -> int:
@@ -292,6 +316,9 @@ def reported(work: Callable[[], int], folder: Path) -> int:
             complain(f"interrupted; what was measured is in {folder}")
         raise
     except Exception as error:
+        if is_disk_full(error):
+            kept = f"what could be kept is in {folder}"
+            return complain(f"the disk is full; {kept}; free some of it, then try again", FAILED)
         return complain(f"the run failed: {one_line(error)}{where_told(folder)}", FAILED)
 
 

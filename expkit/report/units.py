@@ -13,3 +13,12 @@ def seconds(value: float) -> str:
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
     return f"{value / 1e-9:.3g} ns"
+
+
+def megabytes(count: float) -> str:
+    """Bytes in the unit in which disks are sold, never less than one.
+
+    >>> megabytes(1), megabytes(34_600_000), megabytes(2_340_000_000)
+    ('1 MB', '35 MB', '2,340 MB')
+    """
+    return f"{max(1, round(count / 1e6)):,} MB"

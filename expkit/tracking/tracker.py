@@ -186,6 +186,7 @@ def _imported() -> Uploader:
 
 def _serve(answers: TextIO) -> None:
     """The child: answer each request; then end what the parent left open."""
+    from expkit.errors import UserError
     from expkit.tracking import journal
 
     try:
@@ -217,7 +218,7 @@ def _serve(answers: TextIO) -> None:
         with suppress(BrokenPipeError):  # the parent was killed: what it began is ended below
             print(json.dumps(reply), file=answers, flush=True)
     for folder in folders:
-        with suppress(OSError):  # a full disk: the next start ends it
+        with suppress(OSError, UserError):  # a full disk: the next start ends it; or damaged
             with journal.locked(folder):
                 if left := not journal.is_ended(folder):
                     journal.end_orphan(folder)  # the parent has hung up in the middle of it

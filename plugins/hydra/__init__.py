@@ -11,13 +11,12 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from expkit.sweep.elsewhere import run_there
+from expkit.sweep.elsewhere import launcher_of
 
 
 class ExpkitSweeper(BasicSweeper):
@@ -29,11 +28,7 @@ class ExpkitSweeper(BasicSweeper):
         """Where the launcher is another's, it runs whole cells by themselves."""
         self.hydra_context, self.config = hydra_context, config
         self._command: Any = task_function
-        ours = config.hydra.launcher.get("_target_") == f"{__name__}.{LocalLauncher.__name__}"
-        if not ours:
-            self.launcher = Plugins.instance().instantiate_launcher(
-                hydra_context=hydra_context, task_function=run_there, config=config
-            )
+        self.launcher = launcher_of(hydra_context, config)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run every combination of the words."""
