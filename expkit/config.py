@@ -217,6 +217,18 @@ def build_sweep(config: DictConfig) -> Sweep:
     return built
 
 
+def checked_sweep(values: Mapping[str, Any]) -> Sweep:
+    """The `sweep` keys again, from what was written down of them.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type or range, or one that refers to
+            something else.
+    """
+    if reason := reference(values, "sweep"):
+        raise UserError(reason)
+    return build_sweep(OmegaConf.create({"sweep": dict(values)}))
+
+
 def options(group: str) -> list[str]:
     """The installed options of a group, such as `problem` or `backend`."""
     from hydra import initialize_config_module
@@ -259,9 +271,26 @@ def thaw(frozen: Mapping[str, Any]) -> Cell:
     >>> cell = compose_cell("problem=linear", "optimizer.lr=0.5")
     >>> thaw(cell.frozen).resolved == cell.resolved
     True
+
+    Raises:
+        UserError: a value that does not fit, or one that refers to something else.
     """
+    if reason := reference(frozen["config"]):
+        raise UserError(reason)
     config = OmegaConf.create(dict(frozen["config"]) | {"allow_target": True})
     return build_cell(config, frozen["choices"], frozen.get("words", ()))
+
+
+def reference(values: object, key: str = "") -> str | None:
+    """Where a value has `${`, which would be resolved; those of a cell are resolved already."""
+    if isinstance(values, Mapping):
+        inner = ((f"{key}.{name}" if key else f"{name}", value) for name, value in values.items())
+    elif isinstance(values, list):
+        inner = ((f"{key}[{number}]", value) for number, value in enumerate(values))
+    else:
+        bad = isinstance(values, str) and "${" in values
+        return f"{key}: got {values!r}, takes a value without ${{" if bad else None
+    return next(filter(None, (reference(value, name) for name, value in inner)), None)
 
 
 def default_outputs() -> Path:
@@ -337,6 +366,8 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
     values["outputs"] = str(outputs)
     values["tracking"]["uri"] = kept_uri
     values.pop("allow_target", None)  # a permission is a person's, each time
+    if reason := reference(values):
+        raise UserError(reason)
     frozen = {
         "config": values,
         "choices": {k: choices[k] for k in GROUPS if k in choices},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class UserError(Exception):
     """Something the person can mend. Printed as one line; exit status 2 before a run, 1 in it."""
@@ -31,6 +33,15 @@ class ParityError(UserError):
 
 class PluginError(UserError):
     """An installed plugin is broken, or two plugins claim one name."""
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error comes of a disk, or a share of one, that takes no more."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def require(holds: bool, key: str, got: object, takes: str) -> None:

@@ -45,7 +45,8 @@ def run(cell: Cell, folder: Path, tracker: Tracker | None, watch: Watch, draw: D
     """Run a cell in its folder, journal first. What went wrong is recorded, then raised.
 
     Raises:
-        UserError: before anything is written, where this machine cannot run the backend.
+        UserError: before anything is written, where this machine cannot run the backend or the
+            folder holds a run.
     """
     return run_together([(cell, folder)], tracker, watch, draw, tags={})[0]
 
@@ -104,7 +105,8 @@ def run_together(
         timed: false where other things run meanwhile: the results without times.
 
     Raises:
-        UserError: before anything is written, where this machine cannot run a backend.
+        UserError: before anything is written, where this machine cannot run a backend or a folder
+            holds a run.
         ParityError: the cells do unlike work and `measure.parity=require`.
     """
     for cell, _ in jobs:
@@ -201,8 +203,9 @@ def _recorded(
     tags: Mapping[str, str],
 ) -> Iterator[Journal]:
     """A run in the journal and in MLflow from here to the end, however it ends."""
-    journal = Journal(folder)
-    journal.write("run", **_opening(cell, folder, tags, cell.backend.describe()))
+    opening = _opening(cell, folder, tags, cell.backend.describe())
+    journal = Journal(folder, new=True)
+    journal.write("run", **opening)
     status = "FAILED"
     try:
         if tracker:
@@ -265,6 +268,7 @@ def _opening(
         "mlflow.runColor": colour,
     }
     return {
+        "version": journals.VERSION,
         "id": uuid.uuid4().hex,
         "name": cell.title,
         "owner": journals.owner(),

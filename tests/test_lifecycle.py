@@ -403,7 +403,8 @@ def tear(file: Path, within: str) -> None:
 def test_a_journal_can_be_read_wherever_it_is_torn(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     writer = journal.Journal(tmp_path / "whole")
-    writer.write("run", name="größe · √2")
+    about = {"owner": journal.owner(), "tracking": {}, "params": {}, "tags": {}}
+    writer.write("run", id="a", name="größe · √2", **about)
     writer.metric("train/loss", [1.5, math.nan, -math.inf])
     writer.tags({"gerät": "größe · √2"})
     writer.end("FINISHED")

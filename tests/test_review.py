@@ -129,7 +129,16 @@ def test_a_side_of_a_comparison_is_checked_as_a_run_is(
 
 def _stored(folder: Path, *lines: object) -> Path:
     folder.mkdir()
-    run = {"kind": "run", "name": folder.name, "tags": {"outcome": "running", "interleaved": "x"}}
+    run = {
+        "kind": "run",
+        "time": 0,
+        "id": "a",
+        "name": folder.name,
+        "owner": journal.owner(),
+        "tracking": {},
+        "params": {},
+        "tags": {"outcome": "running", "interleaved": "x"},
+    }
     text = "".join(json.dumps(line) + "\n" for line in (run, *lines))
     (folder / journal.FILE).write_text(text)
     return folder

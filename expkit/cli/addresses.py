@@ -4,10 +4,42 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from expkit.config import Tracking
+from expkit.config import Tracking, default_outputs
 from expkit.errors import ConfigError, UserError
 from expkit.tracking import address, known
+
+if TYPE_CHECKING:
+    from expkit.sweep.manifest import Manifest
+    from expkit.tracking.tracker import Tracker
+
+
+def allow(
+    tracker: Tracker,
+    sweep: Manifest,
+    *,
+    typed: str | None = None,
+    uri: str | None = None,
+    again: bool,
+) -> None:
+    """Tell the tracker where to send a sweep's runs.
+
+    Args:
+        typed: the address that the words composed, whole.
+        uri: where to send them in place of what the sweep names.
+        again: whether a file names the addresses, and not the person.
+
+    Raises:
+        UserError: nobody has given one of them on this machine.
+    """
+    outputs = default_outputs()
+    for kept in sweep.addresses():
+        if not again or (typed and address.kept(typed) == kept):
+            known.remember(kept, sweep.folder, outputs)
+        elif not uri:
+            confirmed(kept, sweep.folder, outputs)
+        tracker.allow(kept, uri or address.whole(kept, [typed, address.given()]))
 
 
 def confirmed(kept: str, folder: Path, outputs: Path) -> str:

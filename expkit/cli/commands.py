@@ -48,16 +48,7 @@ def command(argv: Sequence[str]) -> int:
     ui = commands.add_parser("ui", help="open MLflow's page on the runs kept here")
     ui.add_argument("--port", type=_port, default=5000, help="0 for one that is free")
     ui.add_argument("--outputs", type=Path, default=default_outputs())
-    resume = commands.add_parser("resume", help="run what is missing of a sweep, or failed")
-    resume.add_argument("--verbose", action="store_true", help=VERBOSE)
-    resume.add_argument("sweep", nargs="?", help="its id or folder; the last one by default")
-    resume.add_argument("--uri", help="the tracking address, whole; or another than it began with")
-    resume.add_argument(
-        "--allow-target",
-        action="store_true",
-        help="load classes that no installed option names, as allow_target=true did",
-    )
-    resume.add_argument("--outputs", type=Path, default=default_outputs())
+    add_resume(commands)
     sync = commands.add_parser("sync", help="send to MLflow what is not there yet")
     sync.add_argument("folder", type=Path, nargs="?", help="one run's folder, or any above it")
     sync.add_argument("--uri", help="another tracking address than the runs were made for")
@@ -81,9 +72,21 @@ def command(argv: Sequence[str]) -> int:
         return doctor()
     if given.command == "resume":
         from expkit.cli.sweep import resume as go_on
+        from expkit.sweep.manifest import is_for_hydra
 
-        outputs = given.outputs.absolute()
-        return go_on(given.sweep, outputs, given.uri, given.allow_target, verbose=given.verbose)
+        sweeps = [word for word in given.words if not is_for_hydra(word)]
+        if len(sweeps) > 1:
+            return complain(f"resume: got {len(sweeps)} sweeps, takes one")
+        typed = [word for word in given.words if is_for_hydra(word)]
+        return go_on(
+            next(iter(sweeps), None),
+            given.outputs.absolute(),
+            typed,
+            retry=[outcome for some in given.retry for outcome in some],
+            uri=given.uri,
+            allow_target=given.allow_target,
+            verbose=given.verbose,
+        )
     if given.command == "ui":
         from expkit.cli.ui import ui as open_page
 
@@ -106,6 +109,38 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--verbose", action="store_true", help=VERBOSE)
     parser.add_argument("--threshold", type=_share, help="smallest difference that matters")
     parser.add_argument("--outputs", type=Path, default=default_outputs())
+
+
+def add_resume(commands: argparse._SubParsersAction[Parser]) -> None:
+    """`expkit resume` and its help."""
+    parser = commands.add_parser(
+        "resume",
+        help="run what is missing of a sweep, or failed",
+        usage="%(prog)s [SWEEP] [hydra.launcher.KEY=VALUE ...] [--retry OUTCOME] [OPTIONS]",
+    )
+    words = "the sweep's id or folder, by default the last one; words for the launcher"
+    parser.add_argument("words", nargs="*", metavar="SWEEP", help=words)
+    again = "run cells again that came to this: diverged, wrong_answer or not_synchronized"
+    parser.add_argument("--retry", type=_outcomes, action="append", default=[], help=again)
+    parser.add_argument("--uri", help="the tracking address, whole; or another than it began with")
+    parser.add_argument(
+        "--allow-target",
+        action="store_true",
+        help="load classes that no installed option names, as allow_target=true did",
+    )
+    parser.add_argument("--verbose", action="store_true", help=VERBOSE)
+    parser.add_argument("--outputs", type=Path, default=default_outputs())
+
+
+def _outcomes(words: str) -> list[str]:
+    from expkit.tracking.stored import OUTCOMES
+
+    known = [outcome for outcome in OUTCOMES if outcome not in ("ok", "running")]
+    for word in words.split(","):
+        if word not in known:
+            takes = f"one or several of {', '.join(known)}"
+            raise argparse.ArgumentTypeError(f"got {word!r}, takes {takes}")
+    return words.split(",")
 
 
 def _sync(place: Path, uri: str | None, outputs: Path) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,6 +12,7 @@ from expkit.cli.run import (
     interruptible,
     not_in_mlflow,
     reported,
+    require_plain,
     show,
     tracker_for,
     used_by,
@@ -35,7 +36,8 @@ def compare(
 ) -> int:
     """Compare, print, and return the exit status."""
     if all("=" in side and not Path(side).exists() for side in (a, b)):
-        words = [f"outputs={json.dumps(str(outputs))}", "measure=standard", *both]
+        os.environ["EXPKIT_OUTPUTS"] = str(outputs)  # no word: Hydra's grammar would read it
+        words = ["measure=standard", *both]
         if threshold is not None:
             words.append(f"measure.threshold={threshold}")
         sides = [[*words, *_split(side)] for side in (a, b)]
@@ -67,9 +69,10 @@ def _now(sides: Sequence[Sequence[str]], *, verbose: bool) -> int:
     from expkit import runner
     from expkit.cli.complaints import explain
     from expkit.cli.progress import progress
-    from expkit.config import compose_cell
+    from expkit.config import compose_cell, default_outputs
     from expkit.report import plots
 
+    require_plain(default_outputs())
     with tracker_for([word for side in sides for word in side]) as tracker:
         cells = []
         for words in sides:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from expkit.cli.status import FAILED, INTERRUPTED, MISUSED, OK, TERMINATED, complain
 from expkit.cli.words import check_words, option_folder, parse
-from expkit.errors import ConfigError, UserError
+from expkit.errors import ConfigError, UserError, is_disk_full
 from expkit.sweep.worker import spares
-from expkit.tracking import address, known
+from expkit.tracking import address, journal, known
 from expkit.tracking.tracker import Tracker, one_line
 
 if TYPE_CHECKING:
@@ -48,19 +48,15 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: as an interrupt, with an exit status of its own."""
 
 
-def run(argv: Sequence[str], uri: str | None = None) -> int:
-    """Compose and run; one line on stderr for whatever goes wrong.
-
-    Args:
-        uri: where to send the runs of a sweep that goes on, in place of the address they name.
-    """
+def run(argv: Sequence[str]) -> int:
+    """Compose and run; one line on stderr for whatever goes wrong."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us
 
     verbose, argv = VERBOSE in argv, [word for word in argv if word != VERBOSE]
 
     def work() -> int:
         with tracker_for(argv) as tracker, _workers_for(argv):
-            return max(_compose_and_run(argv, tracker, uri, verbose=verbose), default=OK)
+            return max(_compose_and_run(argv, tracker, verbose=verbose), default=OK)
 
     return interruptible(work)
 
@@ -81,6 +77,8 @@ def _status(error: BaseException) -> int:
         return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
     if isinstance(error, UserError):
         return complain(error)
+    if is_disk_full(error):
+        return complain("the disk is full; free some of it, then try again", FAILED)
     if isinstance(error, OSError) and error.filename is not None:
         return complain(f"outputs: cannot write {error.filename} ({error.strerror})")
     raise error
@@ -178,9 +176,7 @@ def _terminate_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _compose_and_run(
-    argv: Sequence[str], tracker: Tracker | None, uri: str | None, *, verbose: bool
-) -> list[int]:
+def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, *, verbose: bool) -> list[int]:
     """The exit status of each cell; Hydra prints lines of its own if a cell raises."""
     import hydra
     from hydra.errors import HydraException
@@ -188,10 +184,11 @@ def _compose_and_run(
     with _one_blas_thread() if _is_sweep(argv) else nullcontext():
         from expkit import config
 
-    command = Command(tracker, uri, verbose=verbose)
+    command = Command(tracker, verbose=verbose)
     config.register()
     words, flags = parse(argv)
     check_words(words, option_folder(flags))
+    require_plain(config.default_outputs())
     before, sys.argv = sys.argv, ["expkit", *words, *flags]
     try:
         main = hydra.main("pkg://expkit.conf", "config", version_base="1.3")
@@ -214,11 +211,21 @@ def _compose_and_run(
     return command.statuses
 
 
+def require_plain(outputs: Path) -> None:
+    """See that Hydra can be told of an outputs folder.
+
+    Raises:
+        UserError: its name has what Hydra reads as a reference.
+    """
+    if "${" in str(outputs):
+        raise UserError(f"EXPKIT_OUTPUTS: got {str(outputs)!r}, takes a folder without ${{")
+
+
 class Command:
     """What Hydra is given to call: with a cell, or with a sweep's words."""
 
-    def __init__(self, tracker: Tracker | None, uri: str | None, *, verbose: bool) -> None:
-        self._tracker, self._uri, self._verbose = tracker, uri, verbose
+    def __init__(self, tracker: Tracker | None, *, verbose: bool) -> None:
+        self._tracker, self._verbose = tracker, verbose
         self._search: Search | None = None
         self.statuses: list[int] = []
 
@@ -243,7 +250,8 @@ class Command:
         folder = Path(master.hydra.sweep.dir).absolute()
         words = [address.scrub(word) for word in words]
         folders: dict[int, str] = {}
-        if (folder / manifest.FILE).is_file():
+        resumed = (folder / manifest.FILE).is_file()
+        if resumed:
             found = manifest.Manifest.load(folder)
             given, kept = (
                 [w for w in some if not w.startswith(AGAIN) and not manifest.is_for_hydra(w)]
@@ -254,12 +262,14 @@ class Command:
                 raise ConfigError("hydra.sweep.dir", str(folder), takes)
             if not master.allow_target:
                 found.require_installed()
-            tracker = self._used(found, master, again=True)
         else:
+            manifest.require_unused(folder)
             found = plan.plan(master, loader, jobs, words)
-            tracker = self._used(found, master, again=False)
             folders = plan.subdirs(master, loader, jobs)
-        status = sweep.begin(found, tracker, launcher, folders, verbose=self._verbose)
+        tracker = self._used(found, master, again=resumed)
+        status = sweep.begin(
+            found, tracker, launcher, folders, resumed=resumed, verbose=self._verbose
+        )
         self.statuses.append(status)
 
     def launch(
@@ -271,8 +281,10 @@ class Command:
     ) -> list[JobReturn]:
         """Run a batch of a sweeper that searches; each job returns the objective."""
         from expkit.cli.sweep import Search
-        from expkit.sweep import plan
+        from expkit.sweep import manifest, plan
 
+        if self._search is None:
+            manifest.require_unused(Path(master.hydra.sweep.dir).absolute())
         batch = plan.plan(master, loader, jobs, [], first)
         used = self._used(batch, master, again=False)
         sweeper = master.hydra.sweeper
@@ -286,24 +298,13 @@ class Command:
             self.statuses.append(status)
 
     def _used(self, found: Manifest, master: DictConfig, *, again: bool) -> Tracker | None:
-        """The tracker, if any cell wants one; it is told where to send their runs.
+        """The tracker, if any cell wants one; `again` where a file names the cells' addresses."""
+        from expkit.cli.addresses import allow
 
-        Args:
-            again: whether a file names the cells' addresses, and not the person.
-        """
-        from expkit.cli.addresses import confirmed
-        from expkit.config import default_outputs
-
-        addresses, typed = found.addresses(), master.tracking.uri
-        for kept in addresses if self._tracker else ():
-            assert self._tracker is not None
-            if not again or (typed and address.kept(typed) == kept):
-                known.remember(kept, found.folder, default_outputs())
-            elif not self._uri:
-                confirmed(kept, found.folder, Path(master.outputs).absolute())
-            uri = self._uri or address.whole(kept, [typed, address.given()])
-            self._tracker.allow(kept, uri)
-        return self._tracker if addresses else None
+        if not self._tracker or not found.is_tracked:
+            return None
+        allow(self._tracker, found, typed=master.tracking.uri, again=again)
+        return self._tracker
 
 
 def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: bool) -> int:
@@ -317,6 +318,9 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: boo
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir).absolute()
+    if held := _held(folder, {hydra_config.output_subdir, f"{hydra_config.job.name}.log"}):
+        takes = "takes an empty or new folder"
+        return complain(f"hydra.run.dir: {folder} holds {held} already; {takes}")
 
     def work() -> int:
         words = list(hydra_config.overrides.task)
@@ -330,6 +334,14 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: boo
         return OK if result.outcome == "ok" else FAILED
 
     return reported(work, folder)
+
+
+def _held(folder: Path, hydras: set[str | None]) -> str | None:
+    """What is in a folder that a run is to have to itself, beside what Hydra has just put there."""
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    if journal.FILE in names:
+        return "a run"
+    return "other files" if names - hydras else None
 
 
 def reported(work: Callable[[], int], folder: Path) -> int:
@@ -353,6 +365,9 @@ def reported(work: Callable[[], int], folder: Path) -> int:
             complain(f"interrupted; what was measured is in {folder}")
         raise
     except Exception as error:
+        if is_disk_full(error):
+            kept = f"what could be kept is in {folder}"
+            return complain(f"the disk is full; {kept}; free some of it, then try again", FAILED)
         return complain(f"the run failed: {one_line(error)}{where_told(folder)}", FAILED)
 
 

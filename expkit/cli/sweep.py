@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from expkit.cli.run import VERBOSE, not_in_mlflow, run, show, where_told
+from expkit.cli.addresses import allow
+from expkit.cli.complaints import explain
+from expkit.cli.run import interruptible, not_in_mlflow, show, tracker_for, where_told
 from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
-from expkit.errors import ConfigError, UserError
+from expkit.cli.words import check_words
+from expkit.errors import ConfigError, UserError, is_disk_full
 from expkit.report import plots
 from expkit.report import sweep as report
-from expkit.report.units import count
+from expkit.report.units import count, megabytes
 from expkit.sweep import elsewhere, engine, names
-from expkit.sweep.manifest import FILE, Manifest, Planned, is_for_hydra, locked, named, newest
+from expkit.sweep.manifest import Manifest, Planned, locked, named, newest, require_unused
 from expkit.sweep.pace import Pace
 from expkit.sweep.worker import end_spares
 from expkit.tracking.sent import pending
-from expkit.tracking.stored import Stored
+from expkit.tracking.stored import ALIKE, FINISHED, Stored
 from expkit.tracking.tracker import Tracker, one_line
 
 if TYPE_CHECKING:
@@ -98,16 +106,41 @@ def conduct(
     *,
     verbose: bool,
 ) -> int:
-    """Run what is to be run of a sweep that is locked; returns the exit status."""
+    """Run what is to be run of a sweep that is locked; returns the exit status.
+
+    A full disk ends it at once: what comes next would fail too.
+    """
     screen = Lines(manifest, todo)
-    stopped, again = False, f"interrupted; go on with: expkit resume {manifest.name}"
-    with _told(manifest, tracker, screen, again):
-        if launcher is None:
-            stopped = engine.run(manifest, todo, tracker, screen)
-        else:
-            end_spares()
-            elsewhere.launch(manifest, todo, launcher)
-    return tell(manifest, tracker, interrupted=again if stopped else None, verbose=verbose)
+    stopped, full, again = False, False, f"go on with: expkit resume {manifest.name}"
+    with _told(manifest, tracker, screen, f"interrupted; {again}"):
+        try:
+            if launcher is None:
+                stopped = engine.run(manifest, todo, tracker, screen)
+            else:
+                end_spares()
+                elsewhere.launch(manifest, todo, launcher)
+        except Exception as error:
+            if not (full := is_disk_full(error)):
+                raise
+    if full:
+        return tell_full(manifest, tracker)
+    said = f"interrupted; {again}" if stopped else None
+    return tell(manifest, tracker, interrupted=said, verbose=verbose)
+
+
+def tell_full(manifest: Manifest, tracker: Tracker | None) -> int:
+    """Show what came out before the disk was full, and what the rest needs; the exit status."""
+    if tracker:
+        tracker.settle()
+    outcomes = manifest.outcomes()
+    left = len(manifest.missing())
+    show(f"\n{report.result(manifest)}\n")
+    show(f"{report.counted(outcomes, len(manifest.damaged))}; {manifest.folder}")
+    need = f"the {count(left, 'cell')} left need about {megabytes(manifest.room(left))}"
+    again = f"go on with: expkit resume {manifest.name}"
+    return complain(
+        f"the disk of {manifest.folder} is full; {need}; free that, then {again}", FAILED
+    )
 
 
 @contextmanager
@@ -146,15 +179,19 @@ def tell(
         verbose: show all rows, and where each run is kept.
     """
     error = _send_rest(manifest, tracker) if tracker else None
-    (manifest.folder / "result.txt").write_text(table(manifest, None) + "\n")
-    left = len(manifest.missing())
+    with suppress(OSError):  # what it says is shown
+        (manifest.folder / "result.txt").write_text(table(manifest, None) + "\n")
     show(f"\n{table(manifest, None if verbose else report.SHOWN)}\n")
-    show(f"{count(len(manifest.cells) - left, 'cell')} finished; {manifest.folder}")
+    outcomes = manifest.outcomes()
+    show(f"{report.counted(outcomes, len(manifest.damaged))}; {manifest.folder}")
+    if alike := [outcome for outcome in ALIKE if outcome in outcomes]:
+        show(f"to run these again: expkit resume {manifest.name} --retry {','.join(alike)}")
     if error:
         not_in_mlflow(error, manifest.folder)
     if interrupted:
         return complain(interrupted, INTERRUPTED)
-    return FAILED if left or error else OK
+    failed = bool(manifest.damaged) or any(outcome not in FINISHED for outcome in outcomes)
+    return FAILED if failed or error else OK
 
 
 def _send_rest(manifest: Manifest, tracker: Tracker) -> str | None:
@@ -193,8 +230,10 @@ class Search:
         if batch.sweep.dry_run:
             raise ConfigError("sweep.dry_run", True, "false: a search chooses as it goes")
         manifest = self._manifest.joined(batch) if self._manifest else batch
-        self._manifest = manifest
         with locked(manifest.folder):
+            if self._manifest is None:
+                require_unused(manifest.folder)
+            self._manifest = manifest
             manifest.save()
             _name(manifest, folders)
             screen = Lines(manifest, batch.cells, numbers[0], self._trials)
@@ -241,29 +280,52 @@ def _objective(run: Stored | None, objective: str) -> JobReturn:
 
 
 def resume(
-    word: str | None, outputs: Path, uri: str | None, allow_target: bool, *, verbose: bool = False
+    word: str | None,
+    outputs: Path,
+    typed: Sequence[str] = (),
+    *,
+    retry: Collection[str] = (),
+    uri: str | None = None,
+    allow_target: bool = False,
+    verbose: bool = False,
 ) -> int:
     """Run what is missing of a sweep.
 
+    All is in the manifest, and nothing else is read: option files may have changed since.
+
     Args:
+        word: its id or folder; None for the last one.
+        typed: words for the launcher.
+        retry: outcomes that are to be run again, though they would be left alone.
         uri: where to send its runs, in place of the address that they name.
         allow_target: load classes that no installed option names.
     """
+
+    def work() -> int:
+        gc.enable()
+        found = Manifest.load(named(word, outputs) if word else newest(outputs))
+        if not allow_target:
+            found.require_installed()
+        launcher = _launcher(found, typed)
+        with tracker_for([] if found.is_tracked else ["tracking=none"]) as tracker:
+            if tracker:
+                allow(tracker, found, uri=uri, again=True)
+            return begin(found, tracker, launcher, resumed=True, retry=retry, verbose=verbose)
+
+    return interruptible(work)
+
+
+def _launcher(manifest: Manifest, typed: Sequence[str]) -> Launcher | None:
+    """What a sweep's cells are run through where it does not run them here."""
+    words = elsewhere.replayed(manifest.words, typed, manifest.file)
+    if not words:
+        return None
+    check_words(words)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us
     try:
-        folder = named(word, outputs) if word else newest(outputs)
-    except UserError as error:
-        return complain(error)
-    try:
-        manifest = Manifest.load(folder)
-    except UserError as error:
-        return complain(error)
-    # All else is in the manifest, and may not be in the option files any more.
-    words = [word for word in manifest.words if is_for_hydra(word)]
-    kinds = {cell.frozen["config"]["tracking"]["kind"] for cell in manifest.cells}
-    tracking = [] if "mlflow" in kinds else ["tracking=none"]
-    place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    told = [f"allow_target={allow_target}".lower(), *([VERBOSE] if verbose else [])]
-    return run(["-m", *words, *tracking, *told, f"hydra.sweep.dir='{place}'"], uri)
+        return elsewhere.chosen(words, manifest.folder)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(explain(error, words)) from error
 
 
 def begin(
@@ -272,24 +334,30 @@ def begin(
     launcher: Launcher | None,
     folders: Mapping[int, str] = NO_NAMES,
     *,
+    resumed: bool,
+    retry: Collection[str] = (),
     verbose: bool = False,
 ) -> int:
     """Run a sweep, or the rest of it; returns the exit status.
 
     Args:
         folders: other names of cells' folders, by their number.
+        resumed: its folder holds it already.
+        retry: as `resume` takes it.
     """
     if manifest.sweep.dry_run:
         show(report.planned(manifest, manifest.cells, apart=launcher is not None))
         return OK
     with locked(manifest.folder):
-        if not (manifest.folder / FILE).is_file():
+        if resumed:
+            manifest = _checked(manifest, retry)
+        else:
+            require_unused(manifest.folder)
             manifest.save()
-        manifest.close_orphans()
-        todo = manifest.missing()
-        show(report.planned(manifest, todo, apart=launcher is not None))
-        if not manifest.cells:
+        if not manifest.cells and not manifest.damaged:
             return complain("nothing can run: every cell is skipped", FAILED)
+        todo = manifest.missing(retry)
+        show(report.planned(manifest, todo, apart=launcher is not None))
         _name(manifest, folders)
         try:
             return conduct(manifest, todo, tracker, launcher, verbose=verbose)
@@ -308,3 +376,19 @@ def _name(manifest: Manifest, folders: Mapping[int, str]) -> None:
         takes = "a name of its own for every cell, no number, inside the sweep's folder"
         cells = count(len(refused), "cell")
         complain(f"hydra.sweep.subdir: got {refused[0]!r}, takes {takes}; {cells} without a name")
+
+
+def _checked(manifest: Manifest, retry: Collection[str]) -> Manifest:
+    """Without the cells that cannot be thawed; what an ended process left open is ended.
+
+    A line on stderr for each damaged cell, and for each damaged journal of one that is run again.
+    """
+    shown = manifest.cells if manifest.sweep.timing else manifest.missing(retry)
+    manifest = manifest.thawed(shown)
+    manifest.close_orphans()
+    for reason in manifest.damaged:
+        complain(f"sweep {manifest.file}: {reason}; it is not run")
+    for planned in manifest.missing(retry):
+        for reason in manifest.unreadable(planned):
+            complain(f"{reason}; cell {planned.index} is not finished")
+    return manifest

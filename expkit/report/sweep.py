@@ -14,7 +14,7 @@ from expkit.report.plots import Course
 from expkit.report.units import count, seconds
 from expkit.sweep.manifest import Manifest, Planned
 from expkit.sweep.worker import SAID
-from expkit.tracking.stored import Stored
+from expkit.tracking.stored import FINISHED, Stored
 
 SHOWN = 30
 """Rows of a problem on a terminal; the file in the sweep's folder has all."""
@@ -194,6 +194,20 @@ def name(manifest: Manifest, cell: Planned) -> str:
     return f"{manifest.groups[cell.group]} · {cell.title}"
 
 
+def counted(outcomes: Mapping[str, int], damaged: int) -> str:
+    """How many cells came to what, in a sentence.
+
+    >>> counted({"ok": 4, "diverged": 1, "failed": 2, "wrong_answer": 1, "not run": 1}, 0)
+    '5 cells finished, 1 of them diverged; 2 failed, 1 wrong answer, 1 not run'
+    """
+    finished = count(sum(outcomes.get(outcome, 0) for outcome in FINISHED), "cell")
+    diverged = outcomes.get("diverged", 0)
+    head = f"{finished} finished" + (f", {diverged} of them diverged" if diverged else "")
+    rest = [f"{n} {o.replace('_', ' ')}" for o, n in outcomes.items() if o not in FINISHED]
+    rest += [f"{damaged} damaged"] if damaged else []
+    return f"{head}; {', '.join(rest)}" if rest else head
+
+
 def _head(manifest: Manifest, cells: Sequence[Planned]) -> Row:
     if not manifest.sweep.timing:
         return ("", "final loss", "outcome")
@@ -272,23 +286,27 @@ def _differences(cell: Planned, runs: dict[int, Stored | None]) -> list[str]:
 
 
 def _failures(manifest: Manifest, runs: dict[int, Stored | None]) -> list[str]:
-    """Every failed cell; those that failed alike and said nothing of their own, together."""
+    """Every cell that diverged or failed; those that ended alike and said nothing, together."""
     alike: dict[tuple[str, ...], list[tuple[Planned, Stored]]] = {}
     for cell in manifest.cells:
         run = runs[cell.index]
         if run and run.outcome != "ok":
             key = (run.outcome, run.reason, *_last_lines(run.folder))
             alike.setdefault(key, []).append((cell, run))
-    lines: list[str] = []
-    for (outcome, reason, *said), failed in alike.items():
-        lines += [f"  {name(manifest, cell)}  ({run.folder})" for cell, run in failed]
+    failed: list[str] = []
+    diverged: list[str] = []
+    for (outcome, reason, *said), found in alike.items():
+        lines = diverged if found[0][1].is_finished else failed
+        lines += [f"  {name(manifest, cell)}  ({run.folder})" for cell, run in found]
         lines.append(f"    {outcome}: {reason}")
         lines += [f"    | {line}" for line in said]
-    bad = sum(map(len, alike.values()))
+    parts = [run for cells in alike.values() for _, run in cells]
+    results = sum(run.is_finished for run in parts)
     missing = sum(runs[cell.index] is None for cell in manifest.cells)
-    head = [f"{count(bad, 'cell')} failed"] if bad else []
+    head = [f"{count(results, 'cell')} diverged"] if results else []
+    middle = [f"{count(len(parts) - results, 'cell')} failed"] if len(parts) > results else []
     tail = [f"{count(missing, 'cell')} not run"] if missing else []
-    return [*head, *lines, *tail]
+    return [*head, *diverged, *middle, *failed, *tail]
 
 
 def _last_lines(folder: Path) -> list[str]:

@@ -45,3 +45,12 @@ def count(number: int, thing: str) -> str:
     ('1 cell', '12,000 cells')
     """
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def megabytes(count: float) -> str:
+    """Bytes in the unit in which disks are sold, never less than one.
+
+    >>> megabytes(1), megabytes(34_600_000), megabytes(2_340_000_000)
+    ('1 MB', '35 MB', '2,340 MB')
+    """
+    return f"{max(1, round(count / 1e6)):,} MB"

@@ -6,6 +6,7 @@ python -m expkit.sweep.child PARENT        is the child, of the process of this 
 from __future__ import annotations
 
 import base64
+import errno
 import gc
 import json
 import logging
@@ -14,6 +15,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +23,7 @@ from typing import Any, BinaryIO
 from expkit import runner, streams
 from expkit.children import look_there_too
 from expkit.config import Cell, thaw
-from expkit.errors import ParityError, UserError
+from expkit.errors import ParityError, UserError, is_disk_full
 from expkit.measure.environment import Activity
 from expkit.measurement import Measurement, Result
 from expkit.processes import die_with_parent
@@ -64,21 +66,23 @@ class _Channel:
 def _run(request: Message, channel: _Channel) -> None:
     """One cell, from its import to its end; every way to fail is an answer."""
     folder = Path(request["folder"])
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / SAID).open("ab") as said:
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
+    full = False
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / SAID).open("ab") as said:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
         outcome, reason = _outcome(request, folder, channel)
     except BaseException as error:  # sys.exit too: it is this cell's affair alone
-        outcome, reason = "failed", one_line(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if not (folder / SAID).stat().st_size:
-        (folder / SAID).unlink()
+        outcome, reason, full = "failed", one_line(error), is_disk_full(error)
+    with suppress(OSError):  # what it printed may not fit on the disk
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if not (folder / SAID).stat().st_size:
+            (folder / SAID).unlink()
     if not request["timed"]:  # else this process ends
         gc.collect()
-    channel.write("done", outcome=outcome, reason=reason)
+    channel.write("done", outcome=outcome, reason=reason, full=full)
 
 
 def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, str]:
@@ -152,7 +156,7 @@ def _drawn(cell: Cell, result: Result, channel: _Channel) -> list[str]:
     if "error" in reply:
         error = RuntimeError(reply["error"])
         error.add_note(reply["trace"])
-        raise error
+        raise error from (OSError(errno.ENOSPC, "") if reply["full"] else None)
     return list(reply["files"])
 
 

@@ -7,20 +7,26 @@ has written comes home as the job's return value where the folder is not shared.
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import os
+import re
+import shlex
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from hydra._internal.callbacks import Callbacks
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, flag_override
 
 from expkit import children
-from expkit.config import Sweep
+from expkit.config import Sweep, register
 from expkit.errors import UserError
 from expkit.runner import record_failure
 from expkit.sweep import engine
@@ -32,6 +38,23 @@ CELL = "EXPKIT_CELL"
 """The variable of a job's environment that holds its cell."""
 
 Files = dict[str, bytes]
+
+WORD = re.compile(
+    r"(?P<sign>\+{0,2}|~)hydra(?P<key>/launcher|\.launcher\.[^=]*)(?:=(?P<value>.*))?"
+)
+"""What is for a launcher."""
+PLAIN = re.compile(r"[\w.:@+/-]*")
+"""A value that means nothing to a shell, to Hydra or to a launcher but itself."""
+RESOURCES = re.compile(
+    r"partition|account|qos|constraint|gres|exclude|comment|timeout_min|nodes|tasks_per_node"
+    r"|cpus_per_task|cpus_per_gpu|gpus_per_node|gpus_per_task|mem_gb|mem_per_gpu|mem_per_cpu"
+    r"|array_parallelism|signal_delay_s|max_num_timeout|n_jobs"
+    r"|additional_parameters\.(exclusive|no-requeue|reservation|nodelist)"
+    r"|ray\.remote\.(num_cpus|num_gpus|memory|max_retries|resources\.\w+)"
+    r"|ray\.init\.(object_store_memory|log_to_driver|logging_level)"
+)
+"""The keys of a launcher that say what a job needs. No other is taken from a file: some of them are
+commands (`setup`), places or addresses."""
 
 
 class Silent:
@@ -76,6 +99,78 @@ def launch(manifest: Manifest, todo: Sequence[Planned], launcher: Launcher) -> N
                 _end(manifest, planned, folder, "interrupted", "stopped before its end")
 
 
+def replayed(words: Sequence[str], typed: Sequence[str], file: Path) -> list[str]:
+    """The words for the launcher: those that a sweep keeps, then those typed now.
+
+    Args:
+        words: what the sweep keeps. What is not for the launcher is of no effect here.
+        typed: they replace all where they choose a launcher.
+        file: where the words are kept.
+
+    Raises:
+        UserError: one of them is kept and not a plain request for what a job needs.
+    """
+    if any(word.startswith("hydra/launcher=") for word in typed):
+        return list(typed)
+    kept = []
+    for word in words:
+        if not (found := WORD.fullmatch(word)):
+            continue
+        key, value = found["key"], found["value"] or ""
+        known = key == "/launcher" or RESOURCES.fullmatch(key.removeprefix(".launcher."))
+        if known and PLAIN.fullmatch(value):
+            kept.append(word)
+        elif not any(_key(word) == _key(other) for other in typed):
+            remedy = f"type it again if you want it: expkit resume ... {shlex.quote(word)}"
+            raise UserError(f"sweep {file}: {word} is not taken from a file; {remedy}")
+    return [*kept, *typed]
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
+def chosen(words: Sequence[str], folder: Path) -> Launcher | None:
+    """The launcher that these words choose, for a sweep in this folder; None for our own.
+
+    Raises:
+        HydraException, OmegaConfBaseException, YAMLError: the words do not fit.
+    """
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    register()
+    # As a value and not as a word: Hydra's grammar has a meaning for many characters.
+    OmegaConf.register_new_resolver("expkit.sweep", lambda: str(folder), replace=True)
+    with initialize_config_module("expkit.conf", version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        place = "hydra.sweep.dir=${expkit.sweep:}"
+        config = hydra.config_loader.load_configuration("config", [place, *words], RunMode.MULTIRUN)
+        return launcher_of(HydraContext(hydra.config_loader, Callbacks(config)), config)
+
+
+def launcher_of(context: HydraContext, config: DictConfig) -> Launcher | None:
+    """The launcher of a composed sweep; None where that is ours, which runs its cells here."""
+    if config.hydra.launcher.get("_target_") == "hydra_plugins.expkit.LocalLauncher":
+        return None
+    return Plugins.instance().instantiate_launcher(
+        hydra_context=context, task_function=run_there, config=_kept(config)
+    )
+
+
+def _kept(config: DictConfig) -> DictConfig:
+    """The configuration without passwords: launchers write what they are given to disk."""
+    kept = copy.deepcopy(config)
+    with flag_override(kept, ["struct", "readonly"], [False, False]):
+        if uri := OmegaConf.select(kept, "tracking.uri"):
+            kept.tracking.uri = address.kept(str(uri))
+        kept.hydra.overrides.task = [address.scrub(word) for word in kept.hydra.overrides.task]
+        kept.hydra.job.override_dirname = address.scrub(kept.hydra.job.override_dirname)
+    return kept
+
+
 def run_there(composed: DictConfig) -> dict[str, Files]:
     """A job: one cell, as the variable has it. Returns its files, by folder."""
     packed = json.loads(zlib.decompress(base64.b64decode(os.environ[CELL])))
@@ -84,7 +179,7 @@ def run_there(composed: DictConfig) -> dict[str, Files]:
     folder, sweep = Path(packed["folder"]), Sweep(**packed["sweep"])
     manifest = Manifest(folder, [], sweep, [], [planned])
     run = manifest.result(planned)
-    if run and run.outcome == "ok":  # by a job of a process that was killed meanwhile
+    if run and run.is_finished:  # by a job of a process that was killed meanwhile
         attempt = run.folder
     else:
         attempt = manifest.next_attempt(planned)
@@ -120,8 +215,12 @@ def _take_in(manifest: Manifest, came: Mapping[str, Files]) -> None:
 
 def _open(manifest: Manifest, planned: Planned) -> list[Path]:
     """The cell's attempts that have not ended."""
-    begun = (f for f in manifest.attempts(planned) if (f / journal.FILE).exists())
-    return [folder for folder in begun if not journal.is_ended(folder)]
+    found = []
+    for folder in manifest.attempts(planned):
+        with suppress(FileNotFoundError, UserError):  # not begun, or damaged
+            if not journal.is_ended(folder):
+                found.append(folder)
+    return found
 
 
 def _lost(manifest: Manifest, planned: Planned, outcome: str, reason: str) -> None:

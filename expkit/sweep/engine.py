@@ -7,6 +7,7 @@ others go on. This process alone sends runs to MLflow, and draws the pictures of
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import pickle
 import select
@@ -24,6 +25,7 @@ from time import monotonic
 from types import FrameType
 from typing import Any, Protocol
 
+from expkit.errors import is_disk_full
 from expkit.measure import parity
 from expkit.measure.environment import Activity, Snapshot, gpus
 from expkit.measure.rounds import run_rounds
@@ -108,17 +110,28 @@ class Attempt:
         """What its worker is told."""
         return {"cell": self.planned.frozen, "folder": str(self.folder), "tags": self.tags}
 
-    def end(self, outcome: str, reason: str) -> None:
-        """See to it that the journal has its end."""
+    def end(self, outcome: str, reason: str, *, full: bool = False) -> None:
+        """See to it that the journal has its end.
+
+        Args:
+            full: whether it failed for want of room on the disk.
+
+        Raises:
+            OSError: there is no room, so that the cells that are left would fail too.
+        """
+        if full:
+            self.outcome = outcome
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if not (self.folder / journal.FILE).exists() or not journal.is_ended(self.folder):
             record_failure(self.planned.cell, self.folder, self.tags, outcome, reason)
         self.outcome = outcome
         self.ledger.screen.ends(self.planned, outcome, reason)
 
     def interrupt(self) -> None:
-        """End it where nothing else has."""
+        """End it where nothing else has, if the disk takes that."""
         if self.outcome is None:
-            self.end("interrupted", "stopped before its end")
+            with suppress(OSError):
+                self.end("interrupted", "stopped before its end")
 
 
 @dataclass
@@ -154,7 +167,8 @@ class Member:
             answer = {"is": "done", "outcome": "failed", "reason": str(error)}
         self.worker.sleep()
         if answer["is"] == "done":
-            self.attempt.end(answer["outcome"], answer["reason"])
+            full = answer.get("full", False)
+            self.attempt.end(answer["outcome"], answer["reason"], full=full)
         self.left_s -= monotonic() - begun
         return answer
 
@@ -188,6 +202,7 @@ def run(
 
     Raises:
         KeyboardInterrupt: it was asked twice; what was running is ended and recorded so.
+        OSError: the disk is full; so is what was running.
     """
     ledger = Ledger(manifest, tracker, screen)
     with _interruptible(Stop(screen, tracker)) as stop:
@@ -323,7 +338,9 @@ def _drawn(what: str, folder: Path) -> Message:
     try:
         return {"files": plots.draw_shown(pickle.loads(base64.b64decode(what)), folder)}
     except Exception as error:  # its run tells of it
-        return {"error": f"cannot draw: {one_line(error)}", "trace": traceback.format_exc()}
+        full = is_disk_full(error)
+        said = f"cannot draw: {one_line(error)}"
+        return {"error": said, "trace": traceback.format_exc(), "full": full}
 
 
 @contextmanager
@@ -512,7 +529,7 @@ def _vacate(ledger: Ledger, post: _Post, posts: list[_Post], free: deque[_Slot])
         answer = post.worker.hear(post.ends_at - monotonic())
     except Ended as error:
         answer = {"outcome": "failed", "reason": str(error)}
-    attempt.end(answer["outcome"], answer["reason"])
+    attempt.end(answer["outcome"], answer["reason"], full=answer.get("full", False))
     if answer["outcome"] == "failed":  # what it has done to its process is not the next cell's
         post.worker.kill()
         posts.remove(post)

@@ -3,6 +3,9 @@
 A sweep's folder holds `sweep.json`, written once, and a folder for every attempt at a cell: `3` is
 the first at the fourth cell, `3-2` the second. What became of a cell is in their journals alone, so
 there is nothing that a kill could leave untrue.
+
+What is read back is checked: the file may have been edited, or come from somebody else. A cell that
+is damaged is not run; the others are.
 """
 
 from __future__ import annotations
@@ -11,21 +14,85 @@ import fcntl
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from expkit.config import Cell, Sweep, default_outputs, require_installed, thaw
+from expkit.config import (
+    Cell,
+    Sweep,
+    checked_sweep,
+    default_outputs,
+    reference,
+    require_installed,
+    thaw,
+)
 from expkit.errors import UserError
+from expkit.records import (
+    MAPPING,
+    TEXT,
+    TEXTS,
+    TEXTS_BY_NAME,
+    WHOLE,
+    Check,
+    is_text,
+    is_whole,
+    misfit,
+    unknown,
+)
 from expkit.runner import record_failure
 from expkit.tracking import address, journal
-from expkit.tracking.stored import Stored, load
+from expkit.tracking.stored import ALIKE, FINISHED, Stored, load
+from expkit.tracking.tracker import one_line
 
 FILE = "sweep.json"
 LOCK = "sweep.lock"
+VERSION = 1
+"""Of what the file says. One from before there were versions is read as 0."""
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_text, value))
+
+
+def _is_again(value: object) -> bool:
+    pairs = value.items() if isinstance(value, dict) else [("", None)]
+    return all(number.isdecimal() and is_whole(index) for number, index in pairs)
+
+
+KEYS = {
+    "version": WHOLE,
+    "words": TEXTS,
+    "sweep": MAPPING,
+    "groups": TEXTS,
+    "cells": Check("a list", lambda value: isinstance(value, list)),
+    "skipped": Check(
+        "a list of titles with a reason each",
+        lambda value: isinstance(value, list) and all(map(_is_pair, value)),
+    ),
+    "again": Check("numbers of cells by number", _is_again),
+}
+CELL = {
+    "index": WHOLE,
+    "hash": TEXT,
+    "title": TEXT,
+    "group": WHOLE,
+    "baseline": Check("another cell's number or null", lambda v: v is None or is_whole(v)),
+    "frozen": MAPPING,
+}
+FROZEN = {"config": MAPPING, "choices": TEXTS_BY_NAME, "words": TEXTS}
+COUNT = Check("an integer of at least 1 or ???", lambda v: v == "???" or (is_whole(v) and v > 0))
+CONFIG = {
+    **dict.fromkeys(("problem", "backend", "optimizer", "measure", "tracking"), MAPPING),
+    **dict.fromkeys(("steps", "log_every"), COUNT),
+    **dict.fromkeys(("stream", "outputs"), TEXT),
+    "seed": WHOLE,
+}
+"""What is not checked when the cell is thawed, or is read before that."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +132,7 @@ class Manifest:
         cells: what is to be run.
         skipped: what cannot be or need not be, with the reason.
         again: of those, the numbers that are another cell again, and which.
+        damaged: what is wrong with each cell of the file that is not among `cells`.
     """
 
     folder: Path
@@ -74,37 +142,80 @@ class Manifest:
     cells: Sequence[Planned]
     skipped: Sequence[tuple[str, str]] = field(default_factory=tuple)
     again: Mapping[int, int] = field(default_factory=dict)
+    damaged: Sequence[str] = field(default_factory=tuple)
 
     @property
     def id(self) -> str:
         """The day and the time of its start."""
         return "/".join(self.folder.parts[-2:])
 
+    @property
+    def file(self) -> Path:
+        return self.folder / FILE
+
+    @property
+    def is_tracked(self) -> bool:
+        """Whether any cell is to be sent to MLflow."""
+        return any(c.frozen["config"]["tracking"].get("kind") == "mlflow" for c in self.cells)
+
     def save(self) -> None:
         """Write it, whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        record = asdict(self) | {"folder": None}
+        record = {"version": VERSION, **asdict(self)}
+        for key in ("folder", "damaged"):
+            del record[key]
         fresh = self.folder / f"{FILE}.new"
         fresh.write_text(json.dumps(record))
-        fresh.replace(self.folder / FILE)
+        fresh.replace(self.file)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read the sweep that is kept in a folder.
+        """Read the sweep that is kept in a folder; what is wrong with a cell is in `damaged`.
 
         Raises:
-            UserError: its file is not whole, or another version of expkit wrote it.
+            UserError: its file cannot be read, or is wrong in what is not a cell's.
         """
+        file = folder / FILE
         try:
-            record = json.loads((folder / FILE).read_text())
-            record["sweep"] = Sweep(**record["sweep"])
-            record["cells"] = [Planned(**cell) for cell in record["cells"]]
-            record["skipped"] = [(title, reason) for title, reason in record["skipped"]]
-            return cls(**record | {"folder": folder})
-        except (ValueError, KeyError, TypeError) as error:
-            said = f"{type(error).__name__}: {error}".splitlines()[0]
-            torn = "it is torn, or another version of expkit wrote it"
-            raise UserError(f"sweep {folder / FILE}: {torn} ({said})") from error
+            record = json.loads(file.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"sweep {file}: it cannot be read ({one_line(error)})") from error
+        if isinstance(record, dict):
+            record.pop("folder", None)  # of version 0
+        version = record.setdefault("version", 0) if isinstance(record, dict) else 0
+        if is_whole(version) and version > VERSION:
+            raise UserError(
+                f"sweep {file}: a newer expkit wrote it: version {version}, takes {VERSION}"
+            )
+        if reason := misfit(record, KEYS) or unknown(record, KEYS):
+            raise UserError(f"sweep {file}: {reason}")
+        try:
+            sweep = checked_sweep(record["sweep"])
+        except UserError as error:
+            raise UserError(f"sweep {file}: {error}") from error
+        cells, damaged = _sound(record["cells"], len(record["groups"]))
+        return cls(
+            folder,
+            record["words"],
+            sweep,
+            record["groups"],
+            cells,
+            [(title, reason) for title, reason in record["skipped"]],
+            {int(number): index for number, index in record["again"].items()},
+            damaged,
+        )
+
+    def thawed(self, some: Collection[Planned]) -> Manifest:
+        """Without those of these cells that cannot be thawed; `damaged` says why."""
+        bad: dict[int, str] = {}
+        for planned in some:
+            try:
+                planned.cell  # noqa: B018
+            except Exception as error:  # whatever an edited configuration leads to
+                said = str(error) if isinstance(error, UserError) else one_line(error)
+                bad[planned.index] = f"cell {planned.index}: {said}"
+        cells = [planned for planned in self.cells if planned.index not in bad]
+        return replace(self, cells=cells, damaged=[*self.damaged, *bad.values()])
 
     def joined(self, more: Manifest) -> Manifest:
         """With the cells of another batch of the same sweep."""
@@ -127,14 +238,30 @@ class Manifest:
         """End the runs of a process that was killed. Call where no other runs this sweep."""
         for planned in self.cells:
             for folder in self.attempts(planned):
-                with journal.locked(folder):  # what is left of that process may be at it too
-                    begun = (folder / journal.FILE).exists()
-                    if not begun or journal.opening(folder) is None:
-                        tags = {"sweep": self.id, "sweep.cell": str(planned.index)}
-                        reason = "killed before its run began"
-                        record_failure(planned.cell, folder, tags, "interrupted", reason)
-                    else:
-                        journal.close_if_orphaned(folder)
+                with suppress(UserError):  # damaged: it is left as it is, and its cell run again
+                    self._close_orphan(planned, folder)
+
+    def _close_orphan(self, planned: Planned, folder: Path) -> None:
+        with journal.locked(folder):  # what is left of that process may be at it too
+            begun = (folder / journal.FILE).exists()
+            if not begun or journal.opening(folder) is None:
+                tags = {"sweep": self.id, "sweep.cell": str(planned.index)}
+                reason = "killed before its run began"
+                record_failure(planned.cell, folder, tags, "interrupted", reason)
+            else:
+                journal.close_if_orphaned(folder)
+
+    def unreadable(self, planned: Planned) -> list[str]:
+        """What is wrong with the journals of a cell that cannot be read."""
+        found = []
+        for folder in self.attempts(planned):
+            try:
+                load(folder)
+            except FileNotFoundError:  # killed before its run began
+                continue
+            except (UserError, OSError) as error:
+                found.append(str(error))
+        return found
 
     def next_attempt(self, planned: Planned) -> Path:
         """Where to run a cell."""
@@ -142,14 +269,15 @@ class Manifest:
         return self.folder / (f"{planned.index}-{number}" if number > 1 else f"{planned.index}")
 
     def result(self, planned: Planned) -> Stored | None:
-        """A cell's finished run, or else its last one; None where none has begun."""
-        last = None
-        for folder in self.attempts(planned):
-            with suppress(UserError, OSError):  # killed before its run began
-                last = load(folder)
-                if last.outcome == "ok":
-                    return last
-        return last
+        """A cell's newest run that is finished, or else its newest; None where none can be read."""
+        newest = None
+        for folder in reversed(self.attempts(planned)):
+            with suppress(UserError, OSError):  # damaged, or killed before its run began
+                run = load(folder)
+                if run.is_finished:
+                    return run
+                newest = newest or run
+        return newest
 
     @property
     def name(self) -> str:
@@ -176,10 +304,65 @@ class Manifest:
         for cell in self.cells:
             require_installed(cell.frozen["config"], "expkit resume --allow-target")
 
-    def missing(self) -> list[Planned]:
-        """What has not been finished."""
+    def missing(self, retry: Collection[str] = ()) -> list[Planned]:
+        """What is to be run: all that is not finished and would not fail in the same way again.
+
+        Args:
+            retry: outcomes that are to be run again nevertheless.
+        """
+        left = {*FINISHED, *ALIKE} - {*retry}
         results = ((planned, self.result(planned)) for planned in self.cells)
-        return [planned for planned, run in results if run is None or run.outcome != "ok"]
+        return [planned for planned, run in results if run is None or run.outcome not in left]
+
+    def outcomes(self) -> Counter[str]:
+        """How many cells came to what; `not run` for those without a run that can be read."""
+        runs = map(self.result, self.cells)
+        return Counter(run.outcome if run else "not run" for run in runs)
+
+    def room(self, cells: int) -> float:
+        """Bytes on the disk that so many more cells take, as far as the finished ones tell.
+
+        MLflow's database and its copies of a run's files take about as much again.
+        """
+        runs = [run for run in map(self.result, self.cells) if run and run.is_finished]
+        files = [file for run in runs for file in run.folder.iterdir()]
+        taken = sum(file.stat().st_blocks * 512 for file in files) / max(1, len(runs))
+        return cells * taken * (2 if self.is_tracked else 1)
+
+
+def _sound(records: Sequence[Any], groups: int) -> tuple[list[Planned], list[str]]:
+    """The cells of a file, and what is wrong with those that are not as they were written."""
+    indices = Counter(r["index"] for r in records if misfit(r, {"index": WHOLE}) is None)
+    lost = len(records) > indices.total()
+    cells: list[Planned] = []
+    damaged: list[str] = []
+    for position, record in enumerate(records):
+        wrong = misfit(record, CELL) or unknown(record, CELL)
+        if wrong is None:
+            index, group, baseline = record["index"], record["group"], record["baseline"]
+            frozen = record["frozen"]
+            if indices[index] > 1:
+                wrong = f"index: {index} stands {indices[index]} times, takes a number of its own"
+            elif group >= groups:
+                wrong = f"group: got {group}, takes a number below {groups}"
+            elif baseline == index or baseline not in (None, *indices):
+                if lost:  # it was held against one whose number cannot be read
+                    record = {**record, "baseline": None}
+                else:
+                    wrong = f"baseline: got {baseline}, takes another cell's number or null"
+            wrong = wrong or misfit({"words": [], **frozen}, FROZEN)
+            wrong = wrong or misfit(frozen["config"], CONFIG)
+            wrong = wrong or reference(frozen["config"])
+        if wrong:
+            damaged.append(f"cell {_number(record, position)}: {wrong}")
+        else:
+            cells.append(Planned(**record))
+    return cells, damaged
+
+
+def _number(record: Any, position: int) -> int:
+    """What to call a cell that is damaged: its number, or else its place in the file."""
+    return int(record["index"]) if misfit(record, {"index": WHOLE}) is None else position
 
 
 def is_for_hydra(word: str) -> bool:
@@ -215,6 +398,19 @@ def named(word: str, outputs: Path) -> Path:
     return found[0]
 
 
+def require_unused(folder: Path) -> None:
+    """See that a new sweep has its folder to itself.
+
+    Raises:
+        UserError: there is something in it.
+    """
+    held = {file.name for file in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
+    if held:
+        what = "a sweep" if FILE in held else "other files"
+        takes = "takes an empty or new folder"
+        raise UserError(f"hydra.sweep.dir: {folder} holds {what} already; {takes}")
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One process runs a sweep at a time.
@@ -239,15 +435,15 @@ def finished_elsewhere(outputs: Path, timing: bool) -> dict[tuple[str, str], Pat
     """The run that finished a cell, by the cell's hash and how it was measured."""
     found = {}
     for file in (outputs / "sweeps").glob(f"*/*/*/{journal.FILE}"):
-        opening: dict[str, Any] | None = None
+        params: dict[str, Any] = {}
         tags: dict[str, str] = {}
-        for record, _ in journal.read(file.parent):
-            if record["kind"] == "run":
-                opening = record
-            if record["kind"] in ("run", "tags"):
-                tags |= record["tags"]
-        if opening and tags["outcome"] == "ok" and (tags.get("timed") != "no") == timing:
-            found[tags["cell"], measured_how(opening["params"])] = file.parent
+        with suppress(UserError, OSError):  # a damaged one has finished nothing
+            for record, _ in journal.read(file.parent):
+                params |= record.get("params", {})
+                tags |= record.get("tags", {})
+            timed = tags.get("timed") != "no"
+            if tags.get("outcome") in FINISHED and "cell" in tags and timed == timing:
+                found[tags["cell"], measured_how(params)] = file.parent
     return found
 
 

@@ -1,8 +1,9 @@
 """The journal: a run's own record, complete without MLflow.
 
-A file of JSON lines in the run's folder, written as the run goes. Its kinds of lines:
+A file of JSON lines in the run's folder, written as the run goes. A folder holds one run. The kinds
+of lines:
 
-    run       id, name, time, params, tags, owner (host, pid, start), where it is to be sent
+    run       version, id, name, params, tags, owner (host, pid, start), where it is to be sent
     metric    key, values, steps, time
     tags      tags to add
     facts     what the program works with, see `expkit.measure.parity`
@@ -10,8 +11,9 @@ A file of JSON lines in the run's folder, written as the run goes. Its kinds of 
     artifact  a file in the run's folder
     end       status (FINISHED, FAILED, KILLED) and time
 
-Times are milliseconds since 1970. Numbers that JSON lacks are written as `"nan"`, `"inf"` and
-`"-inf"`. A line that a kill tore apart is the last one, and is not a line.
+Every line has its time, in milliseconds since 1970. Numbers that JSON lacks are written as `"nan"`,
+`"inf"` and `"-inf"`. A line that a kill tore apart is not a line: it is the last one, or what ended
+the run in the dead process's place follows. Lines are checked when they are read.
 """
 
 from __future__ import annotations
@@ -27,7 +29,59 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from expkit.errors import UserError
+from expkit.records import (
+    MAPPING,
+    NUMBERS,
+    SECONDS,
+    TEXT,
+    TEXTS,
+    TEXTS_BY_NAME,
+    WHOLE,
+    WHOLES,
+    Check,
+    is_text,
+    is_whole,
+    misfit,
+    short,
+)
+
 FILE = "journal.jsonl"
+VERSION = 1
+"""Of what the lines mean. Journals from before there were versions are read as 0."""
+STATUSES = ("FINISHED", "FAILED", "KILLED")
+BEGINNING = b'{"kind": "'
+"""Of every line that is written here."""
+
+
+def _is_owner(value: object) -> bool:
+    names = ("host", "namespace", "pid", "started")
+    if not isinstance(value, Mapping) or not all(is_text(value.get(name)) for name in names):
+        return False
+    return str(value["pid"]).isdecimal()
+
+
+OWNER = Check("a process: host, namespace, pid, started", _is_owner)
+STATUS = Check(f"one of {', '.join(STATUSES)}", lambda value: value in STATUSES)
+KINDS: Mapping[str, Mapping[str, Check]] = {
+    "run": {
+        "version": WHOLE,
+        "id": TEXT,
+        "name": TEXT,
+        "time": WHOLE,
+        "owner": OWNER,
+        "tracking": MAPPING,
+        "params": MAPPING,
+        "tags": TEXTS_BY_NAME,
+    },
+    "metric": {"key": TEXT, "values": NUMBERS, "steps": WHOLES, "time": WHOLE},
+    "tags": {"tags": TEXTS_BY_NAME},
+    "facts": {"facts": TEXTS_BY_NAME, "broken": TEXTS},
+    "sample": {"seconds": SECONDS},  # since there are placements also `process` and `placement`
+    "artifact": {"file": TEXT},
+    "end": {"status": STATUS, "time": WHOLE},
+}
+KIND = Check(f"one of {', '.join(KINDS)}", lambda value: value in list(KINDS))
 
 
 def now_ms() -> int:
@@ -36,11 +90,21 @@ def now_ms() -> int:
 
 
 class Journal:
-    """Appends to a run's journal. Every line is in the kernel's hands when a method returns."""
+    """Appends to a run's journal. Every line is in the kernel's hands when a method returns.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        new: begin it.
+
+    Raises:
+        UserError: it is to begin, and the folder holds a run already.
+    """
+
+    def __init__(self, folder: Path, *, new: bool = False) -> None:
         self.folder = folder
-        self._file = (folder / FILE).open("ab")
+        try:
+            self._file = (folder / FILE).open("xb" if new else "ab")
+        except FileExistsError:
+            raise UserError(f"{folder} holds a run already; takes an empty or new folder") from None
         if self._file.tell() and not (folder / FILE).read_bytes().endswith(b"\n"):
             self._file.write(b"\n")
 
@@ -75,18 +139,54 @@ class Journal:
 
 
 def read(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """Each whole line from this byte on, with the byte after it."""
+    """Each whole line from this byte on, with the byte after it.
+
+    Raises:
+        UserError: a line that was not written so, with the file's name and the line's number, or a
+            newer expkit wrote it.
+    """
+    begun, torn = offset > 0, False
+    place = "line" if offset == 0 else f"byte {offset}, line"
     with (folder / FILE).open("rb") as file:
         file.seek(offset)
-        for line in file:
-            offset += len(line)
+        for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # torn by a kill, be it inside a character, then appended to
+            offset += len(line)
+            record = _parsed(line)
+            if record is None:
+                torn = True
+                continue
+            wrong = _wrong(record)
+            if wrong is None and record["kind"] == "run" and begun:
+                wrong = "a second run begins, and a folder holds one"
+            if wrong is None and torn and record.get("status") == "FINISHED":
+                wrong = "the run has finished, and a line before this one is torn"
+            if wrong:
+                raise UserError(f"{folder / FILE}: {place} {number}: {wrong}")
+            begun = begun or record["kind"] == "run"
             yield record, offset
+
+
+def _parsed(line: bytes) -> Any:
+    """What a line says; None for one that a kill, or a machine that went off, tore apart."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        beginning = line.rstrip(b"\n\0")[: len(BEGINNING)]
+        return None if BEGINNING.startswith(beginning) else line
+
+
+def _wrong(record: Any) -> str | None:
+    """What is wrong with a line; None where it is as it was written."""
+    if isinstance(record, bytes):
+        return f"got {short(record)}, takes JSON"
+    if reason := misfit(record, {"kind": KIND}):
+        return reason
+    version = record.get("version", 0) if record["kind"] == "run" else 0
+    if is_whole(version) and version > VERSION:
+        return f"a newer expkit wrote it: version {version}, this one reads up to {VERSION}"
+    return misfit({"version": version, **record}, KINDS[record["kind"]])
 
 
 def owner() -> dict[str, str]:
@@ -121,12 +221,20 @@ def _process_start(pid: int) -> str:
 
 
 def is_ended(folder: Path) -> bool:
-    """Whether the journal has its last line."""
+    """Whether the journal has its last line.
+
+    Raises:
+        UserError: it is damaged, or a newer expkit wrote it.
+    """
     return any(record["kind"] == "end" for record, _ in read(folder))
 
 
 def opening(folder: Path) -> dict[str, Any] | None:
-    """The journal's `run` line; None where a kill came before it."""
+    """The journal's `run` line; None where a kill came before it.
+
+    Raises:
+        UserError: it is damaged before that, or a newer expkit wrote it.
+    """
     return next((record for record, _ in read(folder) if record["kind"] == "run"), None)
 
 
@@ -155,7 +263,11 @@ def end_orphan(folder: Path) -> None:
 
 
 def close_if_orphaned(folder: Path) -> bool:
-    """Whether the journal has its end; a dead owner's is ended here."""
+    """Whether the journal has its end; a dead owner's is ended here.
+
+    Raises:
+        UserError: it is damaged, or a newer expkit wrote it.
+    """
     if is_ended(folder):
         return True
     run = opening(folder)

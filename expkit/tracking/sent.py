@@ -7,18 +7,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from expkit.records import TEXT, WHOLE, misfit
 from expkit.tracking import journal
 
 FILE = "mlflow.json"
+BEGUN = {"begun": TEXT}
+NOTED = {"uri": TEXT, "run_id": TEXT, "offset": WHOLE}
 
 
 def read(folder: Path) -> dict[str, Any]:
     """MLflow's address and id of the run, the bytes sent, whether that is all; empty for none."""
     try:
         state: dict[str, Any] = json.loads((folder / FILE).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         return {}
-    return state
+    only_begun = isinstance(state, dict) and "uri" not in state
+    return state if misfit(state, BEGUN if only_begun else NOTED) is None else {}
 
 
 def write(folder: Path, state: Mapping[str, Any]) -> None:

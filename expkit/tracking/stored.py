@@ -11,7 +11,16 @@ from pathlib import Path
 from expkit.errors import UserError
 from expkit.measure.statistics import Rounds, nested
 from expkit.measure.stopping import Measure
+from expkit.records import WHOLE, misfit, short
 from expkit.tracking import journal
+
+FINISHED = ("ok", "diverged")
+"""Outcomes that are a result."""
+ALIKE = ("wrong_answer", "not_synchronized")
+"""Failures that come again as long as nobody mends their cause."""
+FAILED = ("failed", "unavailable", "interrupted")
+"""Failures of the moment or of the machine."""
+OUTCOMES = (*FINISHED, *ALIKE, *FAILED, "running")
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,11 @@ class Stored:
         return self.stable == "yes"
 
     @property
+    def is_finished(self) -> bool:
+        """Whether there is a result."""
+        return self.outcome in FINISHED
+
+    @property
     def rounds(self) -> Rounds:
         """Repeats by placement; by process, where several measured."""
         return nested(self.processes)
@@ -61,9 +75,10 @@ def load(folder: Path) -> Stored:
     """Read a run's folder.
 
     Raises:
-        UserError: there is no journal with a beginning, or one of an older expkit, which does not
-            say where a repeat was placed.
+        UserError: there is no journal with a beginning, or a damaged one, or one of an older
+            expkit, which does not say where a repeat was placed.
     """
+    file = folder / journal.FILE
     tags: dict[str, str] = {}
     facts: dict[str, str] = {}
     broken: list[str] = []
@@ -74,27 +89,36 @@ def load(folder: Path) -> Stored:
     for record, _ in journal.read(folder):
         if record["kind"] == "run":
             title = record["name"]
-            threshold = float(record.get("params", {}).get("measure.threshold", threshold))
+            threshold = _threshold(record["params"].get("measure.threshold", threshold), file)
         if record["kind"] in ("run", "tags"):
             tags |= record["tags"]
         elif record["kind"] == "facts":
             facts, broken = record["facts"], record["broken"]
         elif record["kind"] == "metric" and record["key"] in last:
+            if len(record["values"]) != 1:
+                raise UserError(f"{file}: {record['key']}: got {len(record['values'])}, takes one")
             (last[record["key"]],) = map(float, record["values"])
         elif record["kind"] == "sample":
             if "process" not in record or "placement" not in record:
                 raise UserError(f"{folder}: an older expkit wrote it, without placements")
+            if reason := misfit(record, {"process": WHOLE, "placement": WHOLE}):
+                raise UserError(f"{file}: {reason}")
             rounds = processes.setdefault(record["process"], {})
             rounds.setdefault(record["placement"], []).append(sum(record["seconds"]))
     if title is None:
         raise UserError(f"{folder}: its journal has no beginning")
     timed = tags.get("timed") != "no"
-    if tags["outcome"] == "ok" and timed and not processes:
+    outcome = tags.get("outcome")
+    if outcome not in OUTCOMES:
+        raise UserError(
+            f"{file}: outcome: got {short(outcome)}, takes one of {', '.join(OUTCOMES)}"
+        )
+    if outcome == "ok" and timed and not processes:
         raise UserError(f"{folder}: its journal has no times")
     return Stored(
         folder=folder,
         title=title,
-        outcome=tags["outcome"],
+        outcome=outcome,
         reason=tags.get("reason", ""),
         facts=facts,
         broken=broken,
@@ -105,6 +129,16 @@ def load(folder: Path) -> Stored:
         loss=last["final/loss"],
         timed=timed,
         stable=tags.get("stable", "yes"),
+    )
+
+
+def _threshold(value: object, file: Path) -> float:
+    """The smallest difference that matters, as the run was configured."""
+    with suppress(TypeError, ValueError):
+        if 0 < (share := float(value)) < 1:  # type: ignore[arg-type]
+            return share
+    raise UserError(
+        f"{file}: measure.threshold: got {short(value)}, takes a number between 0 and 1"
     )
 
 

@@ -32,6 +32,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from expkit import children, streams
+from expkit.errors import UserError
 from expkit.tracking import address, journal, sent
 
 if TYPE_CHECKING:
@@ -342,7 +343,7 @@ def _serve(answers: TextIO, progress: _Progress) -> None:
         with suppress(BrokenPipeError):  # the parent was killed: what it began is ended below
             print(json.dumps(reply), file=answers, flush=True)
     for folder in folders:
-        with suppress(OSError):  # a full disk: the next start ends it
+        with suppress(OSError, UserError):  # a full disk: the next start ends it; or damaged
             with journal.locked(folder):
                 if left := not journal.is_ended(folder):
                     journal.end_orphan(folder)  # the parent has hung up in the middle of it

@@ -6,20 +6,17 @@ installed as `hydra_plugins.expkit`. What they do is in `expkit.sweep`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf import DictConfig, OmegaConf
 
-from expkit.sweep.elsewhere import run_there
-from expkit.tracking import address
+from expkit.sweep.elsewhere import launcher_of
 
 
 class ExpkitSweeper(BasicSweeper):
@@ -31,11 +28,7 @@ class ExpkitSweeper(BasicSweeper):
         """Where the launcher is another's, it runs whole cells by themselves."""
         self.hydra_context, self.config = hydra_context, config
         self._command: Any = task_function
-        ours = config.hydra.launcher.get("_target_") == f"{__name__}.{LocalLauncher.__name__}"
-        if not ours:
-            self.launcher = Plugins.instance().instantiate_launcher(
-                hydra_context=hydra_context, task_function=run_there, config=_kept(config)
-            )
+        self.launcher = launcher_of(hydra_context, config)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run every combination of the words."""
@@ -53,17 +46,6 @@ class ExpkitSweeper(BasicSweeper):
         ]
         words = [*hydras, *arguments]
         return self._command.sweep(self.config, loader, jobs, words, self.launcher)
-
-
-def _kept(config: DictConfig) -> DictConfig:
-    """The configuration without passwords: launchers write what they are given to disk."""
-    kept = copy.deepcopy(config)
-    with flag_override(kept, ["struct", "readonly"], [False, False]):
-        if uri := OmegaConf.select(kept, "tracking.uri"):
-            kept.tracking.uri = address.kept(str(uri))
-        kept.hydra.overrides.task = [address.scrub(word) for word in kept.hydra.overrides.task]
-        kept.hydra.job.override_dirname = address.scrub(kept.hydra.job.override_dirname)
-    return kept
 
 
 class LocalLauncher(Launcher):
