@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from expkit.cli.sweep import Search
     from expkit.config import Cell
-    from expkit.sweep.manifest import Manifest
 
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 NOT_TIMED_HERE = ("sweep.timing=false", "sweep.dry_run=true", "hydra/launcher=")
@@ -194,6 +193,7 @@ class Command:
     ) -> None:
         """Run the cells of these jobs, or the rest of the sweep that the folder holds."""
         from expkit.cli import sweep
+        from expkit.cli.addresses import allow_given, allow_stored
         from expkit.sweep import manifest, plan
 
         gc.freeze()  # the libraries stay, what composing a cell leaves goes: there may be thousands
@@ -211,10 +211,12 @@ class Command:
                 raise ConfigError("hydra.sweep.dir", str(folder), takes)
             if not master.allow_target:
                 found.require_installed()
-            tracker = self._used(found, master, again=True)
+            outputs = Path(master.outputs).absolute()
+            allow_stored(self._tracker, found, outputs, self._uri, typed=master.tracking.uri)
         else:
             found = plan.plan(master, loader, jobs, words)
-            tracker = self._used(found, master, again=False)
+            allow_given(self._tracker, found, master.tracking.uri)
+        tracker = self._tracker if found.addresses() else None
         self.statuses.append(sweep.begin(found, tracker, launcher))
 
     def launch(
@@ -225,37 +227,19 @@ class Command:
         first: int,
     ) -> list[JobReturn]:
         """Run a batch of a sweeper that searches; each job returns the objective."""
+        from expkit.cli.addresses import allow_given
         from expkit.cli.sweep import Search
         from expkit.sweep import plan
 
         batch = plan.plan(master, loader, jobs, [], first)
-        self._search = self._search or Search(self._used(batch, master, again=False))
+        allow_given(self._tracker, batch, master.tracking.uri)
+        self._search = self._search or Search(self._tracker if batch.addresses() else None)
         return self._search.launch(batch, range(first, first + len(jobs)))
 
     def finish(self) -> None:
         """Show what a search came to."""
         if self._search and (status := self._search.finish()) is not None:
             self.statuses.append(status)
-
-    def _used(self, found: Manifest, master: DictConfig, *, again: bool) -> Tracker | None:
-        """The tracker, if any cell wants one; it is told where to send their runs.
-
-        Args:
-            again: whether a file names the cells' addresses, and not the person.
-        """
-        from expkit.cli.addresses import confirmed
-        from expkit.config import default_outputs
-
-        addresses, typed = found.addresses(), master.tracking.uri
-        for kept in addresses if self._tracker else ():
-            assert self._tracker is not None
-            if not again or (typed and address.kept(typed) == kept):
-                known.remember(kept, found.folder, default_outputs())
-            elif not self._uri:
-                confirmed(kept, found.folder, Path(master.outputs).absolute())
-            uri = self._uri or address.whole(kept, [typed, address.given()])
-            self._tracker.allow(kept, uri)
-        return self._tracker if addresses else None
 
 
 def check_words(words: Sequence[str]) -> None:
