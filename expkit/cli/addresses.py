@@ -9,53 +9,69 @@ from typing import TYPE_CHECKING
 from expkit.config import Tracking, default_outputs
 from expkit.errors import ConfigError, UserError
 from expkit.tracking import address, known
+from expkit.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from expkit.sweep.manifest import Manifest
-    from expkit.tracking.tracker import Tracker
 
 
-def allow(
-    tracker: Tracker,
-    sweep: Manifest,
-    *,
-    typed: str | None = None,
-    uri: str | None = None,
-    again: bool,
-) -> None:
-    """Tell the tracker where to send a sweep's runs.
-
-    Args:
-        typed: the address that the words composed, whole.
-        uri: where to send them in place of what the sweep names.
-        again: whether a file names the addresses, and not the person.
-
-    Raises:
-        UserError: nobody has given one of them on this machine.
-    """
-    outputs = default_outputs()
-    for kept in sweep.addresses():
-        if not again or (typed and address.kept(typed) == kept):
-            known.remember(kept, sweep.folder, outputs)
-        elif not uri:
-            confirmed(kept, sweep.folder, outputs)
-        tracker.allow(kept, uri or address.whole(kept, [typed, address.given()]))
+class Unmet(UserError):
+    """An address that nobody has given here."""
 
 
 def confirmed(kept: str, folder: Path, outputs: Path) -> str:
     """The whole address of one that a journal or a sweep names, if a person has given it or does.
 
     Raises:
-        UserError: nobody has.
+        Unmet: nobody has.
     """
     if address.kept(kept) != kept:
-        raise UserError(f"{folder}: it names {address.scrub(kept)!r}, no address; needs --uri")
+        raise Unmet(f"{folder}: it names {address.scrub(kept)!r}, no address; needs --uri")
     if not known.is_known(kept, folder, outputs):
         if not _is_asked() or input(f"{folder}: send to {kept}? [y/N] ").strip().lower() != "y":
             new = f"it names {kept}, which nobody gave on this machine before"
-            raise UserError(f"{folder}: {new}; needs --uri {kept} to confirm")
+            raise Unmet(f"{folder}: {new}; needs --uri {kept} to confirm")
         known.remember(kept, folder, outputs)
     return address.whole(kept, [address.given()])
+
+
+def allow_given(tracker: Tracker | None, sweep: Manifest, typed: str | None) -> None:
+    """Let the runs of a sweep be sent to the addresses that a person gave for it just now.
+
+    Args:
+        typed: one of them, whole.
+    """
+    for kept in sweep.addresses() if tracker else ():
+        assert tracker is not None
+        known.remember(kept, sweep.folder, default_outputs())
+        tracker.allow(kept, address.whole(kept, [typed, address.given()]))
+
+
+def allow_stored(
+    tracker: Tracker | None,
+    sweep: Manifest,
+    outputs: Path,
+    *,
+    uri: str | None = None,
+    typed: str | None = None,
+) -> None:
+    """Let the runs of a sweep be sent to the addresses that its file names.
+
+    Args:
+        outputs: the person's outputs folder.
+        uri: where to send them instead.
+        typed: an address that the person has given just now, whole.
+
+    Raises:
+        Unmet: nobody has given one of them here.
+    """
+    for kept in sweep.addresses() if tracker else ():
+        assert tracker is not None
+        if typed and address.kept(typed) == kept:
+            known.remember(kept, sweep.folder, outputs)
+        elif not uri:
+            confirmed(kept, sweep.folder, outputs)
+        tracker.allow(kept, uri or address.whole(kept, [typed, address.given()]))
 
 
 def check_option(uri: str | None) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from expkit.cli.addresses import check_option, confirmed
+from expkit.cli.addresses import Unmet, check_option, confirmed
 from expkit.cli.status import FAILED, MISUSED, OK, complain
 from expkit.config import default_outputs
 from expkit.errors import UserError
@@ -163,7 +163,7 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
                 known.remember(uri, folder, outputs)
             whole = uri or confirmed(named, folder, outputs)
             run_id = uploader.send(folder, whole)
-        except UserError as error:
+        except Unmet as error:
             refused.add(named)
             status = complain(error, MISUSED)
         except Exception as error:  # whatever MLflow, its server or a file raises

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from expkit.cli.sweep import Search
     from expkit.config import Cell
-    from expkit.sweep.manifest import Manifest
 
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 NOT_TIMED_HERE = ("sweep.timing=false", "sweep.dry_run=true", "hydra/launcher=")
@@ -243,6 +242,7 @@ class Command:
     ) -> None:
         """Run the cells of these jobs, or the rest of the sweep that the folder holds."""
         from expkit.cli import sweep
+        from expkit.cli.addresses import allow_given, allow_stored
         from expkit.sweep import manifest, plan
 
         gc.freeze()  # the libraries stay, what composing a cell leaves goes: there may be thousands
@@ -262,11 +262,14 @@ class Command:
                 raise ConfigError("hydra.sweep.dir", str(folder), takes)
             if not master.allow_target:
                 found.require_installed()
+            outputs = Path(master.outputs).absolute()
+            allow_stored(self._tracker, found, outputs, typed=master.tracking.uri)
         else:
             manifest.require_unused(folder)
             found = plan.plan(master, loader, jobs, words)
+            allow_given(self._tracker, found, master.tracking.uri)
             folders = plan.subdirs(master, loader, jobs)
-        tracker = self._used(found, master, again=resumed)
+        tracker = self._tracker if found.is_tracked else None
         status = sweep.begin(
             found, tracker, launcher, folders, resumed=resumed, verbose=self._verbose
         )
@@ -280,13 +283,15 @@ class Command:
         first: int,
     ) -> list[JobReturn]:
         """Run a batch of a sweeper that searches; each job returns the objective."""
+        from expkit.cli.addresses import allow_given
         from expkit.cli.sweep import Search
         from expkit.sweep import manifest, plan
 
         if self._search is None:
             manifest.require_unused(Path(master.hydra.sweep.dir).absolute())
         batch = plan.plan(master, loader, jobs, [], first)
-        used = self._used(batch, master, again=False)
+        allow_given(self._tracker, batch, master.tracking.uri)
+        used = self._tracker if batch.is_tracked else None
         sweeper = master.hydra.sweeper
         self._search = self._search or Search(used, sweeper, verbose=self._verbose)
         folders = plan.subdirs(master, loader, jobs, first)
@@ -296,15 +301,6 @@ class Command:
         """Show what a search came to."""
         if self._search and (status := self._search.finish()) is not None:
             self.statuses.append(status)
-
-    def _used(self, found: Manifest, master: DictConfig, *, again: bool) -> Tracker | None:
-        """The tracker, if any cell wants one; `again` where a file names the cells' addresses."""
-        from expkit.cli.addresses import allow
-
-        if not self._tracker or not found.is_tracked:
-            return None
-        allow(self._tracker, found, typed=master.tracking.uri, again=again)
-        return self._tracker
 
 
 def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: bool) -> int:

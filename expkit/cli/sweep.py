@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from expkit.cli.addresses import allow
+from expkit.cli.addresses import allow_stored
 from expkit.cli.complaints import explain
 from expkit.cli.run import interruptible, not_in_mlflow, show, tracker_for, where_told
 from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
@@ -308,8 +308,7 @@ def resume(
             found.require_installed()
         launcher = _launcher(found, typed)
         with tracker_for([] if found.is_tracked else ["tracking=none"]) as tracker:
-            if tracker:
-                allow(tracker, found, uri=uri, again=True)
+            allow_stored(tracker, found, outputs, uri=uri)
             return begin(found, tracker, launcher, resumed=True, retry=retry, verbose=verbose)
 
     return interruptible(work)
