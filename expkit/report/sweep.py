@@ -48,6 +48,8 @@ def result(manifest: Manifest, most: int | None = SHOWN) -> str:
         cells = [cell for cell in manifest.cells if cell.group == number]
         rows = _ranked(manifest, cells, runs)
         head = _head(manifest, cells)
+        if manifest.sweep.timing and all(cell.baseline is None for cell in cells):
+            head, *rows = [[*row[:3], *row[5:]] for row in (head, *rows)]  # none is held against
         lines = [title, *_aligned([head, *rows[:most]])]
         if most is not None and len(rows) > most:
             lines.append(f"  and {len(rows) - most} more in {manifest.folder / 'result.txt'}")
