@@ -46,10 +46,7 @@ def result(manifest: Manifest, most: int | None = SHOWN) -> str:
     parts = []
     for number, title in enumerate(manifest.groups):
         cells = [cell for cell in manifest.cells if cell.group == number]
-        rows = _ranked(manifest, cells, runs)
-        head = _head(manifest, cells)
-        if manifest.sweep.timing and all(cell.baseline is None for cell in cells):
-            head, *rows = [[*row[:3], *row[5:]] for row in (head, *rows)]  # none is held against
+        head, *rows = _compared(manifest, cells, runs)
         lines = [title, *_aligned([head, *rows[:most]])]
         if most is not None and len(rows) > most:
             lines.append(f"  and {len(rows) - most} more in {manifest.folder / 'result.txt'}")
@@ -189,6 +186,16 @@ def name(manifest: Manifest, cell: Planned) -> str:
 def count(number: int, thing: str) -> str:
     """A number of things, the thing in the plural where it is not one."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _compared(
+    manifest: Manifest, cells: Sequence[Planned], runs: dict[int, Stored | None]
+) -> list[Row]:
+    """The table of a problem's cells; without verdicts where none is held against another."""
+    rows = [_head(manifest, cells), *_ranked(manifest, cells, runs)]
+    if manifest.sweep.timing and all(cell.baseline is None for cell in cells):
+        return [(*row[:3], *row[5:]) for row in rows]
+    return rows
 
 
 def _head(manifest: Manifest, cells: Sequence[Planned]) -> Row:
