@@ -53,8 +53,7 @@ def result(manifest: Manifest, most: int | None = SHOWN) -> str:
     parts = []
     for number, title in enumerate(manifest.groups):
         cells = [cell for cell in manifest.cells if cell.group == number]
-        rows = _ranked(manifest, cells, runs)
-        head = _head(manifest, cells)
+        head, *rows = _compared(manifest, cells, runs)
         lines = [title, *_aligned([head, *rows[:most]])]
         if most is not None and len(rows) > most:
             lines.append(f"  and {len(rows) - most} more in {manifest.folder / 'result.txt'}")
@@ -206,6 +205,16 @@ def counted(outcomes: Mapping[str, int], damaged: int) -> str:
     rest = [f"{n} {o.replace('_', ' ')}" for o, n in outcomes.items() if o not in FINISHED]
     rest += [f"{damaged} damaged"] if damaged else []
     return f"{head}; {', '.join(rest)}" if rest else head
+
+
+def _compared(
+    manifest: Manifest, cells: Sequence[Planned], runs: dict[int, Stored | None]
+) -> list[Row]:
+    """The table of a problem's cells; without verdicts where none is held against another."""
+    rows = [_head(manifest, cells), *_ranked(manifest, cells, runs)]
+    if manifest.sweep.timing and all(cell.baseline is None for cell in cells):
+        return [(*row[:3], *row[5:]) for row in rows]
+    return rows
 
 
 def _head(manifest: Manifest, cells: Sequence[Planned]) -> Row:

@@ -52,4 +52,4 @@ def link(manifest: Manifest, names: Mapping[int, str]) -> list[str]:
 
 def _is_free(place: Path) -> bool:
     """Whether nothing but a link is there."""
-    return place.is_symlink() or not os.path.lexists(place)
+    return not os.path.lexists(place) or place.is_symlink()  # in this order: it may be too long
