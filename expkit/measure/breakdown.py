@@ -83,7 +83,7 @@ def breakdown(
 
     The timed step is the median over readings of the mean of a reading's steps, so the parts are
     those of traced stretches, each as long as a reading, from the middle third by their total.
-    (Medians over single steps leave out what strikes one in ten: up to half of a step of PyTorch's.)
+    (Medians over single steps leave out what strikes one in ten: half of a step of PyTorch's.)
 
     Args:
         synchronize: the backend's.
