@@ -118,11 +118,11 @@ def test_the_line_says_of_how_many_repeats_and_how_long_still() -> None:
     pace.reached(0, first := Now("", 1, 100, 3.5, 40.0))
     assert line(first, pace, 2.5) == (
         "repeat 1 of at most 6",
-        "about 28 s left at most, loss 3.5, 40 steps/s",
+        "about 28 s left, loss 3.5, 40 steps/s",
     )
     checking = line(Now("checking the parameters", 1), pace, 2.5)
     assert checking == (
-        "repeat 1 of at most 6, about 28 s left at most: checking the parameters",
+        "repeat 1 of at most 6, about 28 s left: checking the parameters",
         "",
     )
 
@@ -149,9 +149,10 @@ def drawn(words: list[str], env: dict[str, str], cwd: Path) -> Iterator[str]:
 
 
 def test_a_terminal_is_told_of_every_stage(expkit: Expkit) -> None:
-    limits = ["measure.repeats_min=6", "measure.budget_s=0", "tracking.pictures=false"]
+    limits = ["measure.repeats_min=6", "measure.repeats_per_placement=1", "measure.budget_s=0"]
     words = ["problem=large_dot", "problem.n=200000", "steps=40", "log_every=4", *limits]
-    text = "".join(drawn([*words, "tracking=none"], expkit.env, expkit.place))
+    plain = ["tracking=none", "tracking.pictures=false"]
+    text = "".join(drawn([*words, *plain], expkit.env, expkit.place))
     stages = (
         "starting backend numpy",
         "building the program",
@@ -164,7 +165,7 @@ def test_a_terminal_is_told_of_every_stage(expkit: Expkit) -> None:
     places = [text.find(stage) for stage in stages]
     assert -1 not in places, text
     assert places == sorted(places), text
-    assert re.search(r"repeat [2-6] of at most 6 .*about 1 s left at most.*steps/s", text), text
+    assert re.search(r"repeat [2-6] of at most 6 .*about \d+ s left.*steps/s", text), text
 
 
 # What a budget costs
@@ -246,7 +247,6 @@ def test_who_waits_for_a_device_has_not_stood_still() -> None:
     rng = np.random.default_rng(0)
     wall = rng.uniform(0.1, 0.2, (12, 4))
     assert pauses(wall.tolist(), (0.01 * wall).tolist()) == [], "it waits by itself"
-    assert pauses((wall * np.linspace(1, 5, 12)[:, None]).tolist(), (5 * wall).tolist()) != []
     slower = wall * np.linspace(1, 5, 12)[:, None]
     assert pauses(slower.tolist(), (0.5 * slower).tolist()) == [], "slower, but at work"
 
@@ -274,21 +274,21 @@ def stable(folder: Path) -> str:
     return str(found[-1])
 
 
-LONG = ["problem=sine", "problem.n=200000", "steps=200", "log_every=20", "tracking=none"]
-TEN = ["measure.repeats_min=10", "measure.repeats_max=10", "tracking.pictures=false"]
+LONG = ["problem=sine", "problem.n=20000", "steps=1000", "log_every=20", "tracking=none"]
+MANY = ["measure.repeats_min=40", "measure.repeats_max=40", "tracking.pictures=false"]
 
 
 def stop_now_and_then(pid: int) -> None:
     """A process group, three times for a while: one of them falls into a repeat."""
     for _ in range(3):
         os.killpg(pid, signal.SIGSTOP)
-        time.sleep(0.6)
+        time.sleep(1.2)
         os.killpg(pid, signal.SIGCONT)
         time.sleep(0.13)
 
 
 def test_a_run_that_was_stopped_for_a_while_says_so(expkit: Expkit) -> None:
-    process = expkit.start(*LONG, *TEN)
+    process = expkit.start(*LONG, *MANY)
     folder = await_samples(expkit.outputs, 2, process)
     stop_now_and_then(process.pid)
     done = expkit.end(process)
@@ -297,7 +297,7 @@ def test_a_run_that_was_stopped_for_a_while_says_so(expkit: Expkit) -> None:
 
 
 def test_a_sweep_whose_worker_was_stopped_says_so(expkit: Expkit) -> None:
-    process = expkit.start("-m", *LONG, *TEN, "seed=1")
+    process = expkit.start("-m", *LONG, *MANY, "seed=1")
     folder = await_samples(expkit.outputs, 2, process)
     [worker] = [
         pid
