@@ -38,7 +38,7 @@ CELL = "EXPKIT_CELL"
 Files = dict[str, bytes]
 
 WORD = re.compile(
-    r"(?P<sign>\+{0,2}|~)hydra(?P<key>/launcher|\.launcher\.[^=]*)(?:=(?P<value>.*))?"
+    r"(?:\+{0,2}|~)hydra(?P<key>/launcher|\.launcher\.[^=]*)(?:=(?P<value>.*))?", re.DOTALL
 )
 """What is for a launcher."""
 PLAIN = re.compile(r"[\w.:@+/-]*")
@@ -51,8 +51,8 @@ RESOURCES = re.compile(
     r"|ray\.remote\.(num_cpus|num_gpus|memory|max_retries|resources\.\w+)"
     r"|ray\.init\.(object_store_memory|log_to_driver|logging_level)"
 )
-"""The keys of a launcher that say what a job needs. No other is taken from a file: some are commands
-(`setup`), places or addresses."""
+"""The keys of a launcher that say what a job needs. No other is taken from a file: some of them are
+commands (`setup`), places or addresses."""
 
 
 class Silent:
