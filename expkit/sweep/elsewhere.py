@@ -40,7 +40,7 @@ CELL = "EXPKIT_CELL"
 Files = dict[str, bytes]
 
 WORD = re.compile(
-    r"(?P<sign>\+{0,2}|~)hydra(?P<key>/launcher|\.launcher\.[^=]*)(?:=(?P<value>.*))?"
+    r"(?:\+{0,2}|~)hydra(?P<key>/launcher|\.launcher\.[^=]*)(?:=(?P<value>.*))?", re.DOTALL
 )
 """What is for a launcher."""
 PLAIN = re.compile(r"[\w.:@+/-]*")

@@ -186,7 +186,11 @@ def _wrong(record: Any) -> str | None:
     version = record.get("version", 0) if record["kind"] == "run" else 0
     if is_whole(version) and version > VERSION:
         return f"a newer expkit wrote it: version {version}, this one reads up to {VERSION}"
-    return misfit({"version": version, **record}, KINDS[record["kind"]])
+    wrong = misfit({"version": version, **record}, KINDS[record["kind"]])
+    if wrong is None and record["kind"] == "metric":
+        values, steps = len(record["values"]), len(record["steps"])
+        return None if values == steps else f"steps: got {steps}, takes {values}, one a value"
+    return wrong
 
 
 def owner() -> dict[str, str]:
