@@ -49,7 +49,7 @@ def shown(result: Result, *, verbose: bool = False) -> str:
 def test_the_table_is_plain_and_the_rest_is_asked_for() -> None:
     plain, verbose = shown(found()), shown(found(), verbose=True)
     assert [word for word in JARGON if word in plain] == []
-    assert "95 % interval: 10.1 ms to 10.6 ms, of 12 repeats" in plain
+    assert "95 % interval: 10 ms to 10.6 ms, of 12 repeats" in plain
     assert "±" not in plain
     assert "less than 1 %" not in plain, "a share that says nothing is left out"
     assert set(plain.splitlines()) < set(verbose.splitlines()), "no line changes, some are added"
