@@ -217,7 +217,7 @@ def require_plain(outputs: Path) -> None:
         UserError: its name has what Hydra reads as a reference.
     """
     if "${" in str(outputs):
-        raise UserError(f"EXPKIT_OUTPUTS: got {str(outputs)!r}, takes a folder without ${{")
+        raise UserError(f"outputs: got {str(outputs)!r}, takes a folder without ${{ in its name")
 
 
 class Command:
