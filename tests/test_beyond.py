@@ -227,7 +227,7 @@ def test_eight_processes_open_a_fresh_database_at_once(
         while not pathlib.Path("go").exists():
             time.sleep(0.001)
         for name in ("one", "two", "three"):
-            uploader._open({uri!r}, {{"experiment": name, "artifacts": "/nowhere"}})
+            uploader._open({uri!r}, name)
     """
     processes = [expkit._start("-c", dedent(script), str(number)) for number in range(8)]
     wait_for(lambda: len(list(expkit.place.glob("ready-*"))) == 8)
