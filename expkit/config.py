@@ -97,7 +97,8 @@ class Sweep:
     def __post_init__(self) -> None:
         takes = "an integer of at least 1, or null"
         require(self.workers is None or self.workers >= 1, "workers", self.workers, takes)
-        require(self.limit_s > 0, "limit_s", self.limit_s, "a number of seconds above 0")
+        takes = "a number of seconds above 0 and at most 1e9"
+        require(0 < self.limit_s <= 1e9, "limit_s", self.limit_s, takes)
         require(self.objective in OBJECTIVES, "objective", self.objective, " or ".join(OBJECTIVES))
 
 
@@ -332,7 +333,11 @@ def _without_address(words: Sequence[str], uri: str | None, shown: str | None) -
 
 def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
     node = config[group]
-    container = OmegaConf.to_container(node, resolve=True)
+    try:
+        container = OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:  # it refers to what is not there
+        reason = plain_reason(error)
+        raise UserError(reason if reason.startswith(group) else f"{group}: {reason}") from error
     if not isinstance(container, dict):
         raise PluginError(f"{group}: got {container!r}, takes the keys of an option")
     values: dict[str, Any] = {str(key): value for key, value in container.items()}
