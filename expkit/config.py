@@ -102,7 +102,8 @@ class Sweep:
     def __post_init__(self) -> None:
         takes = "an integer of at least 1, or null"
         require(self.workers is None or self.workers >= 1, "workers", self.workers, takes)
-        require(self.limit_s > 0, "limit_s", self.limit_s, "a number of seconds above 0")
+        takes = "a number of seconds above 0 and at most 1e9"
+        require(0 < self.limit_s <= 1e9, "limit_s", self.limit_s, takes)
         require(self.objective in OBJECTIVES, "objective", self.objective, " or ".join(OBJECTIVES))
 
 
@@ -378,7 +379,11 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
 
 def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
     node = config[group]
-    container = OmegaConf.to_container(node, resolve=True)
+    try:
+        container = OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:  # it refers to what is not there
+        reason = plain_reason(error)
+        raise UserError(reason if reason.startswith(group) else f"{group}: {reason}") from error
     if not isinstance(container, dict):
         raise PluginError(f"{group}: got {container!r}, takes the keys of an option")
     values: dict[str, Any] = {str(key): value for key, value in container.items()}

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from expkit.config import plain_reason
+from expkit.config import options, plain_reason
 
 
 def explain(error: Exception, words: Sequence[str]) -> str:
@@ -28,7 +28,10 @@ def explain(error: Exception, words: Sequence[str]) -> str:
     if isinstance(error, ConfigCompositionException):
         said = str(error)
         if unknown := re.match(r"Could not (?:override|delete from config\.) '([^']+)'", said):
-            return f"{unknown[1]}: no such key; {_siblings(unknown[1], words)}"
+            key = unknown[1]
+            if "defaults list" in said and (word := _with(words, f"{key}=")) and options(key):
+                return f"{word}: none is chosen yet; takes +{word}"
+            return f"{key}: no such key; {_siblings(key, words)}"
         if isinstance(error.__cause__, OmegaConfBaseException):
             error = error.__cause__
         elif several := re.search(f"(?:{'|'.join(SEVERAL)}).*?'(.*)'", said):

@@ -16,6 +16,7 @@ from expkit.errors import ConfigError, Unavailable, UserError
 ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")
 """The flags that say what is done, of which one is given at most."""
 
+PLACES = ("outputs", "hydra.run.dir", "hydra.sweep.dir")
 SHELL = re.compile("(?:install|uninstall|query)=.")
 
 
@@ -99,13 +100,20 @@ def check_words(words: Sequence[str], folders: Sequence[Path] = ()) -> None:
         if "=" not in word:
             continue
         group = key.lstrip("+")
+        if not group:
+            raise UserError(f"{word}: has no key; takes key=value")
+        if group != key and group in config.GROUPS:
+            raise UserError(f"{word}: one is chosen already; takes {group}={value}, without +")
         for option in value.split(","):
             for folder in folders:
                 _check_option(group, folder / group / f"{option}.yaml")
-        if key in config.GROUPS and (value == "null" or value.startswith("[")):
-            raise ConfigError(key, value, _options(key))
-        if key == "outputs" and value.strip("'\"") in ("", "null"):  # else Hydra writes to /
+        none_or_list = value == "null" or value.startswith("[")
+        if none_or_list and "." not in group and group not in PLACES and config.options(group):
+            raise ConfigError(group, value, _options(group))
+        if key in PLACES and value.strip("'\"") in ("", "null"):  # else Hydra writes to / or here
             raise ConfigError(key, value, "a folder")
+        if key == "hydra.verbose" and re.match(r"[{\d-]", value):
+            raise ConfigError(key, value, "true, false, or a logger's name or a list of these")
         if key == "hydra.job.name" and "/" in value:
             raise ConfigError(key, value, "a name without /: it is the log file's")
         if key == "hydra/launcher" and (package := plugins.lacks(value)):

@@ -135,6 +135,17 @@ WRONG = [
     (f"-m seed=1, {DRY}", "seed=1,", "key=value"),
     (f"-m hydra.job.name=a,b {DRY}", "hydra.job.name", "a,b", "one value"),
     ("hydra.job.name=a/b", "hydra.job.name", "a/b"),
+    # groups, and what hardly is a word
+    ("+problem=sine", "+problem=sine", "without +"),
+    ("experiment=sine_numpy", "experiment", "+experiment=sine_numpy"),
+    ("+experiment=null", "experiment", "null", "sine_numpy"),
+    ("=x", "=x", "key=value"),
+    ("a=b=c", "a=b=c", "key=value"),
+    ("problem={sine", "problem={sine", "key=value"),
+    ("problem.n=${nope}", "problem", "nope"),
+    ("sweep.limit_s=inf", "sweep.limit_s", "inf"),
+    ("hydra.verbose=5", "hydra.verbose", "5", "a logger"),
+    ("hydra.run.dir=", "hydra.run.dir", "a folder"),
     # flags
     ("--run -m", "--run", "--multirun"),
     ("-m --cfg job", "--multirun", "--cfg"),
@@ -338,6 +349,7 @@ def test_a_search_ends_with_its_trials_by_their_objective(run: Run, tmp_path: Pa
 @pytest.mark.filterwarnings("ignore")
 def test_a_search_for_seconds_says_units(run: Run) -> None:
     how = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=1")
+    what = ("sweep.objective=seconds", "problem=matmul", "problem.n=choice(10,200)")
     done = run("-m", *how, *what, *SHORT)
     assert done.status == 0, done.err
     _, head, *rows = done.out.strip().splitlines()
