@@ -252,7 +252,7 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None) -> int:
     folder = Path(hydra_config.runtime.output_dir).absolute()
 
     def work() -> int:
-        words = list(hydra_config.overrides.task)
+        words = config.as_typed(hydra_config.overrides.task)
         cell = config.build_cell(composed, dict(hydra_config.runtime.choices), words)
         with progress(cell.workload.steps) as watch, used_by(cell, tracker) as used:
             result = runner.run(cell, folder, used, watch, plots.draw)
