@@ -263,6 +263,12 @@ def compose_cell(*words: str) -> Cell:
     return build_cell(composed, choices, words)
 
 
+def as_typed(words: Sequence[str]) -> list[str]:
+    """The words that Hydra keeps; what they refer to is not looked up."""
+    found: Any = OmegaConf.to_container(words, resolve=False)
+    return list(found)
+
+
 def thaw(frozen: Mapping[str, Any]) -> Cell:
     """The cell again, in any process; nothing is read but the frozen values.
 

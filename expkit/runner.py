@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from omegaconf import OmegaConf
 
 from expkit.config import Cell
@@ -318,8 +319,8 @@ def _finish(
     if tracker:
         tracker.update(journal.folder)
     (journal.folder / "config.yaml").write_text(OmegaConf.to_yaml(cell.resolved))
-    words = OmegaConf.create(list(cell.frozen["words"]))
-    (journal.folder / "overrides.yaml").write_text(OmegaConf.to_yaml(words))
+    words = yaml.safe_dump(list(cell.frozen["words"]), allow_unicode=True, width=1e9)
+    (journal.folder / "overrides.yaml").write_text(words, encoding="utf-8")
     about = {**about, "backend": cell.backend.describe()}
     (journal.folder / "environment.json").write_text(json.dumps(about, indent=2) + "\n")
     texts = ("config.yaml", "overrides.yaml", "environment.json")

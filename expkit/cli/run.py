@@ -319,7 +319,7 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: boo
         return complain(f"hydra.run.dir: {folder} holds {held} already; {takes}")
 
     def work() -> int:
-        words = list(hydra_config.overrides.task)
+        words = config.as_typed(hydra_config.overrides.task)
         cell = config.build_cell(composed, dict(hydra_config.runtime.choices), words)
         used_tracker = used_by([cell], folder, tracker)
         with progress(cell.measure, cell.workload.steps) as watch, used_tracker as used:

@@ -26,7 +26,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from expkit import children
-from expkit.config import Sweep, register
+from expkit.config import Sweep, as_typed, register
 from expkit.errors import UserError
 from expkit.runner import record_failure
 from expkit.sweep import engine
@@ -166,7 +166,9 @@ def _kept(config: DictConfig) -> DictConfig:
     with flag_override(kept, ["struct", "readonly"], [False, False]):
         if uri := OmegaConf.select(kept, "tracking.uri"):
             kept.tracking.uri = address.kept(str(uri))
-        kept.hydra.overrides.task = [address.scrub(word) for word in kept.hydra.overrides.task]
+        kept.hydra.overrides.task = [
+            address.scrub(word) for word in as_typed(kept.hydra.overrides.task)
+        ]
         kept.hydra.job.override_dirname = address.scrub(kept.hydra.job.override_dirname)
     return kept
 

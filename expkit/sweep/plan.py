@@ -7,15 +7,15 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
-from expkit.config import Cell, Sweep, build_cell, build_sweep
+from expkit.config import Cell, Sweep, as_typed, build_cell, build_sweep
 from expkit.errors import ConfigError, Unavailable, UserError
 from expkit.runner import require_workload
 from expkit.sweep.manifest import Manifest, Planned, finished_elsewhere, measured_how
@@ -53,7 +53,7 @@ def plan(
         raise UserError("sweep: its keys are for the whole sweep, so they take one value each")
     varying = _varying([cell for cell, _ in made])
     if first is not None:  # what the other batches vary is not known here
-        typed = set(master.hydra.overrides.task)  # these all trials have
+        typed = set(as_typed(master.hydra.overrides.task))  # these all trials have
         varying |= {w.partition("=")[0] for job in jobs for w in job if w not in typed}
     shared = {key for key in varying if not _is_own(key)}
     named = [
@@ -176,10 +176,8 @@ class Composer:
         group = word.key_or_group
         if group not in self._groups:
             about = self._master.hydra
-            hydras = OmegaConf.to_container(about.overrides.hydra, resolve=False)
-            found = self._loader.get_group_options(
-                group, None, about.job.config_name, cast("list[str]", hydras)
-            )
+            hydras = as_typed(about.overrides.hydra)
+            found = self._loader.get_group_options(group, None, about.job.config_name, hydras)
             self._groups[group] = bool(found)
         return self._groups[group]
 

@@ -14,8 +14,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from expkit.config import as_typed
 from expkit.sweep.elsewhere import launcher_of
 
 
@@ -40,10 +41,8 @@ class ExpkitSweeper(BasicSweeper):
         )
         (jobs,) = self.split_arguments(parsed, None)
         # Such as hydra/launcher=slurm. What they refer to is each cell's own.
-        given: Any = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
-        hydras = [
-            word for word in given if not word.startswith(("hydra.mode=", "hydra.sweep.dir="))
-        ]
+        given = as_typed(self.config.hydra.overrides.hydra)
+        hydras = [w for w in given if not w.startswith(("hydra.mode=", "hydra.sweep.dir="))]
         words = [*hydras, *arguments]
         return self._command.sweep(self.config, loader, jobs, words, self.launcher)
 

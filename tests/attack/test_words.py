@@ -216,6 +216,22 @@ def test_a_run_keeps_its_words(run: Run, tmp_path: Path) -> None:
     assert b"secret" not in (folder / "overrides.yaml").read_bytes()
 
 
+def test_what_words_refer_to_is_not_kept(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HIDDEN", "hush")
+    words = (
+        "problem=linear",
+        *SHORT,
+        "problem.batch_size=${steps}",
+        "tracking.experiment=${oc.env:HIDDEN}",
+    )
+    done = run(*words)
+    assert done.status == 0, done.err
+    (folder,) = {file.parent for file in tmp_path.rglob("journal.jsonl")}
+    assert typed(folder) == list(words)
+
+
 def test_both_sides_of_a_comparison_keep_theirs(run: Run, tmp_path: Path) -> None:
     run("compare", "problem=linear seed=1", "problem=linear seed=2", *SHORT)
     for side, seed in (("a", 1), ("b", 2)):
