@@ -248,6 +248,11 @@ def test_who_waits_for_a_device_has_not_stood_still() -> None:
     rng = np.random.default_rng(0)
     wall = rng.uniform(0.1, 0.2, (12, 4))
     assert pauses(wall.tolist(), (0.01 * wall).tolist()) == [], "it waits by itself"
+    uneven = (0.05 * wall).tolist()
+    assert pauses((wall * rng.uniform(1, 5, (12, 4))).tolist(), uneven) == [], "so is the device"
+    wall[3, 1] += 20
+    assert pauses(wall.tolist(), uneven) != [], "but this is no device"
+    wall[3, 1] -= 20
     slower = wall * np.linspace(1, 5, 12)[:, None]
     assert pauses(slower.tolist(), (0.5 * slower).tolist()) == [], "slower, but at work"
 
