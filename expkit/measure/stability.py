@@ -29,7 +29,9 @@ STILL_SHARE = 0.1
 SLOWED = 0.75
 """The share of its usual processor time below which a reading was interrupted."""
 RUNS = 0.2
-"""Processor seconds in a second, below which a process waits most of the time by itself."""
+"""Processor seconds in a second, below which a process waits most of the time as it is."""
+STOPPED = 0.05
+"""As SLOWED, for such a process: what it waits for may take longer at times."""
 
 
 def unstable_because(
@@ -105,8 +107,7 @@ def pauses(wall: Sequence[Sequence[float]], cpu: Sequence[Sequence[float]]) -> l
     """Repeats in which the process did not run for a while: it was stopped, or put aside.
 
     The processor's clock stands still then, the wall's goes on. What a reading should have of both
-    is the median over all readings, so a process that waits for a device is held against itself;
-    nothing is said of one that waits most of the time.
+    is the median over all readings, so a process that waits for a device is held against itself.
 
     Args:
         wall: seconds of each reading of each repeat.
@@ -117,14 +118,15 @@ def pauses(wall: Sequence[Sequence[float]], cpu: Sequence[Sequence[float]]) -> l
     """
     readings = zip(chain.from_iterable(wall), chain.from_iterable(cpu), strict=True)
     usual = median(ran / took for took, ran in readings) if any(wall) else 0.0
-    if usual < RUNS:
+    if usual == 0:
         return []
+    least = (SLOWED if usual >= RUNS else STOPPED) * min(usual, 1.0)
     found = []
     for repeat, (took, ran) in enumerate(zip(wall, cpu, strict=True)):
         still = sum(
             seconds - own / usual
             for seconds, own in zip(took, ran, strict=True)
-            if own < SLOWED * seconds * min(usual, 1.0)
+            if own < least * seconds
         )
         if still >= max(STILL_S, STILL_SHARE * sum(took)):
             found.append((still, repeat, sum(took)))
