@@ -74,7 +74,7 @@ class Lines:
     def ends(self, planned: Planned, outcome: str, reason: str) -> None:
         self._pace.ends(planned, monotonic())
         self._done += 1
-        self._failed += outcome != "ok"
+        self._failed += outcome not in FINISHED
         what = f"[{self._done}/{self._total}] {report.name(self._manifest, planned)}"
         self.says(f"{what}: {outcome}" + (f": {reason}" if reason else ""))
 

@@ -211,7 +211,7 @@ def test_a_run_keeps_its_words(run: Run, tmp_path: Path) -> None:
     done = run("problem=linear", *SHORT, address, "hydra.job.name=foo")
     assert done.status == 0, done.err
     (folder,) = {file.parent for file in tmp_path.rglob("journal.jsonl")}
-    assert typed(folder) == ["problem=linear", *SHORT, "tracking.uri=http://localhost:1/x"]
+    assert typed(folder) == ["problem=linear", *SHORT, "tracking.uri=http://me@localhost:1/x"]
     assert b"overrides.yaml" in (folder / "journal.jsonl").read_bytes()
     assert b"secret" not in (folder / "overrides.yaml").read_bytes()
 
