@@ -281,25 +281,18 @@ def stable(folder: Path) -> str:
     return str(found[-1])
 
 
-LONG = [
-    "problem=sine",
-    "problem.n=20000",
-    "steps=300",
-    "log_every=20",
-    "tracking=none",
-    "backend.threads=1",
-]
-MANY = ["measure.repeats_min=40", "measure.repeats_max=40", "tracking.pictures=false"]
+LONG = ["problem=sine", "problem.n=20000", "steps=4000", "backend.threads=1", "tracking=none"]
+MANY = ["measure.repeats_min=16", "measure.repeats_max=16", "tracking.pictures=false"]
 
 
 def stop_now_and_then(pid: int) -> None:
-    """A process group, three times for a while: one of them falls into a repeat."""
+    """A process group, for a while each time: most of its time it is in a repeat."""
     with suppress(ProcessLookupError):  # it may end before the last of them
-        for _ in range(3):
+        for gap_s in (0.11, 0.17, 0.13, 0.19, 0.07):
             os.killpg(pid, signal.SIGSTOP)
-            time.sleep(1.2)
+            time.sleep(0.7)
             os.killpg(pid, signal.SIGCONT)
-            time.sleep(0.13)
+            time.sleep(gap_s)
 
 
 def test_a_run_that_was_stopped_for_a_while_says_so(expkit: Expkit) -> None:
