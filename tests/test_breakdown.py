@@ -187,11 +187,11 @@ FOUND = Breakdown(
 
 
 def test_rows_tell_every_share_and_the_rest() -> None:
-    parts = "draw 0 %, forward 50 %, backward 25 %, update 12 %"
-    said = f"{parts} (traced one by one; together 12 % less than the timed step)"
+    parts = "draw 0%, forward 50%, backward 25%, update 12%"
+    said = f"{parts} (traced one by one; together 12% less than the timed step)"
     assert rows(FOUND) == [("a step", said)]
     over = rows(replace(FOUND, step_seconds=3e-6))[0][1]
-    assert over.endswith("together 17 % more than the timed step)")
+    assert over.endswith("together 17% more than the timed step)")
     assert "together" not in rows(replace(FOUND, step_seconds=3.499e-6))[0][1]
     told = dict(rows(FOUND, verbose=True))
     assert told["placing"] == "the data takes 300 µs, untimed"

@@ -28,7 +28,7 @@ def rows(breakdown: Breakdown, *, verbose: bool = False) -> list[tuple[str, str]
     shares = ((name, took / whole) for name, took in breakdown.parts.items())
     if breakdown.adds_up:
         text = ", ".join(f"{name} {percent(share)}" for name, share in shares)
-        if abs(rest) >= 0.005:  # else it says "0 % less"
+        if abs(rest) >= 0.01:  # else it says "less than 1% less"
             text += f" (traced one by one; together {off})"
     else:
         text = f"its parts are not shown: traced one by one they take {off}"

@@ -77,7 +77,7 @@ def _side(run: Stored) -> str:
     if run.outcome != "ok":
         return text + f"{run.outcome}, no time is given"
     summary = summarize(run.rounds)
-    what = "95 % interval" if summary.interval else "least to greatest"
+    what = "95% interval" if summary.interval else "least to greatest"
     spread = f"{what}: {seconds(summary.low)} to {seconds(summary.high)}"
     if summary.rounds == 1:
         spread = "its spread is not known: the arrays were placed once"
@@ -101,7 +101,7 @@ def _details(name: str, run: Stored) -> list[tuple[str, str]]:
 def _ratio(verdict: Verdict, unit: str) -> str:
     interval = "no interval"
     if verdict.interval:
-        interval = "95 % interval: {:.3f} to {:.3f}".format(*verdict.interval)
+        interval = "95% interval: {:.3f} to {:.3f}".format(*verdict.interval)
     counted = f"measured in turn, in {verdict.rounds} {unit}"
     return f"B takes {verdict.ratio:.3f} times as long as A ({interval}; {counted})"
 

@@ -225,7 +225,7 @@ def _head(manifest: Manifest, cells: Sequence[Planned]) -> Row:
     shared = set.intersection(*names) if names else set()
     against = [name for name in cells[0].cell.names.values() if name in shared][1:]
     ratio = f"against {' · '.join(against)}" if names else ""
-    return ("", "median", "95 % interval", ratio, "verdict", "final loss", "outcome")
+    return ("", "median", "95% interval", ratio, "verdict", "final loss", "outcome")
 
 
 def _ranked(

@@ -73,7 +73,7 @@ def _times(summary: Summary, result: Result, steps: int, *, verbose: bool) -> Ro
 def _spread(summary: Summary, *, several: bool) -> str:
     if summary.repeats == 1:
         return " (one repeat: its spread is not known)"
-    what = "95 % interval" if summary.interval else "least to greatest"
+    what = "95% interval" if summary.interval else "least to greatest"
     ends = f"{seconds(summary.low)} to {seconds(summary.high)}"
     unit = f"{summary.rounds} processes" if several else f"{summary.repeats} repeats"
     return f" ({what}: {ends}, of {unit})"

@@ -30,12 +30,12 @@ def percent(share: float, places: int = 0) -> str:
     """A share of 1 in percent.
 
     >>> percent(0.053), percent(0.0532, 1), percent(0.003), percent(0)
-    ('5 %', '5.3 %', 'less than 1 %', '0 %')
+    ('5%', '5.3%', 'less than 1%', '0%')
     """
     least = 10.0**-places
     if 0 < share * 100 < least:
-        return f"less than {least:.{places}f} %"
-    return f"{share * 100:.{places}f} %"
+        return f"less than {least:.{places}f}%"
+    return f"{share * 100:.{places}f}%"
 
 
 def count(number: int, thing: str) -> str:

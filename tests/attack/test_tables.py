@@ -49,17 +49,17 @@ def shown(result: Result, *, verbose: bool = False) -> str:
 def test_the_table_is_plain_and_the_rest_is_asked_for() -> None:
     plain, verbose = shown(found()), shown(found(), verbose=True)
     assert [word for word in JARGON if word in plain] == []
-    assert "95 % interval: 10 ms to 10.6 ms, of 12 repeats" in plain
+    assert "95% interval: 10 ms to 10.6 ms, of 12 repeats" in plain
     assert "±" not in plain
-    assert "less than 1 %" not in plain, "a share that says nothing is left out"
+    assert "less than 1%" not in plain, "a share that says nothing is left out"
     assert set(plain.splitlines()) < set(verbose.splitlines()), "no line changes, some are added"
-    for word in ("less than 1 %", "placements", "measure.budget_s", "the data takes"):
+    for word in ("less than 1%", "placements", "measure.budget_s", "the data takes"):
         assert word in verbose
 
 
 def test_a_share_of_what_the_machine_can_do_is_shown_from_one_percent_on() -> None:
     result = replace(found(), limit=StepLimit(5e-5, "memory"))
-    assert "5 % of the most that this machine's memory allows" in shown(result)
+    assert "5% of the most that this machine's memory allows" in shown(result)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_parts_that_do_not_make_the_step_are_not_shown_but_why(
     more = "less" if share > 0 else "more"
     assert (name, text) == (
         "a step",
-        f"its parts are not shown: traced one by one they take {abs(share):.0%}".replace("%", " %")
+        f"its parts are not shown: traced one by one they take {abs(share):.0%}"
         + f" {more} than the timed step",
     )
     assert off.metrics() == {}, "nothing in MLflow either"
