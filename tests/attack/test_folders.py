@@ -257,7 +257,7 @@ def test_what_would_end_alike_is_left_alone_unless_asked(
     ended_as(sweep, "1", outcome)
     assert main(["resume"]) == status
     shown = capsys.readouterr().out
-    assert "0 cells" in shown
+    assert "nothing is left to run" in shown
     assert said in shown
     assert (f"expkit resume {DAY} --retry {outcome}" in shown) == (status == 1)
     assert len(list(sweep.glob("1*"))) == 1
