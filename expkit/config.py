@@ -378,9 +378,15 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
     frozen = {
         "config": values,
         "choices": {k: choices[k] for k in GROUPS if k in choices},
-        "words": [address.scrub(word) for word in words],
+        "words": [_kept_word(word, kept_uri) for word in words],
     }
     return Cell(names, workload, backend, log_every, measure, tracking, outputs, resolved, frozen)
+
+
+def _kept_word(word: str, kept_uri: str | None) -> str:
+    """A word as it is kept: Hydra may have escaped the address in it, which hides the password."""
+    key = word.partition("=")[0]
+    return f"{key}={kept_uri}" if key.lstrip("+") == "tracking.uri" else address.scrub(word)
 
 
 def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:

@@ -205,7 +205,9 @@ def subdirs(
     how = master.hydra.job.config.override_dirname
     found = {}
     for number, job in enumerate(jobs, first):
-        words = [w for w in parser.parse_overrides(list(job)) if not w.is_hydra_override()]
+        parsed = parser.parse_overrides(list(job))
+        own = [word for word in parsed if not word.is_hydra_override()]
+        words = [word for word in own if word.key_or_group != "tracking.uri"]  # has a password
         whole = copy.deepcopy(master)
         with open_dict(whole):
             whole.merge_with(compose(job)[0])

@@ -275,7 +275,7 @@ def test_a_run_that_cannot_be_ended_stops_no_upload(
 ) -> None:
     other, opening = store.run("other")
     (other / journal.FILE).write_text(json.dumps(opening | {"id": "x"}) + "\n")
-    (other / sent.FILE).write_text(json.dumps({"uri": address.local(store.outputs)}))
+    (other / sent.FILE).mkdir()
     tags = {"expkit.folder": str(other), "expkit.journal": "x"}
     odd = store.marked(**tags)
     folder, _ = store.run("mine")
@@ -423,7 +423,7 @@ def test_sync_sends_to_no_address_that_was_not_met_before(expkit: Expkit, empty:
         f"expkit: {theirs}: it names {address.of(database)}, which nobody gave on this machine "
         f"before; needs --uri {address.of(database)} to confirm"
     ]
-    assert done.out.endswith("1 sent\n"), "the others are sent"
+    assert done.out.endswith("sent 1 run\n"), "the others are sent"
     assert not database.parent.exists()
 
 
