@@ -112,7 +112,7 @@ def test_too_few_rounds_cannot_tell(expkit: Expkit) -> None:
     few = ("measure.repeats_min=4", "measure.repeats_max=4")
     done = expkit("compare", SMALL, LARGE, *SINE, *few)
     assert verdict(done) == "CAN'T TELL"
-    assert "no interval; 2 placements" in said(done)["ratio"][0]
+    assert "no interval; measured in turn, in 2 placements" in said(done)["ratio"][0]
 
 
 def test_what_is_unlike_is_listed_and_can_be_forbidden(expkit: Expkit) -> None:

@@ -38,8 +38,9 @@ def compare(
         words = [f"outputs={json.dumps(str(outputs))}", "measure=standard", *both]
         if threshold is not None:
             words.append(f"measure.threshold={threshold}")
-        sides = [[*words, *_split(side)] for side in (a, b)]
-        return interruptible(lambda: _now(sides, verbose=verbose))
+        return interruptible(
+            lambda: _now([[*words, *_split(side)] for side in (a, b)], verbose=verbose)
+        )
     if both:
         return complain(f"compare: got {both[0]!r} after two runs, takes nothing there")
     try:
