@@ -27,10 +27,15 @@ class Pace:
     def __init__(self, measure: Measure, steps: int, cells: int) -> None:
         self._measure, self._steps, self._cells = measure, steps, cells
         self._repeats = [0.0] * cells
+        self._first_s = [0.0] * cells
+        """Of a whole first repeat, as far as it has come: what the limits go by too."""
 
     def reached(self, cell: int, now: Now) -> None:
         """Note how many repeats a cell has behind it, the one that is measured in part."""
-        self._repeats[cell] = now.repeat - 1 + now.done / self._steps
+        before, self._repeats[cell] = self._repeats[cell], now.repeat - 1 + now.done / self._steps
+        if now.repeat == 1:
+            took_s = (self._repeats[cell] - before) * self._steps / now.steps_per_second
+            self._first_s[cell] = (self._first_s[cell] * before + took_s) / self._repeats[cell]
 
     def most(self, elapsed_s: float) -> int:
         """Repeats of a cell at most, as it looks after these seconds."""
@@ -50,7 +55,7 @@ class Pace:
     def _seen(self, elapsed_s: float) -> tuple[float, Measure]:
         """Repeats of every cell so far, and the limits for repeats that take this long."""
         done = sum(self._repeats) / self._cells
-        return done, fitted(self._measure, elapsed_s / done, self._cells)
+        return done, fitted(self._measure, sum(self._first_s), self._cells)
 
 
 def line(now: Now, pace: Pace, elapsed_s: float) -> tuple[str, str]:

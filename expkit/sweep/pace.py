@@ -114,6 +114,8 @@ class Pace:
 
     def _team_s(self, now: float, took: Mapping[str, float]) -> float | None:
         """Seconds that what is running still takes; None where there is nothing to go by."""
+        if not self._running:
+            return 0.0 if any(kind in took for kind in +self._waiting) else None
         if self._rounds > 1:
             return max(0.0, self._most * self._round_s - (now - self._rounds_begun))
         running = [(_kind(planned), begun) for planned, begun in self._running.values()]

@@ -110,6 +110,12 @@ def test_rounds_are_counted_as_the_engine_counts_them() -> None:
     assert most_rounds(QUICK, 1, 1, 1e-4) == 20, "repeats_max"
 
 
+def test_nothing_is_left_where_nothing_runs() -> None:
+    said = told([1.0, 1.0], alike=False)
+    assert said[-1] == ""
+    assert said[len(said) // 2 - 1] == "then 1 cell"
+
+
 # What a single run says
 
 
@@ -126,6 +132,19 @@ def test_the_line_says_of_how_many_repeats_and_how_long_still() -> None:
         "repeat 1 of at most 6, about 28 s left: checking the parameters",
         "",
     )
+
+
+@pytest.mark.parametrize(("own_s", "most"), [(0.2, 12), (0.3, 6)])
+def test_what_is_done_around_the_repeats_does_not_change_how_many_there_are(
+    own_s: float, most: int
+) -> None:
+    """As `run_rounds` does it goes by the first repeat's own seconds."""
+    pace, elapsed_s = Pace(QUICK, 200, 1), 0.0
+    for repeat in range(1, most + 1):
+        for done in range(20, 201, 20):
+            elapsed_s += own_s / 10 + 0.3 / 10 * (repeat % 3)
+            pace.reached(0, now := Now("", repeat, done, None, 200 / own_s))
+            assert line(now, pace, elapsed_s)[0] == f"repeat {repeat} of at most {most}"
 
 
 def drawn(words: list[str], env: dict[str, str], cwd: Path) -> Iterator[str]:
