@@ -39,9 +39,7 @@ OPTIONS = {
     "list.yaml": b"- 1\n- 2\n",
     "empty.yaml": b"",
     "scalar.yaml": b"hello\n",
-    "broken.yaml": b"_target_: [\n",
     "latin.yaml": "a: é\n".encode("latin-1"),
-    "twice.yaml": b"a: 1\na: 2\n",
 }
 Run = Callable[..., "Done"]
 
@@ -99,7 +97,7 @@ WRONG = [
     ("~measure.warmup", "measure.warmup", "an integer"),
     ("backend=numpy ~backend", "backend", "~backend"),
     (f"-m ~problem seed=1,2 {DRY}", "problem", "~problem"),
-    (f"seed=1,2 -m ~backend {DRY}", "backend", "~backend"),
+    (f"seed=1,2 -m ~backend {DRY}", "backend", "~backend", "numpy"),
     # keys that are not there
     ("+sweep.x=1", "sweep.x", "no such key", "dry_run"),
     ("++sweep.x.y=1", "sweep.x", "no such key"),
@@ -107,8 +105,6 @@ WRONG = [
     ("+tracking.x=1", "tracking.x", "no such key"),
     ("+problem.x=1", "problem.x", "no such key"),
     ("+x=1", "x", "no such key", "sweep"),
-    (f"-m +sweep.x=1 seed=1,2 {DRY}", "sweep.x", "no such key"),
-    (f"-m +x=1 seed=1,2 {DRY}", "x", "no such key"),
     # ranges
     (f"steps={HUGE}", "steps", HUGE, MOST),
     (f"-m steps=10,{HUGE} {DRY}", "steps", HUGE, MOST),
@@ -121,9 +117,6 @@ WRONG = [
     (f"measure.processes={HUGE}", "measure.processes", HUGE, "at most"),
     (f"backend.threads={HUGE}", "backend.threads", HUGE, "at most"),
     ("measure.budget_s=1e400", "measure.budget_s", "inf", "finite"),
-    ("steps=1e400", "steps", "inf", "an integer"),
-    ("steps=nan", "steps", "nan", "an integer"),
-    ("steps=true", "steps", "True", "an integer"),
     ("optimizer.lr=1e400", "optimizer.lr", "inf", "finite"),
     ("stream=null", "stream", "None", "shared or device"),
     # several values, or what cannot be read
@@ -131,8 +124,7 @@ WRONG = [
     ("seed=range(0,3)", "seed", "range(0,3)", "-m"),
     (f"-m seed=interval(1,2) {DRY}", "seed", "interval(1,2)", "optuna"),
     (f"-m seed=range(0,3,0) {DRY}", "seed", "range(0,3,0)", "zero"),
-    (f"-m seed=range(3,0) {DRY}", "-m", "no cell"),
-    (f"-m seed=1, {DRY}", "seed=1,", "key=value"),
+    (f"-m seed=1, {DRY}", "seed=1,", "cannot be read", "key=value"),
     (f"-m hydra.job.name=a,b {DRY}", "hydra.job.name", "a,b", "one value"),
     ("hydra.job.name=a/b", "hydra.job.name", "a/b"),
     # groups, and what hardly is a word
@@ -140,16 +132,16 @@ WRONG = [
     ("experiment=sine_numpy", "experiment", "+experiment=sine_numpy"),
     ("+experiment=null", "experiment", "null", "sine_numpy"),
     ("=x", "=x", "key=value"),
-    ("a=b=c", "a=b=c", "key=value"),
-    ("problem={sine", "problem={sine", "key=value"),
+    ("a=b=c", "a=b=c", "cannot be read", "key=value"),
+    ("problem={sine", "problem={sine", "cannot be read", "key=value"),
     ("problem.n=${nope}", "problem", "nope"),
     ("sweep.limit_s=inf", "sweep.limit_s", "inf"),
     ("hydra.verbose=5", "hydra.verbose", "5", "a logger"),
     ("hydra.run.dir=", "hydra.run.dir", "a folder"),
     # flags
-    ("--run -m", "--run", "--multirun"),
-    ("-m --cfg job", "--multirun", "--cfg"),
-    ("--resolve", "--resolve", "--cfg"),
+    ("--run -m", "--run", "--multirun", "do not go together"),
+    ("-m --cfg job", "--multirun", "--cfg", "do not go together"),
+    ("--resolve", "--resolve", "--cfg job"),
     ("--package problem", "--package", "--cfg"),
     ("--cfg=nope", "--cfg", "nope", "job"),
     ("--config-dir", "--config-dir"),
@@ -160,13 +152,12 @@ WRONG = [
     ("--experimental-rerun x", "--experimental-rerun", "no such option"),
     ("-sc", "--shell-completion", "install="),
     ("hydra.mode=RUN -m seed=1,2", "hydra.mode", "RUN", "MULTIRUN"),
-    ("seed=1 --nope", "--nope", "no such option"),
     # option files that hold no keys
     *((f"--config-dir=cd backend={name[:-5]}", "backend", name) for name in OPTIONS),
     (f"--config-dir=cd -m backend=numpy,list {DRY}", "backend", "list.yaml", "a list"),
     # commands
-    ("compare", "A, B"),
-    ("compare backend=numpy", "required: B"),
+    ("compare", "A, B;"),
+    ("compare backend=numpy", "required: B;"),
 ]
 
 
