@@ -843,7 +843,9 @@ def test_resume_needs_no_option_file_and_takes_any_path(expkit: Expkit) -> None:
     (expkit.place / "site/broken_plugin/conf/problem/fragile.yaml").unlink()
     code = expkit.place / "site/broken_plugin/fragile.py"
     code.write_text(code.read_text().replace('raise RuntimeError("the data are bad")', "pass"))
-    done = expkit("resume")
+    refused = expkit("resume")  # no installed option names the class any more
+    assert (refused.status, "--allow-target" in refused.err) == (2, True), refused.err
+    done = expkit("resume", "--allow-target")
     assert done.status == 0, done.err
 
 
