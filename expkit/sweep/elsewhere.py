@@ -164,6 +164,7 @@ def _kept(config: DictConfig) -> DictConfig:
     """The configuration without passwords: launchers write what they are given to disk."""
     kept = copy.deepcopy(config)
     with flag_override(kept, ["struct", "readonly"], [False, False]):
+        kept.hydra.sweep.dir = config.hydra.sweep.dir  # the time in it is each config's own
         if uri := OmegaConf.select(kept, "tracking.uri"):
             kept.tracking.uri = address.kept(str(uri))
         kept.hydra.overrides.task = [
