@@ -20,7 +20,7 @@ from expkit.measure.canary import listen
 from expkit.measure.parity import differences
 from expkit.report.comparison import hold, table
 from expkit.runner import _opening
-from expkit.tracking import journal
+from expkit.tracking import address, journal
 from expkit.tracking.journal import Journal
 from expkit.tracking.stored import find, load
 
@@ -36,12 +36,15 @@ def test_a_tracker_whose_answer_nobody_reads_ends_the_run(tmp_path: Path) -> Non
     opened = Journal(folder)
     opened.write("run", **_opening(cell, folder, {}, {}))
     opened._file.close()
+    database = address.local(tmp_path)
+    allowed = {"kept": database, "uri": database}
+    sent = {"folder": str(folder), "last": False}
     reader, writer = os.pipe()
     os.close(reader)
     child = subprocess.run(
-        [sys.executable, "-m", "expkit.tracking.tracker"],
+        [sys.executable, "-m", "expkit.tracking.tracker", str(os.getpid())],
         env={**os.environ, "EXPKIT_OUTPUTS": str(tmp_path)},
-        input=json.dumps({"folder": str(folder), "last": False}) + "\n",
+        input="".join(json.dumps(asked) + "\n" for asked in (allowed, sent)),
         stdout=writer,
         stderr=subprocess.PIPE,
         text=True,
