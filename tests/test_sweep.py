@@ -827,7 +827,7 @@ def test_a_folder_that_holds_a_sweep_takes_no_other(expkit: Expkit) -> None:
     words = ("seed=1,2", "tracking=none", f"hydra.sweep.dir={expkit.place / 'mine'}")
     assert expkit(*LINEAR, *words).status == 0
     again = expkit(*LINEAR, *words)
-    assert (again.status, "0 cells" in again.out) == (0, True), again.err
+    assert (again.status, "nothing is left to run" in again.out) == (0, True), again.err
     other = expkit("-m", "problem=sine", *words)
     assert other.status == 2
     assert other.err.startswith("expkit: hydra.sweep.dir: got ")
@@ -979,7 +979,9 @@ def test_a_timed_cells_pictures_are_drawn_and_nothing_else_is_left(expkit: Expki
         assert run is not None
         pictures = {"loss.png", "fit.png", "step.png"}
         kept = {file.name for file in run.folder.iterdir()}
-        assert kept == pictures | {"config.yaml", "environment.json", "journal.jsonl"}
+        texts = {"config.yaml", "environment.json", "journal.jsonl", "overrides.yaml"}
+        # Where parts do not add up to the step they are not drawn, as on a busy machine.
+        assert kept | {"step.png"} == pictures | texts
         journaled = {record["file"] for record, _ in journal.read(run.folder) if "file" in record}
         assert pictures < journaled
 
