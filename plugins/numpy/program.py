@@ -63,20 +63,29 @@ class CapturedProgram:
         shared = workload.stream == "shared"
         self._source = HostStream(workload.seed) if shared else backend.random(workload.seed)
         self._losses = np.zeros(workload.steps)
-        self._place()
+        # In the backend's dtype from here on: what was drawn in float64 takes twice the room.
+        data = workload.problem.data(host_rng(workload.seed, "data"))
+        self._host_data = self._converted(data)
         self._record()
+        self._start = self._converted(first_params(workload))
+        self._place()
         self._bind()
         self.reset()
 
+    def _converted(self, host: dict[str, HostArray]) -> dict[str, AnyArray]:
+        # One array at a time: the host's copy goes as soon as its own is made.
+        return {name: np.array(host.pop(name), self._backend.dtype) for name in list(host)}
+
     def _place(self) -> None:
-        workload, dtype = self._workload, self._backend.dtype
-        data = workload.problem.data(host_rng(workload.seed, "data"))
-        # One array at a time: the host's copy goes as soon as its own is placed.
-        self._data = {name: placed(data.pop(name), dtype) for name in list(data)}
-        self._params = {k: placed(v, dtype) for k, v in first_params(workload).items()}
-        optimizer = workload.optimizer
-        slots = {} if optimizer is None else optimizer.init(np, self._params)
+        dtype = self._backend.dtype
+        self._data = {name: placed(host, dtype) for name, host in self._host_data.items()}
+        self._params = {name: placed(host, dtype) for name, host in self._start.items()}
+        slots = self._first_slots(self._params)
         self._slots = {name: placed(slots[name], slots[name].dtype) for name in slots}
+
+    def _first_slots(self, params: dict[str, AnyArray]) -> dict[str, AnyArray]:
+        optimizer = self._workload.optimizer
+        return {} if optimizer is None else optimizer.init(np, params)
 
     def _record(self) -> None:
         """Record the step twice: a step that changes from one to the next cannot be replayed."""
@@ -98,9 +107,11 @@ class CapturedProgram:
     def _recording(self) -> tuple[Recording, Ref]:
         """The calls of one step, and where its loss (or an operation's result) lies."""
         recording = Recording()
+        fresh = self._converted(first_params(self._workload))  # a step may write into them
+        groups = (self._host_data, fresh, self._first_slots(fresh))
         pinned = [
-            {name: recording.pin(array, fixed=group is self._data) for name, array in group.items()}
-            for group in (self._data, self._params, self._slots)
+            {name: recording.pin(x, fixed=group is self._host_data) for name, x in group.items()}
+            for group in groups
         ]
         self._pins = [{name: x.ref for name, x in group.items()} for group in pinned]
         data, params, slots = (dict(group) for group in pinned)
@@ -121,10 +132,10 @@ class CapturedProgram:
         del batch  # long arrays go as soon as they can
         after = optimizer.update(np, params, grads, slots)
         pairs = []
-        for owned, fresh in zip(pinned[1:], after, strict=True):
-            if owned.keys() != fresh.keys():
+        for owned, updated in zip(pinned[1:], after, strict=True):
+            if owned.keys() != updated.keys():
                 raise CaptureError("state that init does not make")
-            pairs += [(owned[name], fresh[name]) for name in owned]
+            pairs += [(owned[name], updated[name]) for name in owned]
         recording.store(pairs)
         recording.mark("update")
         return recording, kept
@@ -154,13 +165,10 @@ class CapturedProgram:
     def reset(self) -> None:
         self._done = 0
         self._source.rewind()
-        first = first_params(self._workload)
         for name, array in self._params.items():
-            array[...] = first[name]
-        if self._workload.optimizer is not None:
-            start = self._workload.optimizer.init(np, self._params)
-            for name, array in self._slots.items():
-                array[...] = start[name]
+            array[...] = self._start[name]
+        for name, array in self._first_slots(self._params).items():
+            self._slots[name][...] = array
 
     def advance(self, n: int) -> None:
         self._loop(self._done, self._done + n)
