@@ -28,7 +28,7 @@ import torch
 from benchmarks import loops
 from benchmarks.machine import machine
 from benchmarks.pairs import Paired, paired
-from benchmarks.programs import advance, draw_seconds, process, program
+from benchmarks.programs import advance, draw_seconds, process, program, tutorial_large_dot
 from expkit.config import compose_cell
 from expkit.contracts import Program
 from expkit.measure.clock import timed
@@ -143,7 +143,7 @@ def large_dot(rounds: int) -> list[Row]:
     torch_words = (*words, "backend=torch")
     with process(huge_pages=True) as ours_process, process(huge_pages=False) as theirs_process:
         ours_steps = partial(advance, steps, room, *torch_words)
-        theirs = partial(_tutorial_large_dot, steps, lr)
+        theirs = partial(tutorial_large_dot, LARGE, steps, lr)
         pair = paired(
             lambda: ours_process.submit(ours_steps).result(),
             lambda: theirs_process.submit(theirs).result(),
@@ -157,11 +157,6 @@ def large_dot(rounds: int) -> list[Row]:
     share = median(draws) / (pair.other / steps)
     drawn = f"{seconds(median(draws))}, {share:.0%} of the tutorial's whole step"
     return [*rows, Row("… of which drawing 10^7 normals on all cores takes", "", drawn, True)]
-
-
-def _tutorial_large_dot(steps: int, lr: float) -> None:
-    """Runs where nothing of its result has to be sent back."""
-    loops.large_dot_tutorial_torch(LARGE, steps, lr, "cpu")
 
 
 class _Nothing:

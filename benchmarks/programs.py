@@ -12,6 +12,7 @@ from time import perf_counter
 
 from expkit_plugins.torch.backend import HUGE_PAGES
 
+from benchmarks import loops
 from expkit.config import compose_cell
 from expkit.contracts import Program
 
@@ -29,6 +30,11 @@ _kept = cache(program)
 def advance(steps: int, room: int, *words: str) -> None:
     """Some steps of a program that this process keeps."""
     _kept(room, *words).advance(steps)
+
+
+def tutorial_large_dot(n: int, steps: int, lr: float) -> None:
+    """Runs where nothing of its result has to be sent back."""
+    loops.large_dot_tutorial_torch(n, steps, lr, "cpu")
 
 
 def draw_seconds(n: int, *words: str) -> float:
