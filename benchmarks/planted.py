@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from expkit_plugins.numpy.backend import NumpyBackend
 
+from expkit.authors import LossAndGrad, StepProgram, manual, unmarked
 from expkit.contracts import (
     Array,
     Backend,
@@ -27,7 +28,6 @@ from expkit.contracts import (
     Slots,
     Workload,
 )
-from expkit.program import LossAndGrad, StepProgram, manual, unmarked
 
 OPTION = "_target_: {package}.Planted\nfault: honest\ndtype: float64\nthreads: null\nfast: false\n"
 """The plugin's file `conf/backend/planted.yaml`."""

@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are not installed
 from benchmarks import loops, printed
 from benchmarks.pairs import paired
+from expkit.authors import first_params
 from expkit.config import Cell, compose_cell
 from expkit.contracts import HostArray, Program
 from expkit.measure.environment import cpu_model, git_state, versions
@@ -37,7 +38,6 @@ from expkit.measure.parity import differences
 from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER, Verdict, judge
 from expkit.measurement import Result
 from expkit.problems.linear import Linear
-from expkit.program import first_params
 from expkit.report.units import seconds
 from expkit.runner import run_together
 

@@ -10,13 +10,13 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from expkit.authors import StepProgram, manual
 from expkit.config import compose_cell
 from expkit.contracts import Batch, HostArray, Mark, Params, Program, Slots, Workload
 from expkit.measure import clock
 from expkit.measure.breakdown import Breakdown, breakdown
 from expkit.optimizers.sgd import Sgd
 from expkit.problems.sine import Sine
-from expkit.program import StepProgram, manual
 from expkit.report.breakdown import bar, rows
 from expkit.testing.backend import assert_traces
 

@@ -142,7 +142,7 @@ def test_threads_are_each_sides_own(expkit: Expkit) -> None:
 
 PLUGIN = """
     from dataclasses import dataclass
-    from expkit.program import StepProgram, manual
+    from expkit.authors import StepProgram, manual
     from expkit_plugins.numpy.backend import NumpyBackend
 
     class Early(StepProgram):

@@ -129,7 +129,7 @@ RAISES = """
     from dataclasses import dataclass
     from typing import Any
 
-    from expkit.program import StepProgram, manual
+    from expkit.authors import StepProgram, manual
     from expkit_plugins.numpy.backend import NumpyBackend
 
     class Raising(StepProgram):

@@ -66,7 +66,7 @@ def test_what_ended_the_repeats_is_recorded(expkit: Expkit, words: str, by: str)
 SLOW_FIRST = """
     import time
     from dataclasses import dataclass
-    from expkit.program import StepProgram, manual
+    from expkit.authors import StepProgram, manual
     from expkit_plugins.numpy.backend import NumpyBackend
 
     class Program(StepProgram):

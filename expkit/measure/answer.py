@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from expkit.authors import StepProgram, host_rng, manual, unmarked
 from expkit.contracts import (
     Array,
     Backend,
@@ -37,7 +38,6 @@ from expkit.contracts import (
     Slots,
     Workload,
 )
-from expkit.program import StepProgram, host_rng, manual, unmarked
 
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 TINY = {"float64": 2.0**-1074, "float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from expkit.authors import stream
 from expkit.contracts import Array, Backend, Program, Workload
 from expkit.measure.environment import cpu_model, gpu_driver, versions
-from expkit.program import stream
 
 Facts = Mapping[str, str]
 

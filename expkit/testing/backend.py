@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from expkit.authors import host_rng
 from expkit.config import compose_cell
 from expkit.contracts import Backend, HostArray, Program, Workload
 from expkit.errors import Unavailable
-from expkit.program import host_rng
 from expkit.testing.cells import learning, operations, reference
 
 STEPS = 40

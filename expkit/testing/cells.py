@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 
+from expkit.authors import StepProgram, manual
 from expkit.config import compose_cell, options
 from expkit.contracts import Backend, HostArray, Operation, Optimizer, Problem, Workload
-from expkit.program import StepProgram, manual
 
 SMALL = {"n": 50, "batch_size": 8}
 """Fields of a problem that are made this small where they are larger."""

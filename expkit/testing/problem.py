@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from expkit.authors import host_rng
 from expkit.config import compose_cell
 from expkit.contracts import (
     Counted,
@@ -19,7 +20,6 @@ from expkit.contracts import (
     Problem,
     Workload,
 )
-from expkit.program import host_rng
 from expkit.testing.cells import SMALL, parts, reference, workload
 
 

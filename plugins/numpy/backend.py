@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import threadpoolctl
 
+from expkit.authors import StepProgram, manual, require_gradient
 from expkit.contracts import Array, HostArray, Program, Workload
 from expkit.errors import require
-from expkit.program import StepProgram, manual, require_gradient
 
 from .capture import CaptureError
 from .program import CapturedProgram

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from expkit.authors import first_params, host_rng, named_arrays
 from expkit.contracts import Differentiated, HostArray, Mark, Operation, Workload
-from expkit.program import first_params, host_rng, named_arrays
 
 from .capture import Buffer, CaptureError, Recording, Ref, Traced
 from .memory import placed
@@ -23,7 +23,7 @@ AnyArray = npt.NDArray[Any]
 
 
 class HostStream:
-    """`stream=shared`, drawn in place: the bits of `expkit.program.SharedRandom`."""
+    """`stream=shared`, drawn in place: the bits of `expkit.authors.SharedRandom`."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed

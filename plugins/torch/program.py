@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 
+from expkit.authors import (
+    SharedRandom,
+    StepProgram,
+    named_arrays,
+    place_data,
+    place_params,
+    unmarked,
+)
 from expkit.contracts import (
     Array,
     Batch,
@@ -20,14 +28,6 @@ from expkit.contracts import (
     Workload,
 )
 from expkit.placement import scatter
-from expkit.program import (
-    SharedRandom,
-    StepProgram,
-    named_arrays,
-    place_data,
-    place_params,
-    unmarked,
-)
 
 from .random import TorchRandom
 

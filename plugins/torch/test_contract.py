@@ -10,12 +10,12 @@ import torch
 from expkit_plugins.torch.backend import TorchBackend
 from expkit_plugins.torch.program import StaticProgram, autograd
 
+from expkit.authors import StepProgram
 from expkit.config import compose_cell
 from expkit.contracts import Batch, HostArray, Params, Workload
 from expkit.measure.breakdown import breakdown
 from expkit.optimizers.sgd import Sgd
 from expkit.problems.sine import Sine
-from expkit.program import StepProgram
 from expkit.testing import BackendContract
 from expkit.testing.backend import assert_same_state, assert_traces
 from expkit.testing.cells import learning, operations

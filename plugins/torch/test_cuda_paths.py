@@ -24,12 +24,12 @@ from expkit_plugins.torch.program import StaticProgram, autograd, build
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from expkit.authors import StepProgram
 from expkit.config import compose_cell
 from expkit.contracts import Array, Batch, Params, Program, Workload
 from expkit.optimizers.sgd import Sgd
 from expkit.problems.large_dot import LargeDot
 from expkit.problems.sine import Sine
-from expkit.program import StepProgram
 from expkit.testing.backend import assert_close, assert_same_state, assert_traces
 from expkit.testing.cells import learning, operations, reference
 

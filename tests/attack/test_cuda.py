@@ -21,11 +21,11 @@ import pytest
 from conftest import Expkit
 from expkit_plugins.numpy.backend import NumpyBackend
 
+from expkit.authors import StepProgram, manual
 from expkit.config import compose_cell
 from expkit.contracts import Array
 from expkit.measure import parity
 from expkit.measure.environment import environment, gpus
-from expkit.program import StepProgram, manual
 from expkit.sweep import engine
 from expkit.sweep.manifest import Planned
 

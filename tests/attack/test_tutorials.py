@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from expkit.authors import host_rng
 from expkit.config import Cell, compose_cell
-from expkit.program import host_rng
 from expkit.testing.cells import reference
 
 ROOT = Path(__file__).parents[2]
