@@ -44,7 +44,7 @@ class Planted(NumpyBackend):  # type: ignore[misc]
     def asarray(self, host: npt.NDArray[Any]) -> Array:
         return np.array(host, dtype="float32" if self.fault == "float32_arrays" else self.dtype)
 
-    def synchronize(self) -> None:
+    def synchronize(self, program: Program | None = None) -> None:
         if self.fault == "honest_queue":
             QUEUE.submit(int).result()
 

@@ -65,11 +65,14 @@ def stream(backend: Backend, workload: Workload) -> Random:
     return backend.random(workload.seed)
 
 
-def place_data(backend: Backend, workload: Workload) -> dict[str, Array]:
-    """The problem's fixed arrays on the backend's device."""
-    data = workload.problem.data(host_rng(workload.seed, "data"))
-    # One array at a time: the host's copy goes as soon as its own is placed.
-    return {name: placed(backend, data.pop(name)) for name in list(data)}
+def first_data(workload: Workload) -> dict[str, HostArray]:
+    """The problem's fixed arrays on the host: made once, and placed as often as wanted."""
+    return workload.problem.data(host_rng(workload.seed, "data"))
+
+
+def place(backend: Backend, host: Mapping[str, HostArray]) -> dict[str, Array]:
+    """Copies of the host's arrays on the backend's device."""
+    return {name: placed(backend, array) for name, array in host.items()}
 
 
 def first_params(workload: Workload) -> dict[str, HostArray]:
@@ -82,6 +85,7 @@ def first_params(workload: Workload) -> dict[str, HostArray]:
 def place_params(backend: Backend, workload: Workload) -> Params:
     """The first parameters on the backend's device."""
     first = first_params(workload)
+    # One array at a time: the host's copy goes as soon as its own is placed.
     return {name: placed(backend, first.pop(name)) for name in list(first)}
 
 
@@ -135,6 +139,7 @@ class StepProgram:
     ) -> None:
         self._backend, self._workload, self._loss_and_grad = backend, workload, loss_and_grad
         self.path_reason = path_reason
+        self._host_data = first_data(workload)
         self.reallocate()
 
     def reallocate(self) -> None:
@@ -145,7 +150,7 @@ class StepProgram:
         self._result: Array = None
         self._random: Random | None = None
         self._scattered = scatter(self._backend)
-        self._data = place_data(self._backend, self._workload)
+        self._data = place(self._backend, self._host_data)
         self.reset()
 
     def reset(self) -> None:
@@ -155,6 +160,18 @@ class StepProgram:
         self._random = stream(self._backend, self._workload)
         self._kept: list[Array] = []
         self._fetched: HostArray = np.empty(0)
+
+    def load(self, arrays: Mapping[str, HostArray], step: int = 0) -> None:
+        self.reset()
+        random = self._random
+        assert random is not None
+        for _ in range(step):
+            self._workload.problem.batch(self._backend.xp, self._data, random)
+        self._fetched = np.full(step, np.nan)
+        for group, own in (("data", self._data), ("params", self._params), ("slots", self._slots)):
+            for name in own:
+                if f"{group}.{name}" in arrays:
+                    own[name] = placed(self._backend, arrays[f"{group}.{name}"])
 
     def advance(self, n: int) -> None:
         if isinstance(self._workload.problem, Operation):

@@ -183,7 +183,11 @@ class Workload:
 
 
 class Program(Protocol):
-    """A workload on a backend. Owns its state."""
+    """A workload on a backend. Owns its state.
+
+    Nothing that depends on a step, its draws included, is computed outside `advance` and
+    `synchronize`: the clock is around these two alone.
+    """
 
     path: str
     """How steps are computed, recorded with the run: `step` for step by step."""
@@ -195,6 +199,15 @@ class Program(Protocol):
     def reallocate(self) -> None:
         """Reset in fresh memory, without compiling again: where arrays lie moves times by
         several percent, so every repeat lies elsewhere (Mytkowicz et al. 2009).
+        """
+        ...
+
+    def load(self, arrays: Mapping[str, HostArray], step: int = 0) -> None:
+        """Go on from another state, as if `step` steps were done. Never on the clock.
+
+        Args:
+            arrays: by the names of `arrays`; what is not named is as after a reset.
+            step: where the random stream goes on. The losses of earlier steps mean nothing.
         """
         ...
 
@@ -283,8 +296,13 @@ class Backend(Protocol):
         """
         ...
 
-    def synchronize(self) -> None:
-        """Return when all queued work is done."""
+    def synchronize(self, program: Program | None = None) -> None:
+        """Return when all queued work is done.
+
+        Args:
+            program: whose parameters, state and losses are computed then; a lazy library evaluates
+                them here. None for work of no program.
+        """
         ...
 
     def build(self, workload: Workload) -> Program:

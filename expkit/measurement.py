@@ -149,13 +149,15 @@ class Measurement:
     ) -> None:
         self.cell, self.journal, self.result = cell, journal, result
         self._tracker, self._watch, self._alone = tracker, watch, alone
-        self._synchronize = cell.backend.synchronize
         self._program: Program
         self._answer: answer.Answer | None = None
         self._passes = 1
         """Times the steps are run in one reading, where once is too short for the clock."""
         self._every = cell.log_every
         """Steps between two readings."""
+
+    def _synchronize(self) -> None:
+        self.cell.backend.synchronize(self._program)
 
     @property
     def _learns(self) -> bool:

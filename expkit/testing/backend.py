@@ -72,6 +72,21 @@ class BackendContract:
 
     @pytest.mark.parametrize("fast", ["true", "false"])
     @pytest.mark.parametrize("case", STREAMS.values(), ids=STREAMS)
+    def test_goes_on_from_a_state_that_is_loaded(self, case: Workload, fast: str) -> None:
+        backend = self.make(f"backend.fast={fast}")
+        loaded, whole = backend.build(case), backend.build(case)
+        whole.advance(3)
+        state = {name: backend.to_numpy(array) for name, array in whole.arrays().items()}
+        loaded.advance(5)
+        loaded.load(state, 3)
+        for program in (loaded, whole):
+            program.advance(4)
+        np.testing.assert_array_equal(loaded.losses(3), whole.losses(3))
+        for name, value in whole.params().items():
+            np.testing.assert_array_equal(loaded.params()[name], value)
+
+    @pytest.mark.parametrize("fast", ["true", "false"])
+    @pytest.mark.parametrize("case", STREAMS.values(), ids=STREAMS)
     def test_traced_steps_are_the_same_steps(self, case: Workload, fast: str) -> None:
         backend = self.make(f"backend.fast={fast}")
         traced, plain = backend.build(case), backend.build(case)

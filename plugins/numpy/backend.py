@@ -61,7 +61,7 @@ class NumpyBackend:
     def random(self, seed: int) -> BlockRandom:
         return BlockRandom(seed, np.dtype(self.dtype), self.pool)
 
-    def synchronize(self) -> None:
+    def synchronize(self, program: Program | None = None) -> None:
         """NumPy's calls return when they are done."""
 
     def build(self, workload: Workload) -> Program:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from expkit.authors import first_params, host_rng, named_arrays
+from expkit.authors import first_data, first_params, host_rng, named_arrays
 from expkit.contracts import Differentiated, HostArray, Mark, Operation, Workload
 
 from .capture import Buffer, CaptureError, Recording, Ref, Traced
@@ -64,8 +65,7 @@ class CapturedProgram:
         self._source = HostStream(workload.seed) if shared else backend.random(workload.seed)
         self._losses = np.zeros(workload.steps)
         # In the backend's dtype from here on: what was drawn in float64 takes twice the room.
-        data = workload.problem.data(host_rng(workload.seed, "data"))
-        self._host_data = self._converted(data)
+        self._host_data = self._converted(first_data(workload))
         self._record()
         self._start = self._converted(first_params(workload))
         self._place()
@@ -169,6 +169,13 @@ class CapturedProgram:
             array[...] = self._start[name]
         for name, array in self._first_slots(self._params).items():
             self._slots[name][...] = array
+
+    def load(self, arrays: Mapping[str, HostArray], step: int = 0) -> None:
+        self.reset()
+        self.advance(step)
+        own = self.arrays()
+        for name, host in arrays.items():
+            own[name][...] = host
 
     def advance(self, n: int) -> None:
         self._loop(self._done, self._done + n)

@@ -101,7 +101,7 @@ class TorchBackend:
 
         return TorchRandom(seed, self._dtype, self._device, self._pool)
 
-    def synchronize(self) -> None:
+    def synchronize(self, program: Program | None = None) -> None:
         if self.device != "cpu":
             self.xp.cuda.synchronize(self._device)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -11,8 +11,9 @@ import torch
 from expkit.authors import (
     SharedRandom,
     StepProgram,
+    first_data,
     named_arrays,
-    place_data,
+    place,
     place_params,
     unmarked,
 )
@@ -87,7 +88,7 @@ def _draws_on_host(backend: TorchBackend, workload: Workload) -> bool:
     if workload.stream != "shared":
         return False
     random = _CountingRandom(backend, workload.seed)
-    workload.problem.batch(torch, place_data(backend, workload), random)
+    workload.problem.batch(torch, place(backend, first_data(workload)), random)
     return random.draws > 0
 
 
@@ -135,6 +136,7 @@ class StaticProgram:
     def __init__(self, backend: TorchBackend, workload: Workload, *, capture: bool) -> None:
         self._backend, self._workload, self._capture = backend, workload, capture
         self.path = "cuda graph" if capture else "static"
+        self._host_data = first_data(workload)
         if capture:
             # One for life: up to 2.11 every stream that was captured on keeps a cuBLAS workspace.
             # Not shared with other programs: the end of one graph frees the workspace that another
@@ -149,7 +151,7 @@ class StaticProgram:
         self._data, self._params, self._slots, self._result = {}, {}, {}, torch.empty(0)
         backend, workload = self._backend, self._workload
         self._scattered = scatter(backend)
-        self._data = place_data(backend, workload)
+        self._data = place(backend, self._host_data)
         self._params = place_params(backend, workload)
         if workload.optimizer is not None:
             self._slots = workload.optimizer.init(torch, self._params)
@@ -250,6 +252,13 @@ class StaticProgram:
             start = self._workload.optimizer.init(torch, self._params)
             for name, array in self._slots.items():
                 array.copy_(start[name])
+
+    def load(self, arrays: Mapping[str, HostArray], step: int = 0) -> None:
+        self.reset()
+        self.advance(step)
+        own = self.arrays()
+        for name, host in arrays.items():
+            own[name].copy_(self._backend.asarray(host))
 
     def advance(self, n: int) -> None:
         replay = self._replay
