@@ -82,6 +82,33 @@ def first_params(workload: Workload) -> dict[str, HostArray]:
     return cast(Problem, workload.problem).init(host_rng(workload.seed, "init"))
 
 
+def skip(
+    backend: Backend, workload: Workload, data: Mapping[str, Array], random: Random, steps: int
+) -> None:
+    """Draw what this many steps would, and drop it.
+
+    A step keeps its form, so what the first draws is what all draw.
+    """
+    if steps:
+        noted = _Noted(random)
+        workload.problem.batch(backend.xp, data, noted)
+        for _ in range(steps - 1):
+            for shape in noted.shapes:
+                random.normal(shape)
+
+
+class _Noted:
+    """Draws, and notes which shapes."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+        self.shapes: list[tuple[int, ...]] = []
+
+    def normal(self, shape: tuple[int, ...]) -> Array:
+        self.shapes.append(shape)
+        return self._random.normal(shape)
+
+
 def place_params(backend: Backend, workload: Workload) -> Params:
     """The first parameters on the backend's device."""
     first = first_params(workload)
@@ -165,8 +192,7 @@ class StepProgram:
         self.reset()
         random = self._random
         assert random is not None
-        for _ in range(step):
-            self._workload.problem.batch(self._backend.xp, self._data, random)
+        skip(self._backend, self._workload, self._data, random, step)
         self._fetched = np.full(step, np.nan)
         for group, own in (("data", self._data), ("params", self._params), ("slots", self._slots)):
             for name in own:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from time import perf_counter, process_time
 
@@ -14,8 +15,8 @@ import numpy as np
 from expkit.config import Cell
 from expkit.contracts import Counted, FallenBack, HostArray, Operation, Plotted, Program
 from expkit.measure import answer, parity
+from expkit.measure.audit import CLOCKED_S, Audit, Finding, left_in_readings, remembered
 from expkit.measure.breakdown import Breakdown, breakdown
-from expkit.measure.canary import Canary, listen
 from expkit.measure.clock import steps_of_a_reading, timed
 from expkit.measure.environment import Activity
 from expkit.measure.limits import StepLimit, machine_limits, optimizer_elements, step_limit
@@ -30,6 +31,8 @@ from expkit.tracking.tracker import Sent, Tracker
 FLUSH_S = 1.0
 """How much measured time a kill may cost the journal."""
 
+PLACES = 2
+"""Where later steps are checked, if the reference ends before the last."""
 CHECKED_SHARE = 0.25
 """The share of the timed part that the reference may take, where that is more than a second."""
 
@@ -62,8 +65,8 @@ class Result:
     """What one cell's measurement found; filled as it goes.
 
     Attributes:
-        outcome: ok, diverged, wrong_answer, not_synchronized, failed or interrupted.
-        reason: what is wrong, for a diverged, wrong or unsynchronized one.
+        outcome: ok, diverged, wrong_answer, not_synchronized, off_the_clock, failed or interrupted.
+        reason: what is wrong, for one that ran and is not ok.
         first_bad_step: the first step with a non-finite loss, from 0.
         path: how steps are computed, as the program says it.
         path_reason: why that is not the faster way; empty where it is, or where none was asked for.
@@ -88,7 +91,6 @@ class Result:
     path_reason: str = ""
     setup_seconds: float | None = None
     warm_up: WarmUp | None = None
-    canary: Canary | None = None
     processes: list[list[list[float]]] = field(default_factory=lambda: [[]])
     chunk_seconds: list[list[float]] = field(default_factory=list)
     cpu_seconds: list[list[float]] = field(default_factory=list)
@@ -155,6 +157,16 @@ class Measurement:
         """Times the steps are run in one reading, where once is too short for the clock."""
         self._every = cell.log_every
         """Steps between two readings."""
+        self._fetching = 0.0
+        """Processor seconds that reading the losses takes by itself."""
+        self._step_seconds = 0.0
+        """Of a step, as warming up left it."""
+        self._rng = np.random.default_rng()
+        self._places: list[int] = []
+        """Steps, drawn at random, from which on some were held against the reference too."""
+        self._beside: list[float] = []
+        """Of each reading, the processor seconds that reading its losses took, beyond that."""
+        self._clocked: list[float] = []
 
     def _synchronize(self) -> None:
         self.cell.backend.synchronize(self._program)
@@ -189,6 +201,7 @@ class Measurement:
     def prepare(self) -> bool:
         """Build, warm up, note what the program works with; False if it cannot be timed."""
         cell, result, backend = self.cell, self.result, self.cell.backend
+        found: Finding | None = None
         self.configure()
         with self.quiet():
             self._watch(Now("making the data and building the program"))
@@ -199,9 +212,9 @@ class Measurement:
             if result.timed:
                 self._watch(Now("warming up"))
                 result.warm_up = warm_up(self._program, self._synchronize, cell.workload.steps)
-                step_seconds = self._fit_readings(result.warm_up.step_seconds)
-                self._watch(Now("checking that all work is waited for"))
-                result.canary = listen(self._program, self._synchronize, step_seconds, self._room)
+                self._step_seconds = self._fit_readings(result.warm_up.step_seconds)
+                self._watch(Now("checking that all work is done on the clock"))
+                found = self._audited()
         self._note_path()
         self._watch(Now("noting what the program works with"))
         result.facts = parity.facts(backend, cell.workload, self._program, cell.log_every)
@@ -209,10 +222,42 @@ class Measurement:
         broken = parity.broken_claims(backend, threads, result.facts)
         self.journal.write("facts", facts=result.facts, broken=broken)
         result.unlike += broken
-        if result.canary and not result.canary.sings:
-            self._refuse("not_synchronized", _still_queued(result.canary))
-            return False
-        return True
+        if found:
+            self._refuse(found.outcome, found.reason)
+        return found is None
+
+    def _build(self, steps: int) -> Program:
+        """A program with room for this many."""
+        return self.cell.backend.build(dataclasses.replace(self.cell.workload, steps=steps))
+
+    def _audited(self) -> Finding | None:
+        """Work of this program that the clock does not see."""
+        program, room = self._program, self._room
+        if room * self._step_seconds < CLOCKED_S:
+            room *= 1 + int(CLOCKED_S / (room * max(self._step_seconds, 1e-9)))
+            program = self._build(room)
+        audit = Audit(program, partial(self.cell.backend.synchronize, program), room)
+        self._fetching = audit.fetching
+        lengths = (self._every, self._room % self._every or self._every)
+        found = audit.left(lengths, self._step_seconds)
+        built_s = self.result.setup_seconds or 0.0
+        return found or audit.ahead(self._build, built_s)
+
+    def _audited_again(self) -> Finding | None:
+        """The same after the last repeat, and over the repeats themselves."""
+        return (
+            left_in_readings(self._clocked, self._beside)
+            or self._audited()
+            or remembered(self._unseen, self._every * self.result.step_seconds)
+        )
+
+    def _unseen(self) -> float | None:
+        """Seconds that steps of a timed length take from a start that the program has not seen."""
+        start = answer.another_start(self.cell.backend, self.cell.workload, self._rng)
+        if not start:
+            return None
+        self._program.load(start)
+        return timed(self._program, self._synchronize, min(self._every, self._room))
 
     def _note_path(self) -> None:
         """How steps are computed, and why not faster."""
@@ -239,9 +284,8 @@ class Measurement:
         needed = steps_of_a_reading(step_seconds)
         while needed > self._room:  # again: a step takes less among many than alone
             self._passes = -(-needed * 5 // (workload.steps * 4))
-            roomy = dataclasses.replace(workload, steps=self._room)
             del self._program  # both may not fit
-            self._program = cell.backend.build(roomy)
+            self._program = self._build(self._room)
             step_seconds = warm_up(self._program, self._synchronize, self._room).step_seconds
             needed = steps_of_a_reading(step_seconds)
         if self._passes > 1:
@@ -282,7 +326,11 @@ class Measurement:
                 ran = process_time()
                 seconds.append(timed(program, self._synchronize, n))
                 cpu_seconds.append(process_time() - ran)
-                losses.append(program.losses(done)[: max(0, cell.workload.steps - done)])
+                stopped = process_time()
+                fresh = program.losses(done)
+                self._beside.append(process_time() - stopped - self._fetching)
+                self._clocked.append(seconds[-1])
+                losses.append(fresh[: max(0, cell.workload.steps - done)])
                 bad = np.flatnonzero(~np.isfinite(losses[-1]))
                 if bad.size:
                     result.first_bad_step = done + int(bad[0])
@@ -294,9 +342,9 @@ class Measurement:
                 steps_done = (done + n) // self._passes
                 self._watch(Now("", repeat + 1, steps_done, loss, n / seconds[-1]))
                 if repeat == 0 and self._learns and perf_counter() - last_flush > FLUSH_S:
-                    fresh = np.concatenate(losses)[written:]
-                    self.journal.metric("train/loss", fresh, written)
-                    written, last_flush = written + fresh.size, perf_counter()
+                    unwritten = np.concatenate(losses)[written:]
+                    self.journal.metric("train/loss", unwritten, written)
+                    written, last_flush = written + unwritten.size, perf_counter()
                 if self._tracker:
                     self._tracker.refresh(self.journal.folder)
         except BaseException:
@@ -355,40 +403,75 @@ class Measurement:
         if self._answer is None:
             return None
         wrong = self._answer.wrong_losses(losses) if self._learns else None
-        wrong = wrong or self._wrong_params()
-        if wrong is None and not self.result.chunk_seconds:
-            self._watch(self._next("checking the answer from another start"))
-            wrong = self._wrong_elsewhere()
+        if wrong is None and self._answer.steps >= self._room:
+            wrong = self._answer.wrong_params(self._program.params())
         return wrong
 
-    def _wrong_elsewhere(self) -> str | None:
-        """From another start, once: a program may remember instead of computing."""
-        cell, program = self.cell, self._program
-        program.reset()
-        before = answer.shift(cell.backend, program)
-        if not before:
+    def _wrong_further(self) -> str | None:
+        """What is wrong that the repeats do not show, looked at once."""
+        found, program = self._answer, self._program
+        if found is None:
             return None
-        dtype = str(cell.backend.describe()["dtype"])
-        right = answer.shifted_reference(cell.backend, cell.workload, dtype, self._check_s)
+        wrong = None
+        if found.steps < self._room:
+            program.reset()
+            program.advance(found.steps)
+            self._synchronize()
+            wrong = found.wrong_params(program.params())
+        return wrong or self._wrong_elsewhere() or self._wrong_later(found)
+
+    def _wrong_elsewhere(self) -> str | None:
+        """From another start: a program may remember instead of computing."""
+        program = self._program
+        start = answer.another_start(self.cell.backend, self.cell.workload, self._rng)
+        if not start:
+            return None
+        right = self._reference_from(start, 0)
+        program.load(start)
         program.advance(right.steps)
         self._synchronize()
         wrong = right.wrong_losses(program.losses()) if self._learns else None
         wrong = wrong or right.wrong_params(program.params())
-        answer.restore(cell.backend, program, before)
         return wrong and f"from another start {wrong}"
 
-    def _wrong_params(self) -> str | None:
-        """Of the state that the clock left; where the reference ends before, of a run to there."""
-        found, program = self._answer, self._program
-        assert found is not None
-        if found.steps < self._room:
-            if self.result.chunk_seconds:
-                return None  # once is enough: the losses tell of the others
-            self._watch(self._next("checking the parameters"))
-            program.reset()
-            program.advance(found.steps)
+    def _wrong_later(self, found: answer.Answer) -> str | None:
+        """At places drawn at random after the reference's last step."""
+        cell, program, backend = self.cell, self._program, self.cell.backend
+        each = max(self._step_seconds, answer.drawing_seconds(backend, cell.workload))
+        steps = answer.FEW_STEPS if self._learns else 1
+        last = min(cell.workload.steps - steps, int(self._check_s / each))
+        if found.steps > last:
+            return None
+        places = self._rng.integers(found.steps, last + 1, size=PLACES)
+        program.reset()
+        done = 0
+        for place in np.unique(places):
+            while done < place:  # in the lengths that are timed, as far as they go
+                n = min(self._every, int(place) - done)
+                program.advance(n)
+                done += n
+            if done > place:
+                continue
             self._synchronize()
-        return found.wrong_params(program.params())
+            arrays = program.arrays().items()
+            state = {k: backend.to_numpy(x) for k, x in arrays if not k.startswith("data.")}
+            program.advance(steps)
+            done += steps
+            self._synchronize()
+            right = self._reference_from(state, int(place))
+            wrong = right.wrong_losses(program.losses(int(place)), int(place))
+            if wrong is None and right.steps == steps:
+                wrong = right.wrong_params(program.params(), int(place))
+            if wrong:
+                return wrong
+            self._places.append(int(place))
+        return None
+
+    def _reference_from(self, state: dict[str, HostArray], step: int) -> answer.Answer:
+        backend, workload = self.cell.backend, self.cell.workload
+        dtype = str(backend.describe()["dtype"])
+        limit_s = self._check_s / (1 + PLACES)
+        return answer.reference_from(backend, workload, dtype, state, step, limit_s)
 
     @property
     def _check_s(self) -> float:
@@ -408,12 +491,31 @@ class Measurement:
         self._answer = found
         return answer.covered(found, cell.workload.steps, claimed)
 
+    def _check_again(self) -> None:
+        """Look once more whether the times may be shown."""
+        self.configure()
+        self._watch(Now("checking later steps, and another start"))
+        if wrong := self._wrong_further():
+            self._refuse("wrong_answer", wrong)
+            return
+        if self._answer is not None:
+            dtype, steps = str(self.cell.backend.describe()["dtype"]), self.cell.workload.steps
+            self.result.checked = answer.covered(self._answer, steps, dtype, self._places)
+            self.journal.tags({"answer": self.result.checked})
+        if self.result.timed:
+            self._watch(Now("checking that all work was done on the clock"))
+            with self.quiet():
+                found = self._audited_again()
+            if found:
+                self._refuse(found.outcome, found.reason)
+
     def conclude(self, stopped_by: str | None, activity: Activity) -> None:
         """After the clock: what remains to be learnt from the program that was timed."""
         result, workload = self.result, self.cell.workload
+        if result.reason is None:
+            self._check_again()
         if result.reason is not None:
             return
-        self.configure()
         self._watch(Now("looking where the time of a step goes"))
         result.outcome, result.stopped_by = "ok", stopped_by
         if isinstance(workload.problem, Plotted):
@@ -433,10 +535,3 @@ class Measurement:
             result.breakdown = breakdown(
                 self._program, self._synchronize, self._room, result.step_seconds, self._every
             )
-
-
-def _still_queued(canary: Canary) -> str:
-    return (
-        f"synchronize returned after {canary.waited:.2g} s with {canary.left:.2g} s of work still "
-        "queued: a time would be of queueing it"
-    )

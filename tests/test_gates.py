@@ -14,7 +14,6 @@ from expkit import runner
 from expkit.config import compose_cell, options
 from expkit.contracts import Operation
 from expkit.measure import answer, parity
-from expkit.measure.canary import listen
 from expkit.tracking import journal
 
 if TYPE_CHECKING:
@@ -263,55 +262,7 @@ def test_two_backends_start_alike(dtype: str) -> None:
         assert parity.differences(a, b) == []
 
 
-# Does synchronize wait?
-
-
-class Queue:
-    """A program whose steps are done when somebody waits for them: in `finish` or in `params`."""
-
-    def __init__(self, step_seconds: float) -> None:
-        self.step_seconds, self.left = step_seconds, 0
-
-    def reset(self) -> None:
-        self.left = 0
-
-    def advance(self, n: int) -> None:
-        self.left += n
-
-    def finish(self) -> None:
-        spin(self.left * self.step_seconds)
-        self.left = 0
-
-    def params(self) -> dict[str, Any]:
-        self.finish()
-        return {}
-
-
-def spin(seconds: float) -> None:
-    from time import perf_counter
-
-    end = perf_counter() + seconds
-    while perf_counter() < end:
-        pass
-
-
-@pytest.mark.parametrize("step_seconds", [1e-6, 1e-4, 1e-2])
-def test_the_canary_sings_if_and_only_if_synchronize_waits(step_seconds: float) -> None:
-    program = Queue(step_seconds)
-    room = 100
-    waits = listen(program, program.finish, step_seconds, room)  # type: ignore[arg-type]
-    assert waits.sings
-    assert waits.queued < waits.waited
-    stays = listen(program, lambda: None, step_seconds, room)  # type: ignore[arg-type]
-    assert not stays.sings
-    assert program.left == 0
-
-    def half() -> None:
-        rest = program.left // 2
-        spin((program.left - rest) * step_seconds)
-        program.left = rest
-
-    assert not listen(program, half, step_seconds, room).sings  # type: ignore[arg-type]
+# Short programs
 
 
 TINY = [
@@ -324,7 +275,7 @@ TINY = [
 
 @pytest.mark.parametrize("words", TINY)
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
-def test_no_program_is_too_short_for_the_canary(tmp_path: Path, backend: str, words: str) -> None:
+def test_no_program_is_too_short_for_the_gates(tmp_path: Path, backend: str, words: str) -> None:
     if not find_spec(backend):
         pytest.skip(f"{backend} is not installed")
     for trial in range(8):

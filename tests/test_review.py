@@ -7,16 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from time import sleep
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
 from expkit.config import compose_cell
-from expkit.contracts import HostArray, Program
 from expkit.errors import UserError
 from expkit.measure.answer import Answer, reference
-from expkit.measure.canary import listen
 from expkit.measure.parity import differences
 from expkit.report.comparison import hold, table
 from expkit.runner import _opening
@@ -53,32 +50,6 @@ def test_a_tracker_whose_answer_nobody_reads_ends_the_run(tmp_path: Path) -> Non
     os.close(writer)
     assert (child.returncode, child.stderr) == (0, "")
     assert journal.is_ended(folder)
-
-
-class Preempted:
-    """A program whose work is done at once; reading its parameters is disturbed now and then."""
-
-    path = "test"
-
-    def __init__(self, disturbed: int) -> None:
-        self.reads, self.disturbed = 0, disturbed
-
-    def reset(self) -> None: ...
-
-    def advance(self, n: int) -> None:
-        sleep(1e-3)
-
-    def params(self) -> dict[str, HostArray]:
-        self.reads += 1
-        if self.reads < self.disturbed:
-            sleep(1e-3 * (self.reads % 6 == 4))  # once in each trial, right after the clock
-        return {}
-
-
-def test_a_disturbed_reading_of_the_parameters_is_heard_again() -> None:
-    program = Preempted(2 + 6 * 3)
-    assert listen(cast(Program, program), lambda: None, 1e-3, 100).sings
-    assert program.reads > program.disturbed, "it was heard twice"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ error (Monte Carlo arithmetic: Parker, Pierce and Eggert 2000), and what that ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -21,7 +22,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from expkit.authors import StepProgram, host_rng, manual, unmarked
+from expkit.authors import (
+    StepProgram,
+    first_data,
+    first_params,
+    host_rng,
+    manual,
+    place,
+    skip,
+    stream,
+    unmarked,
+)
 from expkit.contracts import (
     Array,
     Backend,
@@ -55,12 +66,13 @@ LIMIT_S = 1.0
 """That time, where the run does not take much longer itself."""
 LOOSE = 0.1
 """The share of a loss from which an allowance says nothing."""
-SHIFT = 0.0625
-"""Added to every parameter for another start: a number that every dtype holds."""
-SHIFTED_STEPS = 3
-FIRST_RUN = 0.4
-"""The share of the time for the run that is not disturbed: disturbing takes as long again."""
+SHIFT = 0.1
+"""The most that is added to every parameter for another start."""
+FEW_STEPS = 3
+"""Of a check that goes on from a state."""
 MEMORY_SHARE = 0.5
+
+_by_hand = manual(np)
 
 
 @dataclass(frozen=True)
@@ -93,8 +105,8 @@ class Answer:
             for name, right in self.params.items()
         )
 
-    def wrong_losses(self, losses: HostArray) -> str | None:
-        """What is wrong with the losses from step 0 on, or None."""
+    def wrong_losses(self, losses: HostArray, first: int = 0) -> str | None:
+        """What is wrong with the losses from step `first` on, where this answer begins, or None."""
         if losses.size < self.steps:
             return f"{losses.size} losses came back for {self.steps} steps"
         off = np.abs(losses[: self.steps] - self.losses)
@@ -103,12 +115,12 @@ class Answer:
             return None
         step = int(bad[0])
         return (
-            f"the loss of step {step} is {losses[step]:.9g}, the float64 reference has "
+            f"the loss of step {first + step} is {losses[step]:.9g}, the float64 reference has "
             f"{self.losses[step]:.9g}; rounding explains {self.allowed[step]:.1g}"
         )
 
-    def wrong_params(self, params: Mapping[str, HostArray]) -> str | None:
-        """What is wrong with the parameters after `steps` steps, or None."""
+    def wrong_params(self, params: Mapping[str, HostArray], first: int = 0) -> str | None:
+        """What is wrong with the parameters `steps` steps after step `first`, or None."""
         what = "result" if "result" in self.params else "parameters"
         if params.keys() != self.params.keys():
             return f"the {what} are {sorted(params)}, the reference has {sorted(self.params)}"
@@ -118,18 +130,19 @@ class Answer:
             off = float(np.max(np.abs(params[name] - right), initial=0))
             if not off <= self.params_allowed[name]:
                 return (
-                    f"after {self.steps} steps {name} is off by {off:.3g} from the float64 "
+                    f"after {first + self.steps} steps {name} is off by {off:.3g} from the float64 "
                     f"reference; rounding explains {self.params_allowed[name]:.1g}"
                 )
         return None
 
 
-def covered(answer: Answer, steps: int, dtype: str) -> str:
+def covered(answer: Answer, steps: int, dtype: str, places: Sequence[int] = ()) -> str:
     """How far an answer goes that every repeat has to match, for the person who reads it.
 
     Args:
         steps: of a repeat.
         dtype: of what is checked.
+        places: steps from which on some more were checked.
     """
     if not answer.tight:
         return f"not checked: rounding in {dtype} explains any answer"
@@ -144,6 +157,12 @@ def covered(answer: Answer, steps: int, dtype: str) -> str:
             f"matches float64 NumPy on the first {answer.steps} of {steps} steps (the check is "
             "kept short: the rest is not checked)"
         )
+        if places:
+            at = " and ".join(str(place) for place in places)
+            text = (
+                f"matches float64 NumPy on the first {answer.steps} of {steps} steps, and on some "
+                f"after step {at}, drawn at random"
+            )
     if answer.tight < answer.steps:
         unclear = answer.steps - answer.tight
         text += f"; on {unclear} of them rounding in {dtype} would explain any loss"
@@ -169,49 +188,60 @@ def reference(
         return "the problem gives no gradient by hand"
     if dtype not in EPSILON:
         return f"the rounding of {dtype} is not known"
-    needed, there = 8 * 6 * elements, _available_bytes()
+    needed, there = 8 * 6 * elements, available_bytes()
     if there is not None and needed > MEMORY_SHARE * there:
         return f"the reference needs {needed / 2**30:.1f} GiB, {there / 2**30:.1f} are free"
     sure = int(min(max(ELEMENT_STEPS // max(elements, 1), 1), STEPS_MAX, workload.steps))
     steps = sure if isinstance(problem, Operation) else max(sure, min(STEPS_MIN, workload.steps))
-    return _answer(backend, workload, dtype, (sure, steps), limit_s, shifted=False)
+    return _answer(backend, workload, dtype, (sure, steps), limit_s)
 
 
-def shifted_reference(
-    backend: Backend, workload: Workload, dtype: str, limit_s: float = LIMIT_S
+def reference_from(
+    backend: Backend,
+    workload: Workload,
+    dtype: str,
+    state: Mapping[str, HostArray],
+    step: int = 0,
+    limit_s: float = LIMIT_S,
 ) -> Answer:
-    """The right answer after `shift`, for a few steps: one at least, as many as the time allows."""
-    steps = min(SHIFTED_STEPS, workload.steps)
-    return _answer(backend, workload, dtype, (1, steps), limit_s, shifted=True)
+    """The right answer to a few steps that go on from a state: one at least, as many as the time
+    allows.
 
-
-def shift(backend: Backend, program: Program) -> dict[str, HostArray]:
-    """Move a program's parameters (an operation's data) in place, to a start it has not seen.
-
-    One that computes goes on from there; one that gives back what it gave before does not.
-
-    Returns:
-        The arrays as they were, for `restore`; empty if nothing could be moved: arrays that cannot
-        be written, or an operation on drawn values.
+    Args:
+        state: as `Program.load` takes it, in numbers that the dtype holds.
+        step: how many steps went before it.
     """
-    arrays = program.arrays()
-    group = "params." if any(name.startswith("params.") for name in arrays) else "data."
-    moved = {name: array for name, array in arrays.items() if name.startswith(group)}
-    before = {name: backend.to_numpy(array) for name, array in moved.items()}
-    for array in moved.values():
-        array += SHIFT  # in place, or without effect
-    now = program.arrays()
-    all_moved = all(np.any(backend.to_numpy(now[name]) != was) for name, was in before.items())
-    return before if all_moved else {}
+    most = min(FEW_STEPS, workload.steps - step)
+    return _answer(backend, workload, dtype, (1, most), limit_s, state, step)
 
 
-def restore(backend: Backend, program: Program, before: Mapping[str, HostArray]) -> None:
-    """Put back what `shift` moved, to the last bit: a reset leaves data as they are."""
-    arrays = program.arrays()
-    for name, was in before.items():
-        array = arrays[name]
-        array *= 0
-        array += backend.asarray(was)
+def another_start(
+    backend: Backend, workload: Workload, rng: np.random.Generator
+) -> dict[str, HostArray]:
+    """A start that a program has not seen, for its `load`: every parameter (an operation: its data)
+    moved a little. Empty for an operation that draws all it needs.
+    """
+    if isinstance(workload.problem, Operation):
+        group, arrays = "data", first_data(workload)
+    else:
+        group, arrays = "params", first_params(workload)
+    moved = {f"{group}.{k}": v + rng.uniform(SHIFT / 2, SHIFT) for k, v in arrays.items()}
+    return {name: backend.to_numpy(backend.asarray(np.asarray(x))) for name, x in moved.items()}
+
+
+def drawing_seconds(backend: Backend, workload: Workload) -> float:
+    """What drawing a step's random values takes."""
+    source, data = stream(backend, workload), place(backend, first_data(workload))
+
+    def seconds(steps: int) -> float:
+        backend.synchronize()
+        start = perf_counter()
+        skip(backend, workload, data, source, steps)
+        backend.synchronize()
+        return perf_counter() - start
+
+    seconds(1)  # a library sets itself up in its first call
+    return max(0.0, seconds(3) - seconds(1)) / 2
 
 
 def _answer(
@@ -220,24 +250,35 @@ def _answer(
     dtype: str,
     range_of_steps: tuple[int, int],
     limit_s: float,
-    *,
-    shifted: bool,
+    state: Mapping[str, HostArray] | None = None,
+    step: int = 0,
 ) -> Answer:
-    """Of the least of these steps, and of more, up to the most, for about `limit_s`."""
+    """Of the least of these steps, and of more, up to the most, for about `limit_s`.
+
+    Args:
+        state: to go on from, `step` steps after the start; None for the start.
+    """
     epsilon, tiny = EPSILON[dtype], TINY[dtype]
-    steps, most = range_of_steps
+    least, most = range_of_steps
+    draws = _Draws(backend, workload, step)
+    # Both take their values from `draws`, whichever stream that is of.
+    workload = replace(workload, stream="device")
     with np.errstate(all="ignore"):
-        started = perf_counter()
-        right = _run(_Host(backend), workload, steps, shifted=shifted)
-        while steps < most and perf_counter() - started < FIRST_RUN * limit_s:
-            right.advance(1)
-            steps += 1
+        right = StepProgram(_Host(draws), workload, _by_hand)
         # A term off by rounding moves a sum by the root of its length; what the partial sums lose
         # grows with the length itself, over the lanes that a library adds in side by side.
         longest = max((max(x.shape, default=1) for x in right.arrays().values()), default=1)
-        disturbed = _Disturbed(backend, epsilon * max(1.0, (longest / LONG) ** 0.5))
+        disturbed = _Disturbed(draws, epsilon * max(1.0, (longest / LONG) ** 0.5))
         rounded = replace(workload, optimizer=disturbed.optimizer(workload.optimizer))
-        moved = _run(disturbed, rounded, steps, shifted=shifted)
+        moved = StepProgram(disturbed, rounded, disturbed.loss_and_grad)
+        if state is not None:
+            right.load(state)
+            moved.load(state)
+        steps, started = 0, perf_counter()
+        while steps < least or (steps < most and perf_counter() - started < limit_s):
+            right.advance(1)
+            moved.advance(1)
+            steps += 1
         losses, params = right.losses(), right.params()
         off = _nearby_max(np.abs(moved.losses() - losses))
         params_off = {
@@ -253,14 +294,6 @@ def _answer(
     )
 
 
-def _run(host: _Host, workload: Workload, steps: int, *, shifted: bool) -> StepProgram:
-    program = StepProgram(host, workload, host.loss_and_grad)
-    if shifted:
-        shift(host, program)
-    program.advance(steps)
-    return program
-
-
 def _nearby_max(off: HostArray) -> HostArray:
     """The largest of the later half of what went before: one step may be right by chance. Not far
     ahead, or a loss that grows would excuse the steps before.
@@ -268,11 +301,48 @@ def _nearby_max(off: HostArray) -> HostArray:
     return np.array([off[t // 2 : t + 3].max() for t in range(len(off))])
 
 
+class _Draws:
+    """The values that the timed backend's own generator gives, on the host, for two programs that
+    take steps in turn: what the first draws the second is given again.
+    """
+
+    def __init__(self, backend: Backend, workload: Workload, step: int) -> None:
+        self._backend, self._workload, self._step = backend, workload, step
+        self._kept: deque[HostArray] = deque()
+
+    def source(self) -> Random:
+        """The stream, where step `step` finds it."""
+        backend, workload = self._backend, self._workload
+        source = stream(backend, workload)
+        skip(backend, workload, place(backend, first_data(workload)), source, self._step)
+        return source
+
+    def drawn(self, source: Random, shape: tuple[int, ...]) -> HostArray:
+        self._kept.append(self._backend.to_numpy(source.normal(shape)))
+        return self._kept[-1].copy()  # a problem may write into what it has drawn
+
+    def again(self) -> HostArray:
+        return self._kept.popleft()
+
+
+class _First:
+    """Random values from the stream."""
+
+    def __init__(self, draws: _Draws) -> None:
+        self._draws = draws
+        self._source: Random | None = None
+
+    def normal(self, shape: tuple[int, ...]) -> HostArray:
+        if self._source is None:  # not before it is needed: every reset makes one of these
+            self._source = self._draws.source()
+        return self._draws.drawn(self._source, shape)
+
+
 class _Host:
     """Float64 on NumPy: what `StepProgram` needs of a backend."""
 
-    def __init__(self, timed: Backend) -> None:
-        self._timed = timed
+    def __init__(self, draws: _Draws) -> None:
+        self._draws = draws
 
     @property
     def xp(self) -> ModuleType:
@@ -285,36 +355,34 @@ class _Host:
     def synchronize(self, program: Program | None = None) -> None: ...
 
     def build(self, workload: Workload) -> StepProgram:
-        return StepProgram(self, workload, self.loss_and_grad)
+        return StepProgram(self, workload, _by_hand)
 
     def describe(self) -> dict[str, str | int | float]:
         return {}
 
-    def disturb(self, array: Array) -> Array:
-        return array
-
     def asarray(self, host: npt.NDArray[Any]) -> Array:
-        return self.disturb(np.array(host, dtype=np.float64))
+        return np.array(host, dtype=np.float64)
 
     def to_numpy(self, array: Array) -> HostArray:
         return np.array(array, dtype=np.float64)
 
     def random(self, seed: int) -> Random:
-        return _Redrawn(self, self._timed.random(seed), self._timed)
-
-    def loss_and_grad(
-        self, problem: Problem, params: Params, batch: Batch, mark: Mark = unmarked
-    ) -> tuple[Array, Params]:
-        return manual(np)(problem, params, batch, mark)
+        return _First(self._draws)
 
 
 class _Disturbed(_Host):
     """The same, with every array off by up to a rounding error, at random."""
 
-    def __init__(self, timed: Backend, epsilon: float) -> None:
-        super().__init__(timed)
+    def __init__(self, draws: _Draws, epsilon: float) -> None:
+        super().__init__(draws)
         self._rng = host_rng(0, "stream")
         self._factors = 1 + epsilon * self._rng.uniform(-1, 1, 1 << 16)
+
+    def asarray(self, host: npt.NDArray[Any]) -> Array:
+        return self.disturb(super().asarray(host))
+
+    def random(self, seed: int) -> Random:
+        return _Again(self, self._draws)
 
     def disturb(self, array: Array) -> Array:
         # A stretch of ready factors from a random place on: fresh ones take longer than the step.
@@ -329,12 +397,23 @@ class _Disturbed(_Host):
     ) -> tuple[Array, Params]:
         # In place: what an update stores is rounded too, and those errors add up over the steps.
         params |= {name: self.disturb(array) for name, array in params.items()}
-        loss, grads = super().loss_and_grad(problem, params, batch, mark)
+        loss, grads = _by_hand(problem, params, batch, mark)
         return self.disturb(loss), {name: self.disturb(grad) for name, grad in grads.items()}
 
     def optimizer(self, optimizer: Optimizer | None) -> Optimizer | None:
         """The same with its state off as well: 1 - beta**t in adam makes much of little."""
         return None if optimizer is None else _Rounded(optimizer, self)
+
+
+@dataclass(frozen=True)
+class _Again:
+    """The values that the other program has drawn, disturbed."""
+
+    host: _Disturbed
+    draws: _Draws
+
+    def normal(self, shape: tuple[int, ...]) -> Array:
+        return self.host.disturb(self.draws.again())
 
 
 class _Rounded:
@@ -351,17 +430,7 @@ class _Rounded:
         return params, {name: self._host.disturb(slot) for name, slot in slots.items()}
 
 
-class _Redrawn:
-    """The values that the timed backend's own generator gives, on the host."""
-
-    def __init__(self, host: _Host, source: Random, timed: Backend) -> None:
-        self._host, self._source, self._timed = host, source, timed
-
-    def normal(self, shape: tuple[int, ...]) -> Array:
-        return self._host.asarray(self._timed.to_numpy(self._source.normal(shape)))
-
-
-def _available_bytes() -> int | None:
+def available_bytes() -> int | None:
     """Memory that can be had without swapping, after /proc/meminfo."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.is_file():

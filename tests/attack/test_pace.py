@@ -26,7 +26,7 @@ from conftest import Expkit
 
 from expkit.cli.progress import Pace, line
 from expkit.config import compose_cell
-from expkit.measure.answer import Answer, reference, shifted_reference
+from expkit.measure.answer import Answer, another_start, reference, reference_from
 from expkit.measure.rounds import run_rounds
 from expkit.measure.stability import drift, pauses
 from expkit.measure.stopping import Measure, fitted, seconds_left
@@ -224,7 +224,8 @@ def test_the_reference_takes_no_longer_than_its_time() -> None:
     cell = compose_cell("problem=large_dot", "problem.n=4000000")
     started = time.process_time()
     found = reference(cell.backend, cell.workload, "float64", 10**8, 0.001)
-    shifted = shifted_reference(cell.backend, cell.workload, "float64", 0.001)
+    start = another_start(cell.backend, cell.workload, np.random.default_rng(0))
+    shifted = reference_from(cell.backend, cell.workload, "float64", start, limit_s=0.001)
     one_s = (time.process_time() - started) / 4
     assert isinstance(found, Answer)
     assert (found.steps, shifted.steps) == (1, 1)

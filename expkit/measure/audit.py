@@ -1,0 +1,290 @@
+"""Is all work done while the clock runs?
+
+The clock is around `advance` and `synchronize`. Whatever depends on a step belongs there; this
+looks for it in a program's other calls, whose time nobody would see:
+
+- after n steps, reading losses and parameters may take hardly longer than after none;
+- to build, place and reset a program for more steps may take hardly longer.
+
+Both are held against the time of the same steps on the clock, and seen several times before
+anything is said: a burst of another process does not repeat itself. The processor time of processes
+that this one has started counts as well.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time, thread_time
+
+import numpy as np
+
+from expkit.contracts import Program
+
+SHARE = 0.3
+"""Of the clocked time, what may pass beside it on account of the steps. Honest programs stay below
+0.12: what fetching a loss takes of a short step."""
+HEARINGS = 5
+CLOCKED_S = 3e-4
+"""A shorter time on the clock tells nothing: more steps are taken, where there is room."""
+CYCLE_S = 5e-3
+"""About the longest of those times, unless a step or reading the parameters takes longer."""
+READINGS = 2
+"""Steps are to take as long as reading the parameters this often, where there is room: reading many
+of them is noisier than a short work is long."""
+NOISE = 0.5
+"""The share of what reading takes by itself that cannot be its noise."""
+REMEMBERED = 3.0
+DRAWN = 2
+GROWTH = 4
+TOGETHER_S = 5e-4
+"""Two clocks that are read within this are read together."""
+BUILDING_S = 0.5
+"""A program whose building takes longer, as a compiler's does, is not built again for this."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was computed beside the clock.
+
+    Attributes:
+        outcome: `not_synchronized` for work that was left when `synchronize` returned,
+            `off_the_clock` for any other.
+    """
+
+    outcome: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """Seconds of a reset, n steps on the clock, and the reading of what they left.
+
+    Of `before` and `after`, the time of the wall or, where that is more, the processor's time of
+    the processes that this one has started.
+    """
+
+    before: float
+    clocked: float
+    after: float
+
+
+class Audit:
+    """Times all calls of a program that is about to be timed, or was. Leaves it reset."""
+
+    def __init__(self, program: Program, synchronize: Callable[[], None], room: int) -> None:
+        """`room` is the most steps that the program takes between two resets."""
+        self._program, self._synchronize, self._room = program, synchronize, room
+        self._rng = np.random.default_rng()
+        self._step_seconds = math.inf
+        self._cycle(1)
+        idle = [self._cycle(0) for _ in range(HEARINGS)]
+        self._reading = median(cycle.after for cycle in idle)
+        self._resetting = median(cycle.before for cycle in idle)
+        self.fetching = median(self._fetching() for _ in range(HEARINGS))
+        """Processor seconds that reading the loss of one step takes."""
+
+    def left(self, lengths: Sequence[int], step_seconds: float) -> Finding | None:
+        """What is still computed when losses and parameters are read.
+
+        Args:
+            lengths: that are timed; others are drawn at random.
+            step_seconds: what a step takes on the clock.
+        """
+        each = max(step_seconds, 1e-9)
+        least = min(self._room, 1 + int(max(CLOCKED_S, READINGS * self._reading) / each))
+        most = max(least, min(self._room, int(CYCLE_S / each)))
+        drawn = map(int, self._rng.integers(least, most, size=DRAWN, endpoint=True))
+        timed = {min(max(n, least), most) for n in lengths}
+        found = next(filter(None, map(self._left_after, (*timed, *drawn))), None)
+        self._program.reset()
+        return found
+
+    def _left_after(self, n: int) -> Finding | None:
+        for _ in range(HEARINGS):
+            cycle = self._cycle(n)
+            beyond = cycle.after - self._reading
+            if beyond <= max(SHARE * cycle.clocked, NOISE * self._reading):
+                return None
+        return Finding(
+            "not_synchronized",
+            f"{_seconds(beyond)} of work was left when synchronize had returned: {n} steps took "
+            f"{_seconds(cycle.clocked)} on the clock, and reading their losses and parameters that "
+            "much longer than those of none",
+        )
+
+    def ahead(self, build: Callable[[int], Program], built_s: float) -> Finding | None:
+        """What was computed before the clock: in `reset`, `reallocate` or when building.
+
+        Only where these calls take long beside the steps are other programs built, for more and
+        more steps until that must show, each of which takes as much memory again.
+
+        Args:
+            build: makes the program for this many steps.
+            built_s: what making the present one took.
+        """
+        clocked = self._room * self._step_seconds
+        once = self._resetting + _once(self._program.reallocate, self._synchronize)
+        once += built_s if built_s <= BUILDING_S else 0.0
+        times = 1
+        while SHARE * clocked * times < GROWTH * once:
+            if found := self._grown(build, times, clocked, once):
+                return found
+            times *= GROWTH
+        return None
+
+    def _grown(
+        self, build: Callable[[int], Program], times: int, clocked: float, once: float
+    ) -> Finding | None:
+        """Whether what is done `once` takes longer for this many times more steps."""
+        one = more = math.inf
+        for _ in range(HEARINGS):
+            one = min(one, self._made(build, self._room))
+            more = min(more, self._made(build, (1 + times) * self._room))
+            grown = more - one
+            if grown <= max(SHARE * clocked * times, NOISE * once):
+                return None
+        return Finding(
+            "off_the_clock",
+            f"{times * self._room} steps take {_seconds(times * clocked)} on the clock; a program "
+            f"that is built for as many more takes {_seconds(grown)} longer to be built, placed "
+            "and reset",
+        )
+
+    def _made(self, build: Callable[[int], Program], steps: int) -> float:
+        """Seconds of building a program for so many steps, placing it anew and resetting it."""
+        started = _Stopwatch()
+        program = build(steps)
+        self._synchronize()
+        building = started.seconds()
+        started = _Stopwatch()
+        program.reallocate()
+        program.reset()
+        self._synchronize()
+        program.losses()
+        program.params()
+        placing = started.seconds()
+        return placing + (building if building <= BUILDING_S else 0.0)
+
+    def _fetching(self) -> float:
+        self._program.reset()
+        self._program.advance(1)
+        self._synchronize()
+        start = process_time()
+        self._program.losses()
+        return process_time() - start
+
+    def _cycle(self, n: int) -> Cycle:
+        program, synchronize = self._program, self._synchronize
+        synchronize()
+        started = _Stopwatch()
+        program.reset()
+        synchronize()
+        before = started.seconds()
+        # By the wall alone: while this thread waits for a core, others of the program may work.
+        start = perf_counter()
+        program.advance(n)
+        synchronize()
+        clocked = perf_counter() - start
+        if n:
+            self._step_seconds = min(self._step_seconds, clocked / n)
+        started = _Stopwatch()
+        program.losses()
+        program.params()
+        return Cycle(before, clocked, started.seconds())
+
+
+def left_in_readings(clocked: Sequence[float], beside: Sequence[float]) -> Finding | None:
+    """What was computed beside the clock in half of the readings or more.
+
+    Args:
+        clocked: seconds of each reading.
+        beside: processor seconds of reading the losses after it, beyond what that takes by itself.
+    """
+    off = [(b, c) for b, c in zip(beside, clocked, strict=True) if b > SHARE * c]
+    if 2 * len(off) <= len(clocked):
+        return None
+    left, seen = (median(seconds) for seconds in zip(*off, strict=True))
+    return Finding(
+        "not_synchronized",
+        f"{len(off)} of {len(clocked)} timed readings took {_seconds(seen)} on the clock, and "
+        f"reading their losses {_seconds(left)} of a processor beside it",
+    )
+
+
+def remembered(unseen: Callable[[], float | None], seen_s: float) -> Finding | None:
+    """Whether steps take much longer from a start that was not seen before.
+
+    Args:
+        unseen: takes as many steps from such a start and returns their seconds; None if there is
+            no other.
+        seen_s: what they took when they were timed.
+    """
+    for _ in range(HEARINGS):
+        seconds = unseen()
+        if seconds is None or seconds <= REMEMBERED * seen_s:
+            return None
+    assert seconds is not None
+    return Finding(
+        "off_the_clock",
+        f"the timed steps took {_seconds(seen_s)}, as many from a start not seen before "
+        f"{_seconds(seconds)}: the program remembers instead of computing",
+    )
+
+
+class _Stopwatch:
+    """Seconds of the wall, less those that this thread waited for a core of a busy machine; or,
+    where it is more, of the processors of processes that this one has started.
+    """
+
+    def __init__(self) -> None:
+        self._children, self._cpu, self._own = _children_seconds(), thread_time(), _own_seconds()
+
+    def seconds(self) -> float:
+        own, cpu = _own_seconds() - self._own, thread_time() - self._cpu
+        return max(own, cpu, _children_seconds() - self._children)
+
+
+def _own_seconds() -> float:
+    """The wall's clock, stopped while this thread is ready to run and others have its core (Linux).
+
+    The two are read one after the other; if others came between it is done again.
+    """
+    while True:
+        start = perf_counter()
+        queued = 0.0
+        with suppress(OSError):
+            queued = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+        now = perf_counter()
+        if now - start < TOGETHER_S:
+            return now - queued
+
+
+def _once(work: Callable[[], None], synchronize: Callable[[], None]) -> float:
+    started = _Stopwatch()
+    work()
+    synchronize()
+    return started.seconds()
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2g} s"
+
+
+def _children_seconds() -> float:
+    """Processor time of all processes that this one has started, now or ever (Linux)."""
+    ended = os.times()
+    total, waiting = ended.children_user + ended.children_system, ["self"]
+    while waiting:
+        pid = waiting.pop()
+        for task in Path(f"/proc/{pid}/task").glob("*"):
+            with suppress(OSError, IndexError):  # it ended meanwhile
+                waiting += (task / "children").read_text().split()
+                if pid != "self":
+                    total += int((task / "schedstat").read_text().split()[0]) / 1e9
+    return total

@@ -1,0 +1,301 @@
+"""Work that the clock does not see is found, whichever call does it; honest work is believed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from time import perf_counter
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from expkit import runner
+from expkit.authors import StepProgram, manual
+from expkit.config import compose_cell
+from expkit.contracts import HostArray, Program
+from expkit.measure import answer, clock
+from expkit.measure.audit import Audit, left_in_readings, remembered
+
+STEP_S = 2e-5
+
+
+def loop(times: int) -> None:
+    for _ in range(times):
+        pass
+
+
+def per_second() -> float:
+    """How often a loop goes round in a second that nobody disturbs."""
+    best = 0.0
+    for _ in range(20):
+        start = perf_counter()
+        loop(20_000)
+        best = max(best, 20_000 / (perf_counter() - start))
+    return best
+
+
+PER_SECOND = per_second()
+
+
+def spin(seconds: float) -> None:
+    """Work that takes about so long, and not less because others have the core meanwhile."""
+    loop(int(PER_SECOND * seconds))
+
+
+def compute_in_child(seconds: float) -> None:
+    code = (
+        f"import time\nend = time.process_time() + {seconds}\nwhile time.process_time() < end: ..."
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@dataclass
+class Working:
+    """A program whose work takes STEP_S a step, and is done by the calls that are named.
+
+    Attributes:
+        room: steps between two resets.
+        shares: of a step's work, by call; `fixed` seconds in each of the calls besides.
+    """
+
+    room: int
+    shares: dict[str, float]
+    fixed: float = 0.0
+    left: int = 0
+    path: str = "test"
+    disturbed: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._ahead("build")
+
+    def _ahead(self, call: str) -> None:
+        spin(self.fixed + self.shares.get(call, 0) * self.room * STEP_S)
+
+    def _read(self, call: str) -> None:
+        spin(self.fixed + self.shares.get(call, 0) * self.left * STEP_S)
+        if self.disturbed:
+            spin(self.disturbed.pop())
+
+    def reset(self) -> None:
+        self.left = 0
+        self._ahead("reset")
+        if "child" in self.shares:
+            compute_in_child(self.shares["child"] * self.room * STEP_S)
+
+    def reallocate(self) -> None:
+        self._ahead("reallocate")
+
+    def advance(self, n: int) -> None:
+        self.left += n
+        spin(self.shares.get("advance", 0) * n * STEP_S)
+
+    def synchronize(self) -> None:
+        self._read("synchronize")
+
+    def losses(self, start: int = 0) -> HostArray:
+        self._read("losses")
+        return np.empty(0)
+
+    def params(self) -> dict[str, HostArray]:
+        self._read("params")
+        self.left = 0
+        return {}
+
+
+def audited(shares: dict[str, float], room: int = 200, **given: Any) -> str | None:
+    """The outcome that the audit of such a program comes to."""
+
+    def build(steps: int) -> Program:
+        return cast(Program, Working(steps, shares, **given))
+
+    started = perf_counter()
+    program = build(room)
+    built_s = perf_counter() - started
+    # What a step takes on the clock.
+    step_s = STEP_S * (shares.get("advance", 0) + shares.get("synchronize", 0)) or 1e-7
+    audit = Audit(program, cast(Any, program).synchronize, room)
+    found = audit.left([room // 2], step_s) or audit.ahead(build, built_s)
+    return None if found is None else found.outcome
+
+
+@pytest.mark.parametrize("fixed", [0.0, 2e-3])
+@pytest.mark.parametrize("call", ["advance", "synchronize"])
+def test_work_on_the_clock_is_believed(call: str, fixed: float) -> None:
+    """Also where the other calls take long, as long as steps have no part in that."""
+    if call == "synchronize" and fixed:
+        pytest.skip("then its fixed part is on the clock")
+    assert audited({call: 1.0}, fixed=fixed) is None
+
+
+@pytest.mark.parametrize("share", [0.8, 1.0])
+@pytest.mark.parametrize("call", ["losses", "params"])
+def test_work_that_synchronize_leaves_is_found(call: str, share: float) -> None:
+    assert audited({"advance": 1 - share, call: share}) == "not_synchronized"
+
+
+@pytest.mark.parametrize("share", [0.8, 1.0])
+@pytest.mark.parametrize("call", ["reset", "reallocate", "build"])
+def test_work_done_ahead_is_found(call: str, share: float) -> None:
+    assert audited({"advance": 1 - share, call: share}) == "off_the_clock"
+
+
+def test_work_of_a_child_process_is_found() -> None:
+    assert audited({"advance": 0.1, "child": 5.0}, room=1000) == "off_the_clock"
+
+
+def test_a_burst_of_another_process_is_no_work() -> None:
+    """The audit asks again: what is slow once is not believed to be the program's."""
+    disturbed = [*[0.0] * 10, 0.02, *[0.0] * 12]
+    assert audited({"advance": 1.0}, disturbed=disturbed) is None
+    assert disturbed[-1:] == [] or len(disturbed) < 12, "it was read while it was disturbed"
+
+
+def test_readings_are_held_against_what_reading_their_losses_took() -> None:
+    assert left_in_readings([0.01] * 6, [0.001] * 6) is None
+    assert left_in_readings([0.01] * 6, [0.001] * 5 + [0.006]) is None, "once is a burst"
+    found = left_in_readings([0.01] * 6, [0.0, *[0.01] * 5])
+    assert found is not None
+    assert found.outcome == "not_synchronized"
+
+
+@pytest.mark.parametrize(("unseen", "remembers"), [(0.01, False), (0.02, False), (0.05, True)])
+def test_a_start_not_seen_before_takes_as_long(unseen: float, remembers: bool) -> None:
+    found = remembered(lambda: unseen, 0.01)
+    assert (found is not None) == remembers
+    burst = iter([1.0, 0.011])
+    assert remembered(partial(next, burst, 9.0), 0.01) is None
+    assert remembered(lambda: None, 0.01) is None
+
+
+# Later steps, and another start
+
+
+class Lapsing(StepProgram):
+    """Right for LAPSE steps after a reset; then it repeats the last loss, or rounds to float32."""
+
+    LAPSE = 400
+    how = "repeats"
+
+    def reset(self) -> None:
+        super().reset()
+        self._done = 0
+
+    def advance(self, n: int) -> None:
+        right = min(n, max(0, self.LAPSE - self._done))
+        super().advance(right)
+        self._done += n
+        for _ in range(n - right):
+            if self.how == "rounds":
+                self._params = {
+                    k: v.astype("float32").astype("float64") for k, v in self._params.items()
+                }
+                super().advance(1)
+            else:
+                self._kept.append(self._kept[-1] if self._kept else self._fetched[-1])
+
+
+class Remembering(StepProgram):
+    """Gives a chunk again that it has computed from these very parameters before."""
+
+    def __init__(self, *given: Any) -> None:
+        self._known: dict[Any, Any] = {}
+        super().__init__(*given)
+
+    def reset(self) -> None:
+        super().reset()
+        self._curve = [np.empty(0)]
+
+    def advance(self, n: int) -> None:
+        key = (n, self._params["w"].tobytes())
+        if key not in self._known:
+            before = len(super().losses())
+            super().advance(n)
+            self._known[key] = super().losses(before), self._params["w"].copy()
+        losses, w = self._known[key]
+        self._curve.append(losses)
+        self._params = {"w": w.copy()}
+
+    def losses(self, start: int = 0) -> HostArray:
+        return np.concatenate(self._curve)[start:]
+
+
+def outcome(
+    program: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, *words: str
+) -> tuple[str, str]:
+    """Of a run of sine whose program is this one, and what it says of the answer."""
+    cell = compose_cell("problem=sine", "steps=600", "backend.fast=false", "tracking=none", *words)
+    monkeypatch.setattr(
+        type(cell.backend), "build", lambda self, w: program(self, w, manual(np)), raising=True
+    )
+    found = runner.run(cell, tmp_path / "run", None, lambda *_: None, lambda *_: [])
+    return found.outcome, found.checked
+
+
+QUICK = ("measure.repeats_min=2", "measure.repeats_max=2")
+
+
+@pytest.mark.parametrize("how", ["repeats", "rounds"])
+def test_steps_after_the_reference_are_checked_where_nobody_knows(
+    how: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer, "ELEMENT_STEPS", 1)
+    monkeypatch.setattr("expkit.measurement.PLACES", 8)
+    monkeypatch.setattr(Lapsing, "how", how)
+    assert outcome(Lapsing, tmp_path, monkeypatch, *QUICK)[0] == "wrong_answer"
+
+
+def test_the_answer_line_tells_which_steps_were_checked(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer, "ELEMENT_STEPS", 1)
+    ended, said = outcome(StepProgram, tmp_path, monkeypatch, *QUICK)
+    assert ended == "ok"
+    assert "the first 12 of 600 steps, and on some after step " in said
+    places = [int(word) for word in said.replace(",", "").split() if word.isdigit()][2:]
+    assert places
+    assert all(12 <= place < 600 for place in places)
+
+
+def test_a_program_that_remembers_is_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("measure.repeats_min=6", "problem.n=5000")
+    ended, _ = outcome(Remembering, tmp_path, monkeypatch, *words)
+    assert ended == "off_the_clock"
+
+
+def test_reading_losses_is_held_against_the_clock(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a program that is honest whenever it is not timed."""
+
+    class Turning(StepProgram):
+        on_the_clock = False
+        _owed = 0
+
+        def advance(self, n: int) -> None:
+            self._owed = n
+            if not self.on_the_clock:
+                self._pay()
+
+        def _pay(self) -> None:
+            owed, self._owed = self._owed, 0
+            super().advance(owed)
+
+        def losses(self, start: int = 0) -> HostArray:
+            self._pay()
+            return super().losses(start)
+
+        def params(self) -> dict[str, HostArray]:
+            self._pay()
+            return super().params()
+
+    def timed(*given: Any) -> float:
+        Turning.on_the_clock = True
+        seconds = clock.timed(*given)
+        Turning.on_the_clock = False
+        return seconds
+
+    monkeypatch.setattr("expkit.measurement.timed", timed)
+    assert outcome(Turning, tmp_path, monkeypatch, *QUICK)[0] == "not_synchronized"
