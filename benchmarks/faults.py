@@ -1,82 +1,241 @@
-"""Every planted fault through the real command line: `python -m benchmarks.faults`.
+"""Every planted fault on several problems, and the honest twins: `python -m benchmarks.faults`.
 
-An honest twin of each kind has to be accepted. Exit status 1 where a fault is not caught.
+A fault is caught where no time of it is given: the run is refused, or it is named as not like for
+like. A twin has to be accepted. Exit status 1 where one of them is not as it should be.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter
 
 from benchmarks import planted
 from benchmarks.machine import machine
+from benchmarks.planted.kinds import CELLS
+from expkit import runner
+from expkit.config import compose_cell
 
-WORDS = ("backend=planted", "problem=sine", "tracking=none")
+WORDS = (
+    "backend.threads=1",  # threads that wait for a core another has make a step ten times as long
+    "measure.repeats_min=6",
+    "measure.repeats_max=6",
+    "measure.repeats_per_placement=1",
+    "tracking=none",
+    "tracking.pictures=false",
+)
+SHIPPED = {
+    "numpy": ("backend=numpy",),
+    "numpy_float32": ("backend=numpy", "backend.dtype=float32"),
+    "torch": ("backend=torch",),
+    "torch_float32": ("backend=torch", "backend.dtype=float32"),
+}
+"""Twins that are no planted program: the backends that come with expkit."""
+UNLIKE = "not like for like"
+NO_GATE = ("failed", "endless")
+DEADLINE_S = 60.0
 HEAD = [
     "# Planted faults",
     "",
     "Written by `python -m benchmarks.faults --output FILE`: a backend with one fault at a time",
-    "(`benchmarks/planted.py`), run as `python -m expkit backend=planted problem=sine`. The first",
-    "rows are its honest twins. Where the outcome is not ok, no speed is shown and the exit status",
-    "is 1.",
+    "(`benchmarks/planted/`), on several problems. Where the outcome is not ok, no speed is shown",
+    "and the exit status is 1; what is not like for like gets no verdict. Honest twins, programs",
+    "that look odd and keep to the contract, have to be ok.",
     "",
 ]
-COLUMNS = ["| fault | outcome | reason |", "| --- | --- | --- |"]
+COLUMNS = ["| kind | problem | outcome | reason |", "| --- | --- | --- | --- |"]
 METADATA = "Metadata-Version: 2.1\nName: planted\nVersion: 1.0\n"
 ENTRY = "[expkit.plugins]\nplanted = planted_plugin\n"
+BUSY = "from time import perf_counter as now, sleep\nwhile True:\n    end = now() + 0.05\n"
+BUSY += "    while now() < end: pass\n    sleep(0.05)\n"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind on a problem.
+
+    Attributes:
+        words: of the command line.
+    """
+
+    kind: str
+    cell: str
+    words: tuple[str, ...]
+    honest: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of a case: the run's outcome, UNLIKE where it is ok and named so, `endless`."""
+
+    outcome: str
+    reason: str
+
+    def is_right(self, case: Case) -> bool:
+        """Ok for a twin, refused by a gate for a fault: one that breaks says nothing of a gate."""
+        accepted = self.outcome == "ok"
+        return accepted if case.honest else not accepted and self.outcome not in NO_GATE
+
+
+def cases() -> Iterator[Case]:
+    """The honest first."""
+    for honest, kinds in ((True, planted.TWINS), (False, planted.FAULTS)):
+        for name, kind in kinds.items():
+            if kind.needs and not find_spec(kind.needs):
+                print(f"{name} left out: {kind.needs} is not installed", file=sys.stderr)
+                continue
+            for cell in kind.cells:
+                words = ("backend=planted", f"backend.fault={name}", *kind.words)
+                yield Case(name, cell, _words(words, cell), honest)
+    for name, words in SHIPPED.items():
+        if find_spec(name.partition("_")[0]):
+            for cell in ("sine", "linear", "large_dot", "matmul"):
+                yield Case(name, cell, _words(words, cell), honest=True)
+
+
+def _words(own: tuple[str, ...], cell: str) -> tuple[str, ...]:
+    """Of the cell, and those of the kind in their place."""
+    words = (*WORDS, *CELLS[cell].split(), *own)
+    return tuple({word.partition("=")[0]: word for word in words}.values())
 
 
 def install(site: Path) -> None:
     """Make the plugin a distribution in this folder."""
-    package, about = site / "planted_plugin", site / "planted-1.0.dist-info"
-    files = {
-        package / "__init__.py": Path(planted.__file__).read_text(),
-        package / "conf" / "backend" / "planted.yaml": planted.OPTION.format(package=package.name),
-        about / "METADATA": METADATA,
-        about / "entry_points.txt": ENTRY,
-    }
-    for file, text in files.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+    about = {"METADATA": METADATA, "entry_points.txt": ENTRY}
+    files = {f"planted_plugin/{k}": v for k, v in planted.files("planted_plugin").items()}
+    for name, text in (files | {f"planted-1.0.dist-info/{k}": v for k, v in about.items()}).items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
 
 
-def run(fault: str, place: Path) -> tuple[str, str]:
-    """The outcome of a run with this fault, and the reason in its journal."""
-    outputs = place / fault
-    env = {**os.environ, "EXPKIT_OUTPUTS": str(outputs), "PYTHONPATH": str(place / "site")}
-    words = [sys.executable, "-m", "expkit", *WORDS, f"backend.fault={fault}"]
-    done = subprocess.run(words, env=env, cwd=place, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1):
-        raise RuntimeError(done.stderr)
-    [journal] = outputs.rglob("journal.jsonl")
-    records = [json.loads(line) for line in journal.read_text().splitlines()]
+def run_here(case: Case, folder: Path) -> Found:
+    """In a fork of this process, as from Python: nothing of a kind outlives its case."""
+    fork = multiprocessing.get_context("fork")
+    found, its = fork.Pipe(duplex=False)
+    process = fork.Process(target=_run, args=(case, folder, its))
+    process.start()
+    its.close()
+    ends = found.poll(DEADLINE_S)
+    try:
+        return found.recv() if ends else Found("endless", f"no outcome after {DEADLINE_S:.0f} s")
+    except EOFError:
+        return Found("failed", "the process ended")
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid or 0, signal.SIGKILL)
+        process.join()
+
+
+def _run(case: Case, folder: Path, pipe: Connection) -> None:
+    os.setpgid(0, 0)
+    try:
+        cell = compose_cell(*case.words)
+        result = runner.run(cell, folder, None, lambda *_: None, lambda *_: [])
+    except Exception as error:  # a planted program that breaks is told like any other
+        pipe.send(Found("failed", f"{type(error).__name__}: {error}"))
+        return
+    if result.outcome == "ok" and result.unlike:
+        pipe.send(Found(UNLIKE, "; ".join(result.unlike)))
+    else:
+        pipe.send(Found(result.outcome, result.reason or ""))
+
+
+def run_command(case: Case, folder: Path) -> Found:
+    """By the real command line, from the run's journal."""
+    env = {**os.environ, "EXPKIT_OUTPUTS": str(folder)}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
+    words = [sys.executable, "-m", "expkit", *case.words]
+    folder.mkdir(parents=True)
+    done = subprocess.run(words, env=env, cwd=folder, capture_output=True, text=True, check=False)
     tags: dict[str, str] = {}
-    for record in records:
-        tags |= record.get("tags", {})
-    return tags["outcome"], tags.get("reason", "")
+    for journal in folder.rglob("journal.jsonl"):
+        for line in journal.read_text().splitlines():
+            tags |= json.loads(line).get("tags", {})
+    if done.returncode not in (0, 1) or "outcome" not in tags:
+        return Found("failed", done.stderr.strip().rpartition("\n")[2])
+    if tags["outcome"] == "ok" and "parity" in tags:
+        return Found(UNLIKE, tags["parity"].removeprefix(f"{UNLIKE}: "))
+    return Found(tags["outcome"], tags.get("reason", ""))
+
+
+@contextmanager
+def load(busy: bool) -> Iterator[None]:
+    """Another process that takes one core half of the time, if asked for."""
+    if not busy:
+        yield
+        return
+    process = subprocess.Popen([sys.executable, "-c", BUSY])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def main() -> int:
     """Run them all, print the table and, if asked, write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults")
+    parser.add_argument("--kinds", nargs="+", metavar="NAME", help="these alone, such as 'lazy_*'")
+    parser.add_argument(
+        "--problems", nargs="+", metavar="NAME", help="these alone, such as 'sine*'"
+    )
+    parser.add_argument("--rounds", type=int, default=1, help="how often, one after the other")
+    parser.add_argument("--load", action="store_true", help="with a process that takes half a core")
+    parser.add_argument("--command", action="store_true", help="by the command line, 2 s more each")
     parser.add_argument("--output", type=Path, help="a Markdown file to write")
     given = parser.parse_args()
-    lines, kept = [], True
-    with TemporaryDirectory() as folder:
-        install(Path(folder) / "site")
-        for fault in (*planted.HONEST, *planted.FAULTS):
-            outcome, reason = run(fault, Path(folder))
-            kept &= (outcome == "ok") == (fault in planted.HONEST)
-            lines.append(f"| {fault.replace('_', ' ')} | {outcome} | {reason} |")
-            print(lines[-1], flush=True)
+    lines: list[str] = []
+    wrong: list[str] = []
+    started, tried = perf_counter(), 0
+    with TemporaryDirectory() as place, load(given.load):
+        install(Path(place) / "site")
+        sys.path.insert(0, str(Path(place) / "site"))
+        run = run_command if given.command else run_here
+        print("\n".join(COLUMNS))
+        for turn in range(given.rounds):
+            for case in cases():
+                if not (_is_among(case.kind, given.kinds) and _is_among(case.cell, given.problems)):
+                    continue
+                tried += 1
+                before = perf_counter()
+                found = run(case, Path(place) / str(tried))
+                word = found.outcome if found.is_right(case) else f"**{found.outcome}**"
+                line = f"| {case.kind} | {case.cell} | {word} | {_cell(found.reason)} |"
+                print(f"{line} {perf_counter() - before:.1f} s", flush=True)
+                if turn == 0:
+                    lines.append(line)
+                if not found.is_right(case):
+                    wrong.append(f"round {turn + 1}: {line}")
+    print(f"\n{tried - len(wrong)} of {tried} as they should be, {perf_counter() - started:.0f} s")
+    print("\n".join(wrong))
     if given.output:
-        given.output.write_text("\n".join([*HEAD, *machine(), "", *COLUMNS, *lines]) + "\n")
-    return 0 if kept else 1
+        says = [
+            f"- `{name}`: {kind.says}" for name, kind in (planted.TWINS | planted.FAULTS).items()
+        ]
+        text = [*HEAD, *machine(), "", *COLUMNS, *lines, "", "## What each does", "", *says]
+        given.output.write_text("\n".join(text) + "\n")
+    return 1 if wrong else 0
+
+
+def _is_among(name: str, patterns: list[str] | None) -> bool:
+    return patterns is None or any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 if __name__ == "__main__":
