@@ -264,19 +264,17 @@ class Measurement:
 
     def _audited_again(self) -> Finding | None:
         """The same after the last repeat, and over the repeats themselves."""
-        return (
-            left_in_readings(self._clocked, self._beside)
-            or self._audited()
-            or remembered(self._unseen, self._every * self.result.step_seconds)
-        )
+        found = left_in_readings(self._clocked, self._beside) or self._audited()
+        if found or not answer.another_start(self.cell.backend, self.cell.workload, self._rng):
+            return found
+        return remembered(self._elsewhere, self._every * self.result.step_seconds)
 
-    def _unseen(self) -> float | None:
-        """Seconds that steps of a timed length take from a start that the program has not seen."""
+    def _elsewhere(self) -> Callable[[], object]:
+        """Load a start that the program has not seen; returns what takes a reading's steps."""
         start = answer.another_start(self.cell.backend, self.cell.workload, self._rng)
-        if not start:
-            return None
         self._program.load(start)
-        return timed(self._program, self._synchronize, min(self._every, self._room))
+        self._synchronize()
+        return partial(timed, self._program, self._synchronize, min(self._every, self._room))
 
     def _note_path(self) -> None:
         """How steps are computed, and why not faster."""
