@@ -37,7 +37,8 @@ Mark: TypeAlias = Callable[[str], None]
 """Called by a traced step when a part of it has ended: `draw`, `forward`, `backward`, `update`.
 
 The time since the mark before belongs to that part. Every step makes the same marks; parts may
-alternate. Where one call computes loss and gradient both, that is `forward and backward`.
+alternate. Where one call computes loss and gradient both, that is `forward and backward`; where one
+computes the whole step it is `step`, or `draw` and `step` where the draw is apart.
 """
 
 
@@ -165,6 +166,19 @@ class Optimizer(Protocol):
         ...
 
 
+@runtime_checkable
+class Small(Protocol):
+    """A problem that says at what sizes, and in what forms, the contracts try it."""
+
+    def small(self) -> Mapping[str, Problem | Operation]:
+        """This problem in every form whose step differs, such as whole data and minibatches, by
+        title, the plain one under "": each so small that a step takes no time.
+
+        Where a problem has no such method its fields `n` and `batch_size` are made small.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Workload:
     """What a program is built from.
@@ -230,7 +244,12 @@ class Program(Protocol):
         ...
 
     def trace(self, n: int, mark: Mark) -> None:
-        """N steps like `advance`, calling `mark` as each part of a step ends. Takes longer."""
+        """N steps like `advance`, calling `mark` as each part of a step ends.
+
+        It takes longer, and what it leaves equals what `advance` leaves within the dtype's
+        rounding: a compiler that fuses a step need not compute its parts to the same bits. Where
+        the parts take over a fifth more or less than the timed step, they are not shown.
+        """
         ...
 
 

@@ -26,13 +26,15 @@ def rows(breakdown: Breakdown, *, verbose: bool = False) -> list[tuple[str, str]
     rest = breakdown.unattributed / whole
     off = f"{percent(abs(rest))} {'less' if rest > 0 else 'more'} than the timed step"
     shares = ((name, took / whole) for name, took in breakdown.parts.items())
+    if sum(breakdown.parts.values()) >= 2 * whole:
+        off = f"{1 - rest:,.1f} times as long as the timed step"
     if breakdown.adds_up:
         text = ", ".join(f"{name} {percent(share)}" for name, share in shares)
         if abs(rest) >= 0.01:  # else it says "less than 1% less"
             text += f" (traced one by one; together {off})"
     else:
         text = f"its parts are not shown: traced one by one they take {off}"
-    found = [("a step", text)]
+    found = [("a step", text)] if breakdown.divides else []
     if verbose:
         found.append(("placing", f"the data takes {seconds(breakdown.placing_seconds)}, untimed"))
         if breakdown.fetching_seconds is not None:
