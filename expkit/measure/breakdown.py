@@ -19,9 +19,9 @@ TRIED_S = 0.5
 ADDS_UP = 0.2
 """The share of the timed step that may be missing from its parts, or too much in them."""
 FAR = 10
-"""From so many times the timed step on, the parts are not going to add up."""
+"""From so many times the timed step on, no further try would make the parts add up."""
 GIVEN_UP_S = 1.0
-"""How long to trace at most where they are so far off."""
+"""About how long to trace at most where they are so far off."""
 STEPS_MIN = 3
 MARKS = 1000
 """How many marks with nothing between them tell what one costs."""
@@ -78,7 +78,7 @@ class Breakdown:
 
     @property
     def is_far(self) -> bool:
-        """Whether the parts take so long that no further try would make them add up."""
+        """Whether the parts take many times as long as the timed step."""
         return sum(self.parts.values()) > FAR * self.step_seconds
 
     def metrics(self) -> dict[str, float]:
@@ -114,15 +114,12 @@ def breakdown(
     placing_seconds = _once(program.reallocate, synchronize)
     started = perf_counter()
 
-    def traced(n: int) -> Breakdown:
-        program.reset()
-        names, seconds = _by_step(laps(partial(program.trace, n), synchronize), n)
-        fetching_seconds = _once(program.losses, synchronize)
-        middle = _middle(seconds, every)
+    def parted(names: list[str], seconds: HostArray, n: int) -> Breakdown:
         parts = {}
         for part in dict.fromkeys(names):
             own = [index for index, name in enumerate(names) if name == part]
-            parts[part] = max(0.0, float(middle[own].sum()) - len(own) * mark_seconds)
+            parts[part] = max(0.0, float(seconds[own].sum()) - len(own) * mark_seconds)
+        fetching_seconds = _once(program.losses, synchronize)
         return Breakdown(
             parts,
             step_seconds,
@@ -133,21 +130,28 @@ def breakdown(
             fetching_seconds if program.losses().size > 0 else None,
         )
 
-    def given_up(found: Breakdown) -> bool:
-        return found.is_far and perf_counter() - started > GIVEN_UP_S
+    def traced(n: int) -> Breakdown:
+        program.reset()
+        names, seconds = _by_step(laps(partial(program.trace, n), synchronize), n)
+        return parted(names, _middle(seconds, every), n)
 
-    found = traced(1)
-    if not given_up(found) and not (found.adds_up and found.traced_seconds > TRACED_S):
-        # Again: the first may have compiled what it traces. Once, where that would take long.
+    # The first may take long: it may compile what it traces, or take a fused step apart.
+    most = max(GIVEN_UP_S, FAR * step_seconds)
+    seen = laps(partial(program.trace, 1), synchronize, most)
+    found = parted([name for name, _ in seen], np.array([s for _, s in seen]), 1)
+    if sum(found.parts.values()) > most:
+        program.reallocate()  # it was stopped in the middle of a step
+        return found
+    if not (found.adds_up and found.traced_seconds > TRACED_S):
         long = found.is_far and STEPS_MIN * found.traced_seconds > GIVEN_UP_S
         found = traced(1 if long else min(steps, STEPS_MIN))
-    if not given_up(found):
-        n = min(steps, max(STEPS_MIN, round(TRACED_S / found.traced_seconds)))
-        tried = perf_counter()
-        while True:
-            found = traced(n)
-            if found.adds_up or found.is_far or perf_counter() - tried > TRIED_S:
-                break
+    n = min(steps, max(STEPS_MIN, round(TRACED_S / found.traced_seconds)))
+    if found.is_far and n * found.traced_seconds > GIVEN_UP_S:
+        n = found.steps
+    while found.steps < n or not (
+        found.adds_up or found.is_far or perf_counter() - started > TRIED_S
+    ):
+        found = traced(n)
     program.reset()
     return found
 
