@@ -2,7 +2,8 @@
 
 For every backend:
 
-- `StepProgram`: the step-by-step program, which needs nothing but a `LossAndGrad`;
+- `StepProgram`: the step-by-step program, which needs nothing but a `LossAndGrad`: a function that
+  computes the loss and the gradient;
 - `manual`: that of a problem which has its gradient by hand, and `require_gradient`, which refuses
   one that has none.
 
@@ -10,7 +11,8 @@ For a faster program of a backend's own:
 
 - the start: `first_data` and `first_params` are on the host; `place`, `place_params` and
   `first_slots` put the same on the device;
-- the draws: `stream` is the random stream that a workload asks for, `host_rng` what feeds it;
+- the draws: `stream` is the random stream that a workload asks for; where the host draws that is a
+  `SharedRandom`, over the generator that `host_rng` makes;
 - `named_arrays`: what `Program.arrays` returns;
 - `unmarked`: the mark of a step that nobody traces.
 
@@ -357,6 +359,13 @@ class StepProgram:
             del grads
             mark("update")
         self._params, self._slots = params, slots
+
+    def pending(self) -> list[Array]:
+        """What a lazy library has to compute in `synchronize(program)`: parameters, state, and the
+        losses that have not been fetched, or an operation's last result.
+        """
+        result = [] if self._result is None else [self._result]
+        return [*self._params.values(), *self._slots.values(), *self._kept, *result]
 
     def losses(self, start: int = 0) -> HostArray:
         if self._kept:

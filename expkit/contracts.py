@@ -288,7 +288,9 @@ class Backend(Protocol):
 
     @property
     def xp(self) -> Any:
-        """The array namespace."""
+        """The array namespace. Here, or in `configure`, the library is imported: what that takes
+        is not counted as set-up of the program.
+        """
         ...
 
     def require(self) -> None:

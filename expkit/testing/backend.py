@@ -23,7 +23,7 @@ ALL = [
     *(pytest.param(case, id=title) for title, case in SHARED.items()),
     *(pytest.param(None, id=t, marks=pytest.mark.skip(why)) for t, why in left_out().items()),
 ]
-"""With those that are skipped, so that they are told of once."""
+"""With those that are left out, each a skip with its reason."""
 
 
 class BackendContract:
@@ -101,7 +101,7 @@ class BackendContract:
         backend = self.make(f"backend.fast={fast}")
         traced, plain = backend.build(case), backend.build(case)
         learns = case.optimizer is not None
-        assert_traces(traced, plain, self.rounding(backend), learns=learns)
+        assert_traces(traced, plain, learns=learns, tolerance=self.rounding(backend))
 
     @pytest.mark.parametrize("dtype", TOLERANCE)
     @pytest.mark.parametrize("case", SHARED.values(), ids=SHARED)
@@ -218,7 +218,7 @@ def assert_same_state(
         assert_close(one.params()[name], value, tolerance)
 
 
-def assert_traces(traced: Program, plain: Program, tolerance: float = 0.0, *, learns: bool) -> None:
+def assert_traces(traced: Program, plain: Program, *, learns: bool, tolerance: float = 0.0) -> None:
     """Ten steps of which four are traced equal ten, and every step marks the parts that it has."""
     marks: list[str] = []
     traced.advance(3)
