@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from expkit.authors import first_data
-from expkit.config import compose_cell
 from expkit.contracts import Backend, HostArray, Program, Workload
 from expkit.errors import Unavailable
-from expkit.testing.cells import learning, left_out, operations, reference
+from expkit.testing.cells import backend, learning, left_out, operations, reference
 
 STEPS = 40
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
@@ -40,7 +39,7 @@ class BackendContract:
 
     def make(self, *words: str) -> Backend:
         """The backend with these overrides, ready to run."""
-        made = compose_cell(f"backend={self.backend}", *words).backend
+        made = backend(f"backend={self.backend}", *words)
         try:
             made.require()
         except Unavailable as error:

@@ -102,10 +102,15 @@ def _title(*words: str) -> str:
     return "-".join(filter(None, words))
 
 
+@cache
+def backend(*words: str) -> Backend:
+    """The backend of these overrides: composing takes longer than most tests."""
+    return compose_cell(*words).backend
+
+
 def reference(case: Workload) -> tuple[HostArray, dict[str, HostArray]]:
     """Losses and parameters of the float64 NumPy step-by-step program: what is right."""
-    backend: Backend = compose_cell("backend=numpy", "backend.dtype=float64").backend
-    program = StepProgram(backend, case, manual(np))
+    program = StepProgram(backend("backend=numpy", "backend.dtype=float64"), case, manual(np))
     program.advance(case.steps)
     return program.losses(), program.params()
 
