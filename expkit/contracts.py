@@ -38,7 +38,8 @@ Mark: TypeAlias = Callable[[str], None]
 
 The time since the mark before belongs to that part. Every step makes the same marks; parts may
 alternate. Where one call computes loss and gradient both, that is `forward and backward`; where one
-computes the whole step it is `step`, or `draw` and `step` where the draw is apart.
+computes the whole step it is `step`, or `draw` and `step` where the draw is apart. A mark may
+raise, which ends a trace that takes too long: `reallocate` is called next.
 """
 
 
@@ -58,7 +59,7 @@ class Recommended:
         steps: steps of one repeat.
         log_every: steps of a chunk, the stretch between two readings of the clock.
         stream: `shared` (the host draws, every backend sees the same bits) or `device`.
-        lr: learning rate by optimizer option.
+        lr: learning rate by optimizer option. With another one a run has to be told a rate.
     """
 
     steps: int

@@ -78,6 +78,7 @@ def test_the_program_of_the_page_keeps_to_the_contract(title: str) -> None:
         contract.test_goes_on_from_a_state_that_is_loaded(case, "true")
         contract.test_traced_steps_are_the_same_steps(case, "true")
     contract.test_fast_equals_step_by_step(shared)
+    contract.test_a_trace_that_is_ended_does_no_harm(shared)
     for how in ("reset", "reallocate"):
         contract.test_reset_returns_to_the_start(device, how)
     if shared.optimizer is not None:

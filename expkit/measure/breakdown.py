@@ -138,9 +138,11 @@ def breakdown(
     # The first may take long: it may compile what it traces, or take a fused step apart.
     most = max(GIVEN_UP_S, FAR * step_seconds)
     seen = laps(partial(program.trace, 1), synchronize, most)
+    stopped = sum(s for _, s in seen) > most
+    if stopped:
+        program.reallocate()  # in the middle of a step it may be in any state
     found = parted([name for name, _ in seen], np.array([s for _, s in seen]), 1)
-    if sum(found.parts.values()) > most:
-        program.reallocate()  # it was stopped in the middle of a step
+    if stopped:
         return found
     if not (found.adds_up and found.traced_seconds > TRACED_S):
         long = found.is_far and STEPS_MIN * found.traced_seconds > GIVEN_UP_S

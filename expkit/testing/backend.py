@@ -102,6 +102,21 @@ class BackendContract:
         learns = case.optimizer is not None
         assert_traces(traced, plain, learns=learns, tolerance=self.rounding(backend))
 
+    @pytest.mark.parametrize("case", SHARED.values(), ids=SHARED)
+    def test_a_trace_that_is_ended_does_no_harm(self, case: Workload) -> None:
+        backend = self.make()
+        used, fresh = backend.build(case), backend.build(case)
+
+        def end(part: str) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            used.trace(2, end)
+        used.reallocate()
+        for program in (used, fresh):
+            program.advance(5)
+        assert_same_state(used, fresh, self.rounding(backend))
+
     @pytest.mark.parametrize("dtype", TOLERANCE)
     @pytest.mark.parametrize("case", SHARED.values(), ids=SHARED)
     def test_arrays_are_the_live_ones(self, case: Workload, dtype: str) -> None:
