@@ -30,7 +30,7 @@ from expkit.problems.sine import Sine
 from expkit.report import plots
 from expkit.report.breakdown import rows
 from expkit.runner import run
-from expkit.testing import BackendContract
+from expkit.testing import BackendContract, ProblemContract
 from expkit.testing.backend import DEVICE, SHARED, TOLERANCE, assert_traces
 
 PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
@@ -210,6 +210,15 @@ def test_a_scalar_passes_every_gate(tmp_path: Path) -> None:
         result = run(cell, tmp_path / str(number), None, lambda *_: None, lambda *_: [])
         assert (result.outcome, result.reason) == ("ok", None)
         assert "all 10 steps" in result.checked
+
+
+def test_a_step_that_leaves_float32_is_named() -> None:
+    class Contract(ProblemContract):
+        def all(self) -> list[Any]:
+            return [Scalars(0.5)]
+
+    with pytest.raises(AssertionError, match="b"):
+        Contract().test_a_step_in_float32_is_float32()
 
 
 @pytest.mark.parametrize(

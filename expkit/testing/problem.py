@@ -85,6 +85,20 @@ class ProblemContract:
                     scale = max(float(np.abs(grad).max()), 1e-12)
                     assert abs(float(grad[index]) - slope) < 1e-5 * scale
 
+    def test_a_step_in_float32_is_float32(self) -> None:
+        """A NumPy scalar such as `np.float64(2)` makes float64 of it, a Python number does not."""
+        for problem in self.all():
+            batch = {k: v.astype(np.float32) for k, v in _batch(problem).items()}
+            if isinstance(problem, Operation):
+                assert problem.apply(np, batch).dtype == np.float32
+                continue
+            params = {k: v.astype(np.float32) for k, v in _start(problem).items()}
+            assert problem.loss(np, params, batch).dtype == np.float32
+            if isinstance(problem, Differentiated):
+                loss, grads = problem.loss_and_grad(np, params, batch)
+                for name, value in {"loss": loss, **grads}.items():
+                    assert np.asarray(value).dtype == np.float32, name
+
     def test_inputs_unharmed(self) -> None:
         for problem in self.learning():
             params, batch = _start(problem), _batch(problem)
