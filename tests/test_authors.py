@@ -460,7 +460,7 @@ def test_the_contracts_try_every_form_and_skip_what_has_no_rate(expkit: Expkit) 
         from expkit.testing.backend import STREAMS
         print(*STREAMS)
         words = ["-q", "-rs", "-p", "no:cacheprovider", "test_tiny.py"]
-        tried = "Rows or Signed or (reference and (rows or signed) and float64)"
+        tried = "TestRows or TestSigned or (reference and (rows or signed) and float64)"
         sys.exit(pytest.main([*words, "-k", tried]))
     """
     done = expkit.python(code)
