@@ -19,10 +19,10 @@ from expkit.measure.canary import Canary, listen
 from expkit.measure.clock import steps_of_a_reading, timed
 from expkit.measure.environment import Activity
 from expkit.measure.limits import StepLimit, machine_limits, optimizer_elements, step_limit
-from expkit.measure.stability import pauses, unstable_because
+from expkit.measure.stability import pauses, recompiled, unstable_because
 from expkit.measure.statistics import Rounds, Summary, nested, summarize
 from expkit.measure.stopping import fitted
-from expkit.measure.warmup import WarmUp, warm_up
+from expkit.measure.warmup import WarmUp, run_before, warm_up
 from expkit.tracking.journal import Journal
 from expkit.tracking.stored import Stored
 from expkit.tracking.tracker import Sent, Tracker
@@ -198,8 +198,9 @@ class Measurement:
             result.setup_seconds = perf_counter() - started
             if result.timed:
                 self._watch(Now("warming up"))
-                result.warm_up = warm_up(self._program, self._synchronize, cell.workload.steps)
-                step_seconds = self._fit_readings(result.warm_up.step_seconds)
+                warm = warm_up(self._program, self._synchronize, cell.workload.steps)
+                result.warm_up = self._run_before(self._fit_readings(warm), warm.first_seconds)
+                step_seconds = result.warm_up.step_seconds
                 self._watch(Now("checking that all work is waited for"))
                 result.canary = listen(self._program, self._synchronize, step_seconds, self._room)
         self._note_path()
@@ -233,24 +234,31 @@ class Measurement:
     def _room(self) -> int:
         return self.cell.workload.steps * self._passes
 
-    def _fit_readings(self, step_seconds: float) -> float:
-        """Make every reading long enough for the clock; returns what a step then takes."""
+    def _fit_readings(self, warm: WarmUp) -> WarmUp:
+        """Make every reading long enough for the clock; returns how the program then warmed up."""
         cell, workload = self.cell, self.cell.workload
-        needed = steps_of_a_reading(step_seconds)
+        needed = steps_of_a_reading(warm.step_seconds)
         while needed > self._room:  # again: a step takes less among many than alone
             self._passes = -(-needed * 5 // (workload.steps * 4))
             roomy = dataclasses.replace(workload, steps=self._room)
             del self._program  # both may not fit
             self._program = cell.backend.build(roomy)
-            step_seconds = warm_up(self._program, self._synchronize, self._room).step_seconds
-            needed = steps_of_a_reading(step_seconds)
+            warm = warm_up(self._program, self._synchronize, self._room)
+            needed = steps_of_a_reading(warm.step_seconds)
         if self._passes > 1:
             self._every = self._room
         else:
             self._every = cell.log_every * -(-needed // cell.log_every)
         ends = range(self._every, self._room + self._every, self._every)
         self.result.chunk_ends = [min(end, workload.steps) - 1 for end in ends]
-        return step_seconds
+        return warm
+
+    def _run_before(self, warm: WarmUp, first_seconds: float) -> WarmUp:
+        """Run every length that a repeat asks for; the first step is the first program's."""
+        starts = range(0, self._room, self._every)
+        lengths = {self._warmup_steps, *(min(self._every, self._room - start) for start in starts)}
+        ran = run_before(self._program, self._synchronize, sorted(lengths - {0}), warm)
+        return dataclasses.replace(ran, first_seconds=first_seconds)
 
     def place(self) -> None:
         """The same program in fresh, shifted memory."""
@@ -424,6 +432,7 @@ class Measurement:
         measure = self.cell.measure
         paused = pauses(result.chunk_seconds, result.cpu_seconds)
         result.unstable = unstable_because(measure, summary, result.rounds, activity, paused)
+        result.unstable += recompiled(result.processes[0], result.chunk_seconds)
         with self.quiet():
             if isinstance(workload.problem, Counted):
                 moved = optimizer_elements(self._program.arrays())

@@ -301,6 +301,7 @@ def _finish(
         journal.metric("time/setup_seconds", [result.setup_seconds or 0.0])
         journal.metric("time/first_step_seconds", [warm.first_seconds])
         journal.metric("time/warmup_seconds", [warm.seconds])
+        journal.metric("time/compile_seconds", [warm.compile_seconds])
         journal.metric("time/median_seconds", [summary.median])
         journal.metric("time/low_seconds", [summary.low])
         journal.metric("time/high_seconds", [summary.high])
