@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import traceback
 import uuid
 import zlib
@@ -23,7 +24,7 @@ from expkit.errors import ParityError, Unavailable, UserError
 from expkit.measure import parity
 from expkit.measure.environment import Activity, Snapshot, environment
 from expkit.measure.rounds import run_rounds
-from expkit.measure.stopping import is_narrow
+from expkit.measure.stopping import half_width, is_narrow
 from expkit.measure.verdict import CANT_TELL, judge
 from expkit.measurement import Measurement, Now, Result
 from expkit.processes import measured_elsewhere
@@ -78,7 +79,10 @@ def require_workload(cell: Cell) -> None:
 def in_turn(parts: Sequence[Measurement]) -> tuple[str | None, Activity]:
     """Repeats until enough is known or a limit is reached, by rounds, every round placed anew."""
     start = Snapshot.take()
-    stopped_by = run_rounds(parts, parts[0].cell.measure, lambda: _enough(parts)) if parts else None
+    stopped_by = None
+    if parts:
+        enough, width = partial(_enough, parts), partial(_width, parts)
+        stopped_by = run_rounds(parts, parts[0].cell.measure, enough, width)
     return stopped_by, Activity.between(start, Snapshot.take())
 
 
@@ -193,6 +197,16 @@ def _enough(parts: Sequence[Measurement]) -> str | None:
     first, *others = (result.rounds for result in results)
     words = [judge(first, rounds, measure.threshold).word for rounds in others]
     return None if CANT_TELL in words else "verdict"
+
+
+def _width(parts: Sequence[Measurement]) -> float:
+    """Of the interval that `_enough` goes by, the widest: of the time, or of the ratios."""
+    results = [part.result for part in parts if part.result.reason is None]
+    if len(results) < 2:
+        return max((half_width(result.middles) for result in results), default=math.inf)
+    first, *others = (result.rounds for result in results)
+    found = [judge(first, rounds, parts[0].cell.measure.threshold).interval for rounds in others]
+    return max(math.log(both[1] / both[0]) if both else math.inf for both in found)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import math
 import os
 import pickle
 import select
@@ -29,7 +30,7 @@ from expkit.errors import is_disk_full
 from expkit.measure import parity
 from expkit.measure.environment import Activity, Snapshot, gpus
 from expkit.measure.rounds import run_rounds
-from expkit.measure.stopping import is_narrow
+from expkit.measure.stopping import half_width, is_narrow
 from expkit.measure.verdict import judge
 from expkit.report import plots
 from expkit.runner import record_failure
@@ -367,14 +368,20 @@ def _rounds(ready: Sequence[Member]) -> str | None:
         return None
     measure = ready[0].planned.cell.measure
 
-    def enough() -> str | None:
+    def middles() -> list[list[float]]:
         alive = (member for member in ready if member.lives)
-        middles = [[median(repeats) for repeats in member.rounds] for member in alive]
-        return "target_ci" if all(is_narrow(measure, found) for found in middles) else None
+        return [[median(repeats) for repeats in member.rounds] for member in alive]
 
-    # What one cell may take, each of them may.
+    def enough() -> str | None:
+        return "target_ci" if all(is_narrow(measure, found) for found in middles()) else None
+
+    def width() -> float:
+        return max(map(half_width, middles()), default=math.inf)
+
+    # What one cell may take, each of them may. What passes meanwhile is the same for all of them:
+    # they have the time to settle together.
     measure = replace(measure, budget_s=measure.budget_s * len(ready))
-    return run_rounds(ready, measure, enough)
+    return run_rounds(ready, measure, enough, width)
 
 
 def _held_against(member: Member, members: Sequence[Member]) -> tuple[dict[str, str], list[str]]:
