@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import traceback
 import uuid
 import zlib
@@ -23,9 +22,10 @@ from expkit.contracts import Selective
 from expkit.errors import ParityError, Unavailable, UserError
 from expkit.measure import parity
 from expkit.measure.environment import Activity, Snapshot, environment
+from expkit.measure.looking import Look
 from expkit.measure.rounds import run_rounds
-from expkit.measure.stopping import half_width, is_narrow
-from expkit.measure.verdict import CANT_TELL, judge
+from expkit.measure.statistics import Rounds
+from expkit.measure.verdict import judge
 from expkit.measurement import Measurement, Now, Result
 from expkit.processes import measured_elsewhere
 from expkit.tracking import address
@@ -81,8 +81,9 @@ def in_turn(parts: Sequence[Measurement]) -> tuple[str | None, Activity]:
     start = Snapshot.take()
     stopped_by = None
     if parts:
-        enough, width = partial(_enough, parts), partial(_width, parts)
-        stopped_by = run_rounds(parts, parts[0].cell.measure, enough, width)
+        measure = parts[0].cell.measure
+        look = Look(measure, lambda: _good_rounds(parts), compared=True)
+        stopped_by = run_rounds(parts, measure, look.enough, look.width)
     return stopped_by, Activity.between(start, Snapshot.take())
 
 
@@ -187,26 +188,8 @@ def _judge(parts: Sequence[Measurement]) -> None:
             part.journal.tags({"verdict": f"{found.word} ({found.ratio:.3f} times the first's)"})
 
 
-def _enough(parts: Sequence[Measurement]) -> str | None:
-    """`target_ci` for one cell's narrow interval; `verdict` for one on each against the first."""
-    results = [part.result for part in parts if part.result.reason is None]
-    measure = parts[0].cell.measure
-    if len(results) < 2:
-        narrow = all(is_narrow(measure, result.middles) for result in results)
-        return "target_ci" if narrow else None
-    first, *others = (result.rounds for result in results)
-    words = [judge(first, rounds, measure.threshold).word for rounds in others]
-    return None if CANT_TELL in words else "verdict"
-
-
-def _width(parts: Sequence[Measurement]) -> float:
-    """Of the interval that `_enough` goes by, the widest: of the time, or of the ratios."""
-    results = [part.result for part in parts if part.result.reason is None]
-    if len(results) < 2:
-        return max((half_width(result.middles) for result in results), default=math.inf)
-    first, *others = (result.rounds for result in results)
-    found = [judge(first, rounds, parts[0].cell.measure.threshold).interval for rounds in others]
-    return max(math.log(both[1] / both[0]) if both else math.inf for both in found)
+def _good_rounds(parts: Sequence[Measurement]) -> list[Rounds]:
+    return [part.result.rounds for part in parts if part.result.reason is None]
 
 
 @contextmanager

@@ -64,7 +64,7 @@ class Forgetful(Compiled):
 
 
 @dataclass(frozen=True)
-class Compiling(NumpyBackend):
+class Compiling(NumpyBackend):  # type: ignore[misc]
     """NumPy with a compiler."""
 
     made: type[Compiled] = Compiled
