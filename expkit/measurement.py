@@ -18,7 +18,7 @@ from expkit.measure.breakdown import Breakdown, breakdown
 from expkit.measure.canary import Canary, listen
 from expkit.measure.clock import steps_of_a_reading, timed
 from expkit.measure.environment import Activity
-from expkit.measure.idle import LOOKS, cores_at_rest, worked_meanwhile
+from expkit.measure.idle import threads_at_work, worked_meanwhile
 from expkit.measure.limits import StepLimit, machine_limits, optimizer_elements, step_limit
 from expkit.measure.stability import pauses, recompiled, unstable_because
 from expkit.measure.statistics import Rounds, Summary, nested, summarize
@@ -156,8 +156,8 @@ class Measurement:
         """Times the steps are run in one reading, where once is too short for the clock."""
         self._every = cell.log_every
         """Steps between two readings."""
-        self._at_rest: list[float] = []
-        """Cores in use before each placement, where cells share this process."""
+        self._at_work: list[int] = []
+        """Threads that worked before each placement, where cells share this process."""
 
     def _synchronize(self) -> None:
         self.cell.backend.synchronize(self._program)
@@ -266,8 +266,8 @@ class Measurement:
     def place(self) -> None:
         """The same program in fresh, shifted memory."""
         self.configure()
-        if not self._alone and len(self._at_rest) < LOOKS:
-            self._at_rest.append(cores_at_rest())
+        if not self._alone:
+            self._at_work.append(threads_at_work())
         self._watch(self._next("placing the arrays elsewhere"))
         self._program.reallocate()
         self.result.processes[0].append([])
@@ -438,7 +438,7 @@ class Measurement:
         paused = pauses(result.chunk_seconds, result.cpu_seconds)
         result.unstable = unstable_because(measure, summary, result.rounds, activity, paused)
         result.unstable += recompiled(result.processes[0], result.chunk_seconds)
-        result.unstable += worked_meanwhile(self._at_rest)
+        result.unstable += worked_meanwhile(self._at_work)
         with self.quiet():
             if isinstance(workload.problem, Counted):
                 moved = optimizer_elements(self._program.arrays())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from expkit.measure.idle import cores_at_rest, worked_meanwhile
+from expkit.measure.idle import threads_at_work, worked_meanwhile
 from expkit.tracking import journal
 from expkit.tracking.stored import load
 
@@ -173,8 +173,8 @@ def test_in_processes_of_their_own_it_cannot(other: Expkit) -> None:
     assert "another thread" not in done.out
 
 
-def test_a_process_at_rest_uses_nothing_and_one_that_works_is_seen() -> None:
-    assert worked_meanwhile([cores_at_rest() for _ in range(9)]) == []
+def test_a_process_at_rest_has_no_thread_at_work_and_one_that_goes_on_is_seen() -> None:
+    assert worked_meanwhile([threads_at_work() for _ in range(9)]) == []
     ended = threading.Event()
 
     def work() -> None:
@@ -184,9 +184,9 @@ def test_a_process_at_rest_uses_nothing_and_one_that_works_is_seen() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        found = [cores_at_rest() for _ in range(9)]
+        found = [threads_at_work() for _ in range(9)]
     finally:
         ended.set()
         thread.join()
     assert worked_meanwhile(found) != []
-    assert worked_meanwhile([cores_at_rest() for _ in range(9)]) == []
+    assert worked_meanwhile([threads_at_work() for _ in range(9)]) == []

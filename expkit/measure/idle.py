@@ -1,52 +1,63 @@
 """Whether threads of this process work while nothing is asked of them.
 
 In a comparison cells share a process. A thread that one of them has left running takes its core
-from the other, and what it uses passes for the other's.
+from the other, and what it uses passes for the other's. It is told by the state that the kernel
+gives it (proc(5)), which is the same whether or not other processes leave it a core.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from statistics import fmean
-from time import perf_counter, process_time, sleep
+from contextlib import suppress
+from pathlib import Path
+from statistics import median_low
+from time import perf_counter, sleep
 
-LOOKS = 20
-"""How often it is looked for: a thread that goes on has been seen by then."""
-WINDOW_S = 5e-3
-"""Longer than the kernel lets other processes run before a thread that wants to."""
+LOOKS = 3
+LOOK_S = 1e-3
+"""A thread that works is found working at each of these looks, so far apart."""
 PATIENCE_S = 0.05
 """How long threads may go on after a parallel loop, waiting for the next: OpenMP's and BLAS's do
 for some 30 ms at most."""
-WORKING = 0.2
-"""Cores from which threads work."""
-OFTEN = 1 / 3
-"""The share of the looks from which it is said."""
 
 
-def cores_at_rest() -> float:
-    """Cores that this process uses now, while the thread that asks sleeps.
+def threads_at_work() -> int:
+    """How many threads beside the one that asks work now; 0 where the kernel does not say.
 
-    Where it uses any it is waited for, `PATIENCE_S` at most. Takes `WINDOW_S` else.
+    Where any do they are waited for, `PATIENCE_S` at most. Takes two milliseconds else.
     """
     started = perf_counter()
     while True:
-        begun, ran = perf_counter(), process_time()
-        sleep(WINDOW_S)
-        cores = (process_time() - ran) / (perf_counter() - begun)
-        if cores < WORKING or perf_counter() - started > PATIENCE_S:
-            return cores
+        working = _runnable()
+        for _ in range(LOOKS - 1):
+            sleep(LOOK_S)
+            working &= _runnable()
+        if not working or perf_counter() - started > PATIENCE_S:
+            return len(working)
 
 
-def worked_meanwhile(cores: Sequence[float]) -> list[str]:
-    """What to say of the cores in use before each placement.
+def _runnable() -> set[str]:
+    """The other threads of this process that run or could."""
+    found = set()
+    for task in Path("/proc/self/task").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            state = task.read_text().rpartition(")")[2].split()[0]
+            if state == "R" and task.parent.name != str(threading.get_native_id()):
+                found.add(task.parent.name)
+    return found
 
-    >>> worked_meanwhile([0.01, 0.02, 0.9, 0.02]), worked_meanwhile([])
+
+def worked_meanwhile(threads: Sequence[int]) -> list[str]:
+    """What to say of the threads that worked before each placement.
+
+    >>> worked_meanwhile([0, 1, 0, 0]), worked_meanwhile([])
     ([], [])
-    >>> worked_meanwhile([0.9, 0.0, 0.9])
-    ['load: another thread of this process worked meanwhile, on 0.6 cores; --isolate parts them']
+    >>> worked_meanwhile([1, 1, 0, 1])
+    ['load: another thread of this process worked meanwhile; --isolate parts them']
     """
-    seen = sum(used >= WORKING for used in cores)
-    if not seen or seen < OFTEN * len(cores):
+    usual = median_low(threads) if threads else 0
+    if not usual:
         return []
-    on = f"on {fmean(cores):.1f} cores"
-    return [f"load: another thread of this process worked meanwhile, {on}; --isolate parts them"]
+    who = "another thread" if usual == 1 else f"{usual} other threads"
+    return [f"load: {who} of this process worked meanwhile; --isolate parts them"]
