@@ -20,7 +20,7 @@ from expkit.cli.progress import Pace
 from expkit.config import compose_cell
 from expkit.contracts import Program, Workload
 from expkit.errors import ConfigError
-from expkit.measure import rounds
+from expkit.measure import clock, rounds, warmup
 from expkit.measure.rounds import run_rounds
 from expkit.measure.stability import recompiled
 from expkit.measure.stopping import (
@@ -31,6 +31,7 @@ from expkit.measure.stopping import (
     rest_seconds,
     seconds_left,
 )
+from expkit.measure.warmup import run_before, warm_up
 from expkit.measurement import Now, Result
 from expkit.report.table import table
 from expkit.tracking import journal
@@ -106,6 +107,37 @@ def test_a_compiler_is_never_on_the_clock(tmp_path: Path) -> None:
         if record.get("key") == "time/compile_seconds"
     ]
     assert values == [[found.warm_up.compile_seconds]]
+
+
+class Scan:
+    """A program that compiles for each length, on a clock of its own."""
+
+    path = "scan"
+
+    def __init__(self, compile_s: float, step_s: float) -> None:
+        self.now, self.ready = 0.0, set[int]()
+        self.compile_s, self.step_s = compile_s, step_s
+
+    def reset(self) -> None: ...
+
+    def advance(self, n: int) -> None:
+        self.now += n * self.step_s + self.compile_s * (n not in self.ready)
+        self.ready.add(n)
+
+
+@pytest.mark.parametrize("compile_s", [0.0, 0.4, 30.0])
+def test_however_long_compiling_takes_a_steps_time_is_found(
+    monkeypatch: pytest.MonkeyPatch, compile_s: float
+) -> None:
+    program = Scan(compile_s, step_s=1e-5)
+    for module in (clock, warmup):
+        monkeypatch.setattr(module, "perf_counter", lambda: program.now)
+    found = warm_up(program, lambda: None, 2000)  # type: ignore[arg-type]
+    assert found.settled
+    assert found.step_seconds == pytest.approx(1e-5)
+    assert len(program.ready) <= 5, "lengths that a compiler has to take"
+    found = run_before(program, lambda: None, (20, 100, 64), found)  # type: ignore[arg-type]
+    assert found.compile_seconds == pytest.approx(3 * compile_s)
 
 
 def test_one_pass_of_each_length_is_all_that_it_costs(tmp_path: Path) -> None:
@@ -260,6 +292,7 @@ def test_it_is_looked_at_after_six_rounds_and_every_doubling_only(
     assert run_rounds([source], measure, look, lambda: next(widths)) == "settle_s"
     assert looks == [n for n in range(1, len(source.rounds) + 1) if is_time_to_look(QUICK, n)]
     assert len(looks) >= 3
+    assert 2.25 <= source.now < 2.4
 
 
 def test_the_rounds_are_spread_over_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
