@@ -15,7 +15,15 @@ import numpy as np
 from expkit.config import Cell
 from expkit.contracts import Counted, FallenBack, HostArray, Operation, Plotted, Program
 from expkit.measure import answer, parity
-from expkit.measure.audit import CLOCKED_S, Audit, Finding, left_in_readings, remembered
+from expkit.measure.audit import (
+    CLOCKED_S,
+    FETCHES,
+    Audit,
+    Finding,
+    left_in_readings,
+    number_seconds,
+    remembered,
+)
 from expkit.measure.breakdown import Breakdown, breakdown
 from expkit.measure.clock import steps_of_a_reading, timed
 from expkit.measure.environment import Activity
@@ -157,6 +165,8 @@ class Measurement:
         """Times the steps are run in one reading, where once is too short for the clock."""
         self._every = cell.log_every
         """Steps between two readings."""
+        self._number_seconds = 0.0
+        """Of fetching one number from the device."""
         self._fetching = 0.0
         """Processor seconds that reading the losses takes by itself."""
         self._step_seconds = 0.0
@@ -212,9 +222,12 @@ class Measurement:
             if result.timed:
                 self._watch(Now("warming up"))
                 result.warm_up = warm_up(self._program, self._synchronize, cell.workload.steps)
-                self._step_seconds = self._fit_readings(result.warm_up.step_seconds)
-                self._watch(Now("checking that all work is done on the clock"))
-                found = self._audited()
+                self._number_seconds = number_seconds(backend) if self._learns else 0.0
+                found = self._all_left(result.warm_up.step_seconds)
+                if found is None:
+                    self._step_seconds = self._fit_readings(result.warm_up.step_seconds)
+                    self._watch(Now("checking that all work is done on the clock"))
+                    found = self._audited()
         self._note_path()
         self._watch(Now("noting what the program works with"))
         result.facts = parity.facts(backend, cell.workload, self._program, cell.log_every)
@@ -230,13 +243,19 @@ class Measurement:
         """A program with room for this many."""
         return self.cell.backend.build(dataclasses.replace(self.cell.workload, steps=steps))
 
+    def _all_left(self, step_seconds: float) -> Finding | None:
+        if step_seconds * self._room >= CLOCKED_S:
+            return None
+        return Audit(self._program, self._synchronize, self._room, self._number_seconds).all_left()
+
     def _audited(self) -> Finding | None:
         """Work of this program that the clock does not see."""
         program, room = self._program, self._room
         if room * self._step_seconds < CLOCKED_S:
             room *= 1 + int(CLOCKED_S / (room * max(self._step_seconds, 1e-9)))
             program = self._build(room)
-        audit = Audit(program, partial(self.cell.backend.synchronize, program), room)
+        synchronize = partial(self.cell.backend.synchronize, program)
+        audit = Audit(program, synchronize, room, self._number_seconds)
         self._fetching = audit.fetching
         lengths = (self._every, self._room % self._every or self._every)
         found = audit.left(lengths, self._step_seconds)
@@ -328,7 +347,8 @@ class Measurement:
                 cpu_seconds.append(process_time() - ran)
                 stopped = process_time()
                 fresh = program.losses(done)
-                self._beside.append(process_time() - stopped - self._fetching)
+                usual = self._fetching + FETCHES * n * self._number_seconds
+                self._beside.append(process_time() - stopped - usual)
                 self._clocked.append(seconds[-1])
                 losses.append(fresh[: max(0, cell.workload.steps - done)])
                 bad = np.flatnonzero(~np.isfinite(losses[-1]))
