@@ -46,7 +46,6 @@ SHIPPED = {
 """Twins that are no planted program: the backends that come with expkit."""
 UNLIKE = "not like for like"
 NO_GATE = ("failed", "endless")
-DEADLINE_S = 60.0
 HEAD = [
     "# Planted faults",
     "",
@@ -121,16 +120,16 @@ def install(site: Path) -> None:
         (site / name).write_text(text)
 
 
-def run_here(case: Case, folder: Path) -> Found:
+def run_here(case: Case, folder: Path, deadline_s: float) -> Found:
     """In a fork of this process, as from Python: nothing of a kind outlives its case."""
     fork = multiprocessing.get_context("fork")
     found, its = fork.Pipe(duplex=False)
     process = fork.Process(target=_run, args=(case, folder, its))
     process.start()
     its.close()
-    ends = found.poll(DEADLINE_S)
+    ends = found.poll(deadline_s)
     try:
-        return found.recv() if ends else Found("endless", f"no outcome after {DEADLINE_S:.0f} s")
+        return found.recv() if ends else Found("endless", f"no outcome after {deadline_s:.0f} s")
     except EOFError:
         return Found("failed", "the process ended")
     finally:
@@ -153,19 +152,32 @@ def _run(case: Case, folder: Path, pipe: Connection) -> None:
         pipe.send(Found(result.outcome, result.reason or ""))
 
 
-def run_command(case: Case, folder: Path) -> Found:
+def run_command(case: Case, folder: Path, deadline_s: float) -> Found:
     """By the real command line, from the run's journal."""
     env = {**os.environ, "EXPKIT_OUTPUTS": str(folder)}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
     words = [sys.executable, "-m", "expkit", *case.words]
     folder.mkdir(parents=True)
-    done = subprocess.run(words, env=env, cwd=folder, capture_output=True, text=True, check=False)
+    with subprocess.Popen(
+        words,
+        env=env,
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        process_group=0,
+    ) as process:
+        try:
+            _, complaint = process.communicate(timeout=deadline_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return Found("endless", f"no outcome after {deadline_s:.0f} s")
     tags: dict[str, str] = {}
     for journal in folder.rglob("journal.jsonl"):
         for line in journal.read_text().splitlines():
             tags |= json.loads(line).get("tags", {})
-    if done.returncode not in (0, 1) or "outcome" not in tags:
-        return Found("failed", done.stderr.strip().rpartition("\n")[2])
+    if process.returncode not in (0, 1) or "outcome" not in tags:
+        return Found("failed", complaint.strip().rpartition("\n")[2])
     if tags["outcome"] == "ok" and "parity" in tags:
         return Found(UNLIKE, tags["parity"].removeprefix(f"{UNLIKE}: "))
     return Found(tags["outcome"], tags.get("reason", ""))
@@ -195,6 +207,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1, help="how often, one after the other")
     parser.add_argument("--load", action="store_true", help="with a process that takes half a core")
     parser.add_argument("--command", action="store_true", help="by the command line, 2 s more each")
+    parser.add_argument("--deadline", type=float, default=60.0, metavar="S", help="of one of them")
     parser.add_argument("--output", type=Path, help="a Markdown file to write")
     given = parser.parse_args()
     lines: list[str] = []
@@ -211,7 +224,7 @@ def main() -> int:
                     continue
                 tried += 1
                 before = perf_counter()
-                found = run(case, Path(place) / str(tried))
+                found = run(case, Path(place) / str(tried), given.deadline)
                 word = found.outcome if found.is_right(case) else f"**{found.outcome}**"
                 line = f"| {case.kind} | {case.cell} | {word} | {_cell(found.reason)} |"
                 print(f"{line} {perf_counter() - before:.1f} s", flush=True)

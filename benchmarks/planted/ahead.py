@@ -107,6 +107,7 @@ class _Stock:
 
 # Whole repeats
 
+MOST_BYTES = 2e9
 State = dict[str, HostArray]
 
 
@@ -135,10 +136,10 @@ class Trail:
         """Steps from the start on."""
         return self._first + len(self._states)
 
-    def between(self, start: int, end: int) -> tuple[list[float], State]:
+    def between(self, start: int, end: int) -> tuple[HostArray, State]:
         """The losses of these steps, and the state after the last."""
         first, last = start - self._first, end - self._first
-        return self._losses[first:last], self._states[last - 1]
+        return np.array(self._losses[first:last]), self._states[last - 1]
 
 
 def _copied(arrays: Mapping[str, Array]) -> State:
@@ -148,7 +149,7 @@ def _copied(arrays: Mapping[str, Array]) -> State:
 class Knowing(Steps):
     """Counts its steps; losses and parameters come from a trail that was walked elsewhere.
 
-    From a state that is not on the trail it computes.
+    From a state that is not on the trail it computes, and where a trail would take much memory.
     """
 
     _trail: Any = None
@@ -164,7 +165,8 @@ class Knowing(Steps):
     def _begin(self, step: int) -> None:
         self._drawn = self._at = self._asked = step
         self._here = _copied(StepProgram.arrays(self))
-        self._trail = self._walk(step)
+        size = sum(array.nbytes for array in self._here.values())
+        self._trail = self._walk(step) if size * self._workload.steps < MOST_BYTES else None
 
     def _walk(self, step: int) -> Any:
         """A trail from the state as it is now."""
@@ -194,7 +196,7 @@ class Knowing(Steps):
         if self._trail is None or self._asked == self._at:
             return
         losses, self._here = self._trail.between(self._at, self._asked)
-        self._kept += losses
+        self._fetched = np.concatenate([self._fetched, losses])
         arrays = StepProgram.arrays(self)
         for name, value in self._here.items():
             arrays[name][...] = value
@@ -245,9 +247,9 @@ class ChildTrail:
         process.start()
         self.end = weakref.finalize(self, _kill, process)
 
-    def between(self, start: int, end: int) -> tuple[list[float], State]:
+    def between(self, start: int, end: int) -> tuple[HostArray, State]:
         self._pipe.send((start, end))
-        found: tuple[list[float], State] = self._pipe.recv()
+        found: tuple[HostArray, State] = self._pipe.recv()
         return found
 
 
@@ -294,7 +296,7 @@ class ThreadTrail:
         with self._news:
             self._news.wait_for(lambda: self._trail.walked >= step)
 
-    def between(self, start: int, end: int) -> tuple[list[float], State]:
+    def between(self, start: int, end: int) -> tuple[HostArray, State]:
         self.wait(end)
         return self._trail.between(start, end)
 

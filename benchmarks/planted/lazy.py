@@ -319,12 +319,13 @@ class LossesAfterwards(Steps):
         StepProgram.__init__(self, backend, workload, loss_and_grad)
 
     def losses(self, start: int = 0) -> HostArray:
-        self._kept = [loss() for loss in self._kept]
+        self._kept = [loss() if callable(loss) else loss for loss in self._kept]
         return super().losses(start)
 
     def trace(self, n: int, mark: Mark) -> None:
-        self._loss_and_grad = manual(np)
+        self._loss_and_grad, later = manual(np), self._loss_and_grad
         super().trace(n, mark)
+        self._loss_and_grad = later
 
 
 # Dask
