@@ -359,7 +359,8 @@ class Measurement:
                 cpu_seconds.append(process_time() - ran)
                 stopped = process_time()
                 fresh = program.losses(done)
-                usual = self._fetching + FETCHES * n * self._number_seconds
+                # A program may hand out all losses anew.
+                usual = self._fetching + FETCHES * (done + n) * self._number_seconds
                 self._beside.append(process_time() - stopped - usual)
                 self._clocked.append(seconds[-1])
                 losses.append(fresh[: max(0, cell.workload.steps - done)])
