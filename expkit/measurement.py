@@ -359,8 +359,8 @@ class Measurement:
                 cpu_seconds.append(process_time() - ran)
                 stopped = process_time()
                 fresh = program.losses(done)
-                # A program may hand out all losses anew.
-                usual = self._fetching + FETCHES * (done + n) * self._number_seconds
+                # Once all losses: a program may hand them out anew at every reading.
+                usual = self._fetching + (done + FETCHES * n) * self._number_seconds
                 self._beside.append(process_time() - stopped - usual)
                 self._clocked.append(seconds[-1])
                 losses.append(fresh[: max(0, cell.workload.steps - done)])

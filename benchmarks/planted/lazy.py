@@ -16,7 +16,7 @@ import numpy.typing as npt
 from expkit.authors import StepProgram, manual
 from expkit.contracts import Array, Backend, HostArray, Mark, Random, Workload
 
-from .kinds import ALL, FEW, LEARNING, Kind, Steps
+from .kinds import ALL, FEW, Kind, Steps
 
 # Steps that are owed
 
