@@ -24,7 +24,7 @@ from expkit.measure import parity
 from expkit.measure.environment import Activity, Snapshot, environment
 from expkit.measure.rounds import run_rounds
 from expkit.measure.stopping import is_narrow
-from expkit.measure.verdict import CANT_TELL, judge
+from expkit.measure.verdict import CANT_TELL, held, judge
 from expkit.measurement import Measurement, Now, Result
 from expkit.processes import measured_elsewhere
 from expkit.tracking import address
@@ -135,7 +135,10 @@ def run_together(
                 stopped_by, activity = drive(ready)
                 _measure_elsewhere(ready, watch)
             for part in ready:
+                known = len(part.result.unlike)
                 part.conclude(stopped_by, activity)
+                if len(part.result.unlike) > known:  # what only the clock could show
+                    _tell_unlike(part)
             _judge(parts)
         about = environment() if timed else _environment_of_process()
         measured()
@@ -165,13 +168,16 @@ def _measure_elsewhere(parts: Sequence[Measurement], watch: Watch) -> None:
 def _hold_side_by_side(parts: Sequence[Measurement]) -> None:
     """The parity gate: note in each cell what is unlike the first, and stop if that is asked."""
     for part in parts[1:]:
-        unlike = parity.differences(parts[0].result.facts, part.result.facts)
-        part.result.unlike += unlike
+        part.result.differences = parity.differences(parts[0].result.facts, part.result.facts)
     for part in parts:
-        if unlike := part.result.unlike:
-            part.journal.tags({"parity": "not like for like: " + "; ".join(unlike)})
-            if part.cell.measure.parity == "require":
-                raise ParityError(unlike)
+        _tell_unlike(part)
+
+
+def _tell_unlike(part: Measurement) -> None:
+    if unlike := part.result.unlike:
+        part.journal.tags({"parity": "not like for like: " + "; ".join(unlike)})
+        if part.cell.measure.parity == "require":
+            raise ParityError(unlike)
 
 
 def _judge(parts: Sequence[Measurement]) -> None:
@@ -179,7 +185,7 @@ def _judge(parts: Sequence[Measurement]) -> None:
     first, threshold = parts[0], parts[0].cell.measure.threshold
     for part in parts[1:]:
         if first.result.outcome == part.result.outcome == "ok":
-            found = judge(first.result.rounds, part.result.rounds, threshold)
+            found = held(first.result, part.result, threshold)
             part.journal.tags({"verdict": f"{found.word} ({found.ratio:.3f} times the first's)"})
 
 

@@ -120,7 +120,10 @@ def add_resume(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     words = "the sweep's id or folder, by default the last one; words for the launcher"
     parser.add_argument("words", nargs="*", metavar="SWEEP", help=words)
-    again = "run cells again that came to this: diverged, wrong_answer or not_synchronized"
+    again = (
+        "run cells again that came to this: "
+        "diverged, wrong_answer, not_synchronized or beyond_limit"
+    )
     parser.add_argument("--retry", type=_outcomes, action="append", default=[], help=again)
     parser.add_argument("--uri", help="the tracking address, whole; or another than it began with")
     parser.add_argument(

@@ -24,6 +24,14 @@ from expkit.measure import verdict
 from expkit.report.comparison import Comparison, hold, table
 from expkit.tracking.stored import find, load
 
+STATUSES = {
+    verdict.FASTER: OK,
+    verdict.SAME: OK,
+    verdict.SLOWER: FAILED,
+    verdict.CANT_TELL: CANT_TELL,
+    verdict.UNLIKE: MAY_NOT_COMPARE,
+}
+
 
 def compare(
     a: str,
@@ -112,5 +120,4 @@ def _tell(found: Comparison, threshold: float, *, verbose: bool) -> int:
     if found.verdict is None:
         refused = any(run.outcome != "ok" for run in (found.a, found.b))
         return FAILED if refused else MAY_NOT_COMPARE
-    statuses = {verdict.SLOWER: FAILED, verdict.CANT_TELL: CANT_TELL}
-    return statuses.get(found.verdict.word, OK)
+    return STATUSES[found.verdict.word]
