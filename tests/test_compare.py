@@ -27,7 +27,7 @@ SLOW, FAST = "backend.fast=false", "backend.fast=true"
 """The same work by a step at a time, and by a step that is recorded once."""
 LARGE, SMALL = "problem.n=8000", "problem.n=100"
 SINE = ("problem=sine", "steps=300", NONE)
-TINY = ("problem=sine", "problem.n=20", "steps=300", NONE)
+TINY = ("problem=linear", "optimizer=adam", "steps=1000", NONE)
 
 
 def said(done: Done) -> dict[str, list[str]]:
