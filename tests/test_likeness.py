@@ -167,11 +167,8 @@ def test_compare_and_sweep_say_the_same_of_unlike_work(expkit: Expkit) -> None:
     assert "unlike work: numpy · sgd, backend.dtype=float32: dtype: float64 against" in done.out
     for word in (FASTER, SLOWER, SAME):
         assert f" {word} " not in done.out
-    said = [tags(run).get("verdict", "") for run in expkit.folders() if "compar" not in str(run)]
-    journals = {file.parent for file in expkit.outputs.rglob("journal.jsonl")}
-    verdicts = [found for folder in journals if (found := tags(folder).get("verdict"))]
-    assert len(verdicts) == 3, said
-    assert all(verdict.startswith(UNLIKE) for verdict in verdicts)
+    verdicts = [found for run in swept(expkit) if (found := tags(run).get("verdict"))]
+    assert [verdict.split()[0] for verdict in verdicts] == [UNLIKE] * 3
 
 
 @dataclass(frozen=True)
@@ -281,6 +278,54 @@ def test_two_threads_that_say_one_are_named_wherever_they_are_compared(tmp_path:
         repeatedly(tmp_path / "required", required)
 
 
+PLUGIN = """
+    from dataclasses import dataclass
+    from expkit.contracts import Work
+    from expkit.measure import limits, threads
+    from expkit.problems.matmul import Matmul
+    from expkit_plugins.numpy.backend import NumpyBackend
+
+    @dataclass(frozen=True)
+    class Boastful(Matmul):
+        n: int = 50
+
+        def work(self):
+            limits.OWN_CORES = 0.0  # settled, whoever else is busy
+            return Work(flops=1e15, elements=1)
+
+    @dataclass(frozen=True)
+    class Busy(NumpyBackend):
+        def configure(self):
+            super().configure()
+            threads.SLACK = threads.SLACK_S = -1.0  # so that one processor is too many
+"""
+
+
+@pytest.fixture
+def planted(expkit: Expkit) -> Expkit:
+    files = {"__init__.py": PLUGIN, "conf/problem/boastful.yaml": "_target_: likeness.Boastful\n"}
+    option = "_target_: likeness.Busy\nthreads: 1\n"
+    expkit.plugin(files | {"conf/backend/busy.yaml": option}, package="likeness")
+    return expkit
+
+
+def test_a_sweep_names_more_processors_than_threads(planted: Expkit) -> None:
+    words = ("problem=linear", "steps=300", "backend=numpy,busy", "+backend.threads=1", *LIMITS)
+    done = planted("-m", *words)
+    assert done.status == 0, done
+    said = "unlike work: busy · sgd: this cell: threads: says 1, used "
+    assert said in done.out, done
+    assert "unlike work: numpy" not in done.out
+    assert " UNLIKE " in done.out
+    verdicts = [found for run in swept(planted) if (found := tags(run).get("verdict"))]
+    assert [verdict.split()[0] for verdict in verdicts] == [UNLIKE]
+    assert ["threads: says 1" in tags(run).get("parity", "") for run in swept(planted)] == [0, 1]
+
+
+def swept(expkit: Expkit) -> list[Path]:
+    return sorted(file.parent for file in expkit.outputs.rglob("journal.jsonl"))
+
+
 # Limits
 
 
@@ -380,6 +425,22 @@ def test_a_time_beyond_the_limit_is_refused(
     kept = load(tmp_path / "0")
     assert (kept.outcome, kept.share_of_limit) == ("beyond_limit", None)
     assert not kept.is_finished
+
+
+def test_runs_sweeps_and_comparisons_refuse_it_alike(planted: Expkit) -> None:
+    words = ("problem=boastful", "steps=20", *LIMITS)
+    done = planted(*words)
+    assert done.status == 1
+    assert "steps/s" not in done.out
+    assert "outcome  beyond_limit: a step seems to take" in done.out
+    done = planted("compare", "backend.fast=true", "backend.fast=false", *words)
+    assert done.status == 1
+    assert "MAY NOT BE COMPARED" in done.out
+    done = planted("-m", "backend.fast=true,false", *words)
+    assert done.status == 1
+    assert "2 beyond limit" in done.out
+    again = planted("resume")
+    assert (again.status, "nothing is left to run" in again.out) == (1, True), "it would come again"
 
 
 def test_where_the_limit_was_not_settled_it_is_named_as_doubtful(

@@ -24,7 +24,7 @@ Hold B against A.
                                   words is quoted, words after the first two are for both
 
 Exit status: 0 if B is FASTER or the SAME, 1 if it is SLOWER or one of them failed, 3 if it CAN'T
-be TOLD, 4 if their times may not be compared.
+be TOLD, 4 if their work is UNLIKE or their times may not be compared.
 """
 
 
