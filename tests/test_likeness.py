@@ -310,7 +310,7 @@ def planted(expkit: Expkit) -> Expkit:
 
 
 def test_a_sweep_names_more_processors_than_threads(planted: Expkit) -> None:
-    words = ("problem=linear", "steps=300", "backend=numpy,busy", "+backend.threads=1", *LIMITS)
+    words = ("problem=linear", "steps=300", "backend=numpy,busy", "backend.threads=1", *LIMITS)
     done = planted("-m", *words)
     assert done.status == 0, done
     said = "unlike work: busy · sgd: this cell: threads: says 1, used "
@@ -419,7 +419,7 @@ def test_a_time_beyond_the_limit_is_refused(
     monkeypatch.setattr(limits, "OWN_CORES", 0.0)  # settled, whoever else is busy
     [found] = run(tmp_path, too_fast())
     assert (found.outcome, found.summary, found.limit_share) == ("beyond_limit", None, None)
-    assert "of the most that this machine's arithmetic allows, measured 3 times" in str(
+    assert "of the most that this machine's arithmetic allows, measured 4 times" in str(
         found.reason
     )
     kept = load(tmp_path / "0")

@@ -66,6 +66,8 @@ HOST_PRODUCT = 512
 """Rows and columns of the product of one thread."""
 PRODUCT_READINGS_S = 0.05
 """How long readings of one size go on."""
+PRODUCT_LIMIT_S = 0.3
+"""And on the host, where none was left alone."""
 RETRY_S = 600.0
 """How long figures of a busy machine stand before they are measured again."""
 OWN_CORES = 0.75
@@ -74,7 +76,7 @@ BEYOND = 1.05
 """The share of a limit above which a time is not believed: a limit is the best of readings, and a
 reading is off by a few percent.
 """
-MEASURED = 3
+MEASURED = 4
 """How often a limit is measured before a time is refused for it."""
 
 
@@ -321,9 +323,9 @@ def _measured(backend: Backend) -> Limits | None:
             return None
         flops = 0.0
     threads = int(about.get("threads", len(os.sched_getaffinity(0))))
-    flops = max(flops, _host_product_rate(threads, "float64" if itemsize == 8 else "float32"))
-    bandwidth, settled = _host_bandwidth(threads)
-    return Limits(bandwidth, flops, itemsize, settled)
+    own, products = _host_product_rate(threads, "float64" if itemsize == 8 else "float32")
+    bandwidth, passes = _host_bandwidth(threads)
+    return Limits(bandwidth, max(flops, own), itemsize, products and passes)
 
 
 def _pass_seconds(
@@ -385,9 +387,21 @@ def _best_seconds(passes: Callable[[int], object], wait: Callable[[], None]) -> 
     return best
 
 
-def _host_product_rate(threads: int, dtype: str) -> float:
+class _Cores:
+    """Whether every thread had a core, in a stretch of time."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads, self._wall, self._processor = threads, perf_counter(), process_time()
+
+    def own(self) -> bool:
+        wall, processor = perf_counter() - self._wall, process_time() - self._processor
+        return processor > OWN_CORES * self._threads * wall
+
+
+def _host_product_rate(threads: int, dtype: str) -> tuple[float, bool]:
     """Operations/s of NumPy's matrix products, one on each thread, so that no thread waits for
-    another: a busy neighbour then costs a share and not nearly all.
+    another: a busy neighbour then costs a share and not nearly all. And whether every thread had a
+    core, in some reading.
 
     Next to the backend's own this also bounds halves, which a library without instructions for
     them may multiply slowly: float32 can hold them all.
@@ -406,8 +420,14 @@ def _host_product_rate(threads: int, dtype: str) -> float:
         def passes(n: int) -> None:
             list(pool.map(repeated, [n] * threads))
 
-        seconds = _best_seconds(passes, _at_once)
-    return threads * 2 * HOST_PRODUCT**3 / seconds
+        best, settled, start = math.inf, False, perf_counter()
+        while (took := perf_counter() - start) < PRODUCT_READINGS_S or (
+            took < PRODUCT_LIMIT_S and not settled
+        ):
+            cores = _Cores(threads)
+            best = min(best, _pass_seconds(passes, _at_once))
+            settled = settled or cores.own()
+    return threads * 2 * HOST_PRODUCT**3 / best, settled
 
 
 def _at_once() -> None:
@@ -436,10 +456,10 @@ def _host_bandwidth(threads: int) -> tuple[Bandwidth, bool]:
             def updating(passes: int) -> None:
                 list(pool.map(_update_all, rung, [passes] * threads))
 
-            wall, processor = perf_counter(), process_time()
+            cores = _Cores(threads)
             least_s = max(READING_S, THREAD_S * threads)
             read, updated = (_pass_seconds(kind, _at_once, least_s) for kind in (reading, updating))
-            if process_time() - processor > OWN_CORES * threads * (perf_counter() - wall):
+            if cores.own():
                 left.discard(size)
             stored = STORES if size == FIRST_RUNG else 1
             return threads * size * max(stored / read, 2 / updated)
