@@ -27,7 +27,7 @@ The two cells share a process. With --isolate each has one of its own, so that t
 work beside the other; that is the default where a backend is not expkit's own.
 
 Exit status: 0 if B is FASTER or the SAME, 1 if it is SLOWER or one of them failed, 3 if it CAN'T
-be TOLD, 4 if their times may not be compared.
+be TOLD, 4 if their work is UNLIKE or their times may not be compared.
 """
 
 
@@ -130,7 +130,10 @@ def add_resume(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     words = "the sweep's id or folder, by default the last one; words for the launcher"
     parser.add_argument("words", nargs="*", metavar="SWEEP", help=words)
-    again = "run cells again that came to this: diverged, wrong_answer or not_synchronized"
+    again = (
+        "run cells again that came to this: "
+        "diverged, wrong_answer, not_synchronized, off_the_clock or beyond_limit"
+    )
     parser.add_argument("--retry", type=_outcomes, action="append", default=[], help=again)
     parser.add_argument("--uri", help="the tracking address, whole; or another than it began with")
     parser.add_argument(
