@@ -71,6 +71,9 @@ CASES = [
     ("foo", "foo", "", "key=value"),
     ("problem.n=[1", "problem.n", "[1", "key=value"),
     ("-x", "-x", "", ""),
+    # Hydra's own
+    ("hydra.job.env_copy=[NOT_SET]", "hydra.job.env_copy", "NOT_SET", "variables that are set"),
+    ("hydra.job_logging.root.level=NONSENSE", "hydra.job_logging", "NONSENSE", "takes"),
     # a place that takes no files, not even root's
     ("outputs=/proc/nope", "outputs", "/proc/nope", ""),
     ("outputs=a_file/x", "outputs", "a_file", ""),
@@ -84,6 +87,25 @@ def test_bad_input(expkit: Expkit, words: str, key: str, got: str, takes: str) -
     if not key.startswith(("tracking", "outputs")):
         words += " tracking=none"  # quicker
     is_complained_of(expkit, expkit(*words.split()), key, got, takes)
+
+
+def test_hydra_writes_nothing_into_a_folder_that_is_refused(expkit: Expkit) -> None:
+    place = expkit.place / "mine"
+    place.mkdir()
+    (place / "journal.jsonl").touch()
+    words = (f"hydra.run.dir={place}", "hydra.output_subdir=.hydra", "tracking=none")
+    done = expkit(*words)
+    said = f"expkit: hydra.run.dir: {place} holds a run already; takes an empty or new folder\n"
+    assert (done.status, done.err) == (2, said)
+    assert [file.name for file in place.iterdir()] == ["journal.jsonl"]
+
+
+def test_a_machine_without_slurm_is_refused_before_anything_is_written(expkit: Expkit) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    expkit.env["PATH"] = "/nowhere"
+    done = expkit("-m", "problem=linear", "seed=1,2", "hydra/launcher=slurm", "tracking=none")
+    is_complained_of(expkit, done, "hydra/launcher=slurm", "sbatch")
+    assert not expkit.outputs.exists()
 
 
 def test_an_outputs_folder_below_a_file(expkit: Expkit) -> None:
