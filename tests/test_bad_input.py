@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -82,11 +83,13 @@ CASES = [
 
 
 @pytest.mark.parametrize(("words", "key", "got", "takes"), CASES, ids=[case[0] for case in CASES])
-def test_bad_input(expkit: Expkit, words: str, key: str, got: str, takes: str) -> None:
+def test_bad_input(
+    run: Callable[..., Done], expkit: Expkit, words: str, key: str, got: str, takes: str
+) -> None:
     (expkit.place / "a_file").touch()
     if not key.startswith(("tracking", "outputs")):
         words += " tracking=none"  # quicker
-    is_complained_of(expkit, expkit(*words.split()), key, got, takes)
+    is_complained_of(expkit, run(*words.split()), key, got, takes)
 
 
 def test_hydra_writes_nothing_into_a_folder_that_is_refused(expkit: Expkit) -> None:
