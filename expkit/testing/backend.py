@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 
 from expkit.authors import host_rng
-from expkit.config import compose_cell
 from expkit.contracts import Backend, HostArray, Program, Workload
 from expkit.errors import Unavailable
-from expkit.testing.cells import learning, operations, reference
+from expkit.testing.cells import composed, learning, operations, reference
 
 STEPS = 40
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
@@ -31,7 +33,8 @@ class BackendContract:
 
     def make(self, *words: str) -> Backend:
         """The backend with these overrides, ready to run."""
-        made = compose_cell(f"backend={self.backend}", *words).backend
+        kept: Any = composed(f"backend={self.backend}", *words)
+        made: Backend = dataclasses.replace(kept)  # with a state of its own
         try:
             made.require()
         except Unavailable as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 
@@ -12,6 +13,13 @@ from expkit.contracts import Backend, HostArray, Operation, Optimizer, Problem, 
 
 SMALL = {"n": 50, "batch_size": 8}
 """Fields of a problem that are made this small where they are larger."""
+
+
+@cache
+def composed(*words: str) -> Backend:
+    """The backend that these words choose; composing takes longer than most of what is tested."""
+    backend: Backend = compose_cell(*words).backend
+    return backend
 
 
 def learning(steps: int, *, stream: str = "shared") -> dict[str, Workload]:
@@ -49,7 +57,7 @@ def workload(problem: str, optimizer: str, steps: int, *, stream: str = "shared"
 
 def reference(case: Workload) -> tuple[HostArray, dict[str, HostArray]]:
     """Losses and parameters of the float64 NumPy step-by-step program: what is right."""
-    backend: Backend = compose_cell("backend=numpy", "backend.dtype=float64").backend
+    backend = composed("backend=numpy", "backend.dtype=float64")
     program = StepProgram(backend, case, manual(np))
     program.advance(case.steps)
     return program.losses(), program.params()
