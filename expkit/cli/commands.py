@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -158,12 +159,13 @@ def _outcomes(words: str) -> list[str]:
 
 def _sync(place: Path, uri: str | None, outputs: Path) -> int:
     from expkit.tracking.sent import pending
-    from expkit.tracking.upload import Uploader
+    from expkit.tracking.upload import Uploader, is_unanswered
 
     if not place.is_dir():
         return complain(f"{place}: no such folder")
     uploader, status, count = Uploader(), OK, 0
     refused: set[str] = set()
+    mute: Counter[str] = Counter()
     for folder in pending(place, uri and address.kept(uri)):
         named = whole = uri or ""
         try:
@@ -171,6 +173,9 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
                 continue
             named = uri or journal.address(folder)
             if named in refused:
+                continue
+            if named in mute:
+                mute[named] += 1
                 continue
             if uri:
                 known.remember(uri, folder, outputs)
@@ -182,9 +187,15 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
         except Exception as error:  # whatever MLflow, its server or a file raises
             said = address.explain(one_line(error), whole)
             status = max(status, complain(f"{folder}: {said}", FAILED))
+            if is_unanswered(error):
+                mute[named] = 0
         else:
             count += 1
             print(f"{folder}: sent as run {run_id}")
+    for named, left in mute.items():
+        if left:
+            runs = f"{left} more {'run' if left == 1 else 'runs'}"
+            complain(f"not sent: {runs}; {address.kept(named)} does not answer", FAILED)
     if count:
         print(f"sent {count} {'run' if count == 1 else 'runs'}")
     elif status == OK:
