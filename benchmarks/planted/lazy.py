@@ -16,7 +16,7 @@ import numpy.typing as npt
 from expkit.authors import StepProgram, manual
 from expkit.contracts import Array, Backend, HostArray, Mark, Random, Workload
 
-from .kinds import ALL, FEW, LEARNING, Kind, Steps
+from .kinds import ALL, FEW, Kind, Steps
 
 # Steps that are owed
 
@@ -105,9 +105,9 @@ class OwingAfterCalls(Owing):
 
 
 class OwingAfterManyCalls(OwingAfterCalls):
-    """Computes at once in the first hundred calls of `advance`, then in `losses`."""
+    """Computes at once in the first sixty calls of `advance`, then in `losses`."""
 
-    _honest_calls = 100
+    _honest_calls = 60
 
 
 class Paying(Owing):
@@ -398,13 +398,13 @@ FAULTS = {
     "owed_by_half": Kind(OwingHalf, ALL),
     "owed_from_second_placement": Kind(OwingAfterPlacements),
     "owed_from_tenth_call": Kind(OwingAfterCalls),
-    "owed_from_hundredth_call": Kind(OwingAfterManyCalls),
+    "owed_from_sixtieth_call": Kind(OwingAfterManyCalls),
     "lazy_graph": Kind(Graph, (*ALL, *SINES[1:])),
     "lazy_graph_7": Kind(Graph7),
     "lazy_graph_64": Kind(Graph64),
     "lazy_graph_100": Kind(Graph100, words=("log_every=50",)),
     "lazy_losses_of_graph": Kind(GraphOfParams, SINES),
-    "lazy_losses": Kind(LossesAfterwards, (*LEARNING, *SINES[1:])),
+    "lazy_losses": Kind(LossesAfterwards, ("linear", *SINES)),
     "lazy_dask": Kind(
         Dask, (*FEW, "sine_200k_few", "sine_1m_few"), ("backend.threads=2",), needs="dask"
     ),
