@@ -31,7 +31,7 @@ import expkit
 import expkit.optimizers
 import expkit.problems
 from expkit.contracts import Backend, Operation, Optimizer, Problem, Recommended, Workload
-from expkit.errors import ConfigError, PluginError, UserError, require
+from expkit.errors import ConfigError, PluginError, UnsetError, UserError, require
 from expkit.measure.stopping import Measure
 from expkit.tracking import address
 
@@ -324,6 +324,7 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
     Raises:
         ConfigError: a value of the wrong type or range, with its key; a class of no installed
             option, unless the configuration allows it.
+        UnsetError: a key without a value, such as a rate that the problem does not recommend.
         PluginError: a class that cannot be imported.
     """
     for key in map(str, config):
@@ -343,7 +344,11 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
     if learns:
         names["optimizer"] = choices["optimizer"]
         rate = recommended.lr.get(choices["optimizer"])
-        optimizer = _build(config, "optimizer", {} if rate is None else {"lr": rate})
+        try:
+            optimizer = _build(config, "optimizer", {} if rate is None else {"lr": rate})
+        except UnsetError as error:
+            why = f"problem {names['problem']} recommends none for optimizer {names['optimizer']}"
+            raise UnsetError(error.key, why) from error
     elif not isinstance(problem, Operation):
         raise PluginError(f"problem {names['problem']}: neither a Problem nor an Operation")
     backend: Backend = _build(config, "backend", {})
@@ -425,7 +430,7 @@ def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
 def _typed(cls: type[Any], values: dict[Any, Any], most: int = MOST) -> Any:
     typed = OmegaConf.merge(OmegaConf.structured(cls), values)
     for missing in sorted(OmegaConf.missing_keys(typed)):
-        raise ConfigError(missing, None, "a value: there is no recommendation, so set it")
+        raise UnsetError(str(missing))
     for key, value in typed.items():
         if isinstance(value, int) and value > most:
             raise ConfigError(str(key), value, f"an integer of at most {most}")
@@ -444,6 +449,8 @@ def _named(group: str, cls: type[Any]) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{group}.{error.key}", error.got, error.takes) from error
+    except UnsetError as error:
+        raise UnsetError(f"{group}.{error.key}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{group}.{plain_reason(error, cls)}") from error
 

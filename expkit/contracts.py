@@ -37,7 +37,9 @@ Mark: TypeAlias = Callable[[str], None]
 """Called by a traced step when a part of it has ended: `draw`, `forward`, `backward`, `update`.
 
 The time since the mark before belongs to that part. Every step makes the same marks; parts may
-alternate. Where one call computes loss and gradient both, that is `forward and backward`.
+alternate. Where one call computes loss and gradient both, that is `forward and backward`; where one
+computes the whole step it is `step`, or `draw` and `step` where the draw is apart. A mark may
+raise, which ends a trace that takes too long: `reallocate` is called next.
 """
 
 
@@ -57,7 +59,7 @@ class Recommended:
         steps: steps of one repeat.
         log_every: steps of a chunk, the stretch between two readings of the clock.
         stream: `shared` (the host draws, every backend sees the same bits) or `device`.
-        lr: learning rate by optimizer option.
+        lr: learning rate by optimizer option. With another one a run has to be told a rate.
     """
 
     steps: int
@@ -165,6 +167,19 @@ class Optimizer(Protocol):
         ...
 
 
+@runtime_checkable
+class Small(Protocol):
+    """A problem that says at what sizes, and in what forms, the contracts try it."""
+
+    def small(self) -> Mapping[str, Problem | Operation]:
+        """This problem in every form whose step differs, such as whole data and minibatches, by
+        title, the plain one under "": each so small that a step takes no time.
+
+        Where a problem has no such method its fields `n` and `batch_size` are made small.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Workload:
     """What a program is built from.
@@ -230,7 +245,12 @@ class Program(Protocol):
         ...
 
     def trace(self, n: int, mark: Mark) -> None:
-        """N steps like `advance`, calling `mark` as each part of a step ends. Takes longer."""
+        """N steps like `advance`, calling `mark` as each part of a step ends.
+
+        It takes longer, and what it leaves equals what `advance` leaves within the dtype's
+        rounding: a compiler that fuses a step need not compute its parts to the same bits. Where
+        the parts take over a fifth more or less than the timed step, they are not shown.
+        """
         ...
 
 
@@ -269,7 +289,9 @@ class Backend(Protocol):
 
     @property
     def xp(self) -> Any:
-        """The array namespace."""
+        """The array namespace. Here, or in `configure`, the library is imported: what that takes
+        is not counted as set-up of the program.
+        """
         ...
 
     def require(self) -> None:

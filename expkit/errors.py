@@ -17,6 +17,14 @@ class ConfigError(UserError):
         self.key, self.got, self.takes = key, got, takes
 
 
+class UnsetError(UserError):
+    """A key that needs a value, where none is given and none is recommended."""
+
+    def __init__(self, key: str, why: str = "nothing is recommended") -> None:
+        super().__init__(f"{key}: it has no value, because {why}; say {key}=...")
+        self.key = key
+
+
 class Unavailable(UserError):
     """This machine cannot run what was asked for."""
 

@@ -27,11 +27,12 @@ from expkit.measure.audit import (
 from expkit.measure.breakdown import Breakdown, breakdown
 from expkit.measure.clock import steps_of_a_reading, timed
 from expkit.measure.environment import Activity
+from expkit.measure.idle import threads_at_work, worked_meanwhile
 from expkit.measure.limits import StepLimit, machine_limits, optimizer_elements, step_limit
-from expkit.measure.stability import pauses, unstable_because
+from expkit.measure.stability import pauses, recompiled, unstable_because
 from expkit.measure.statistics import Rounds, Summary, nested, summarize
 from expkit.measure.stopping import fitted
-from expkit.measure.warmup import WarmUp, warm_up
+from expkit.measure.warmup import WarmUp, run_before, warm_up
 from expkit.tracking.journal import Journal
 from expkit.tracking.stored import Stored
 from expkit.tracking.tracker import Sent, Tracker
@@ -177,6 +178,8 @@ class Measurement:
         self._beside: list[float] = []
         """Of each reading, the processor seconds that reading its losses took, beyond that."""
         self._clocked: list[float] = []
+        self._at_work: list[int] = []
+        """Threads that worked before each placement, where cells share this process."""
 
     def _synchronize(self) -> None:
         self.cell.backend.synchronize(self._program)
@@ -215,17 +218,19 @@ class Measurement:
         self.configure()
         with self.quiet():
             self._watch(Now("making the data and building the program"))
+            _ = backend.xp  # what a library's import takes is no set-up of the program
             started = perf_counter()
             self._program = backend.build(cell.workload)
             self._synchronize()
             result.setup_seconds = perf_counter() - started
             if result.timed:
                 self._watch(Now("warming up"))
-                result.warm_up = warm_up(self._program, self._synchronize, cell.workload.steps)
+                warm = warm_up(self._program, self._synchronize, cell.workload.steps)
                 self._number_seconds = number_seconds(backend) if self._learns else 0.0
-                found = self._all_left(result.warm_up.step_seconds)
+                found = self._all_left(warm.step_seconds)
                 if found is None:
-                    self._step_seconds = self._fit_readings(result.warm_up.step_seconds)
+                    result.warm_up = self._run_before(self._fit_readings(warm), warm.first_seconds)
+                    self._step_seconds = result.warm_up.step_seconds
                     self._watch(Now("checking that all work is done on the clock"))
                     found = self._audited()
         self._note_path()
@@ -264,19 +269,17 @@ class Measurement:
 
     def _audited_again(self) -> Finding | None:
         """The same after the last repeat, and over the repeats themselves."""
-        return (
-            left_in_readings(self._clocked, self._beside)
-            or self._audited()
-            or remembered(self._unseen, self._every * self.result.step_seconds)
-        )
+        found = left_in_readings(self._clocked, self._beside) or self._audited()
+        if found or not answer.another_start(self.cell.backend, self.cell.workload, self._rng):
+            return found
+        return remembered(self._elsewhere, self._every * self.result.step_seconds)
 
-    def _unseen(self) -> float | None:
-        """Seconds that steps of a timed length take from a start that the program has not seen."""
+    def _elsewhere(self) -> Callable[[], object]:
+        """Load a start that the program has not seen; returns what takes a reading's steps."""
         start = answer.another_start(self.cell.backend, self.cell.workload, self._rng)
-        if not start:
-            return None
         self._program.load(start)
-        return timed(self._program, self._synchronize, min(self._every, self._room))
+        self._synchronize()
+        return partial(timed, self._program, self._synchronize, min(self._every, self._room))
 
     def _note_path(self) -> None:
         """How steps are computed, and why not faster."""
@@ -297,27 +300,36 @@ class Measurement:
     def _room(self) -> int:
         return self.cell.workload.steps * self._passes
 
-    def _fit_readings(self, step_seconds: float) -> float:
-        """Make every reading long enough for the clock; returns what a step then takes."""
+    def _fit_readings(self, warm: WarmUp) -> WarmUp:
+        """Make every reading long enough for the clock; returns how the program then warmed up."""
         cell, workload = self.cell, self.cell.workload
-        needed = steps_of_a_reading(step_seconds)
+        needed = steps_of_a_reading(warm.step_seconds)
         while needed > self._room:  # again: a step takes less among many than alone
             self._passes = -(-needed * 5 // (workload.steps * 4))
             del self._program  # both may not fit
             self._program = self._build(self._room)
-            step_seconds = warm_up(self._program, self._synchronize, self._room).step_seconds
-            needed = steps_of_a_reading(step_seconds)
+            warm = warm_up(self._program, self._synchronize, self._room)
+            needed = steps_of_a_reading(warm.step_seconds)
         if self._passes > 1:
             self._every = self._room
         else:
             self._every = cell.log_every * -(-needed // cell.log_every)
         ends = range(self._every, self._room + self._every, self._every)
         self.result.chunk_ends = [min(end, workload.steps) - 1 for end in ends]
-        return step_seconds
+        return warm
+
+    def _run_before(self, warm: WarmUp, first_seconds: float) -> WarmUp:
+        """Run every length that a repeat asks for; the first step is the first program's."""
+        starts = range(0, self._room, self._every)
+        lengths = {self._warmup_steps, *(min(self._every, self._room - start) for start in starts)}
+        ran = run_before(self._program, self._synchronize, sorted(lengths - {0}), warm)
+        return dataclasses.replace(ran, first_seconds=first_seconds)
 
     def place(self) -> None:
         """The same program in fresh, shifted memory."""
         self.configure()
+        if not self._alone:
+            self._at_work.append(threads_at_work())
         self._watch(self._next("placing the arrays elsewhere"))
         self._program.reallocate()
         self.result.processes[0].append([])
@@ -546,6 +558,8 @@ class Measurement:
         measure = self.cell.measure
         paused = pauses(result.chunk_seconds, result.cpu_seconds)
         result.unstable = unstable_because(measure, summary, result.rounds, activity, paused)
+        result.unstable += recompiled(result.processes[0], result.chunk_seconds)
+        result.unstable += worked_meanwhile(self._at_work)
         with self.quiet():
             if isinstance(workload.problem, Counted):
                 moved = optimizer_elements(self._program.arrays())

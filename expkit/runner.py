@@ -22,9 +22,10 @@ from expkit.contracts import Selective
 from expkit.errors import ParityError, Unavailable, UserError
 from expkit.measure import parity
 from expkit.measure.environment import Activity, Snapshot, environment
+from expkit.measure.looking import Look
 from expkit.measure.rounds import run_rounds
-from expkit.measure.stopping import is_narrow
-from expkit.measure.verdict import CANT_TELL, judge
+from expkit.measure.statistics import Rounds
+from expkit.measure.verdict import judge
 from expkit.measurement import Measurement, Now, Result
 from expkit.processes import measured_elsewhere
 from expkit.tracking import address
@@ -78,7 +79,11 @@ def require_workload(cell: Cell) -> None:
 def in_turn(parts: Sequence[Measurement]) -> tuple[str | None, Activity]:
     """Repeats until enough is known or a limit is reached, by rounds, every round placed anew."""
     start = Snapshot.take()
-    stopped_by = run_rounds(parts, parts[0].cell.measure, lambda: _enough(parts)) if parts else None
+    stopped_by = None
+    if parts:
+        measure = parts[0].cell.measure
+        look = Look(measure, lambda: _good_rounds(parts), compared=True)
+        stopped_by = run_rounds(parts, measure, look.enough, look.width)
     return stopped_by, Activity.between(start, Snapshot.take())
 
 
@@ -183,16 +188,8 @@ def _judge(parts: Sequence[Measurement]) -> None:
             part.journal.tags({"verdict": f"{found.word} ({found.ratio:.3f} times the first's)"})
 
 
-def _enough(parts: Sequence[Measurement]) -> str | None:
-    """`target_ci` for one cell's narrow interval; `verdict` for one on each against the first."""
-    results = [part.result for part in parts if part.result.reason is None]
-    measure = parts[0].cell.measure
-    if len(results) < 2:
-        narrow = all(is_narrow(measure, result.middles) for result in results)
-        return "target_ci" if narrow else None
-    first, *others = (result.rounds for result in results)
-    words = [judge(first, rounds, measure.threshold).word for rounds in others]
-    return None if CANT_TELL in words else "verdict"
+def _good_rounds(parts: Sequence[Measurement]) -> list[Rounds]:
+    return [part.result.rounds for part in parts if part.result.reason is None]
 
 
 @contextmanager
@@ -301,6 +298,7 @@ def _finish(
         journal.metric("time/setup_seconds", [result.setup_seconds or 0.0])
         journal.metric("time/first_step_seconds", [warm.first_seconds])
         journal.metric("time/warmup_seconds", [warm.seconds])
+        journal.metric("time/compile_seconds", [warm.compile_seconds])
         journal.metric("time/median_seconds", [summary.median])
         journal.metric("time/low_seconds", [summary.low])
         journal.metric("time/high_seconds", [summary.high])

@@ -163,11 +163,10 @@ def test_readings_are_held_against_what_reading_their_losses_took() -> None:
 
 @pytest.mark.parametrize(("unseen", "remembers"), [(0.01, False), (0.02, False), (0.05, True)])
 def test_a_start_not_seen_before_takes_as_long(unseen: float, remembers: bool) -> None:
-    found = remembered(lambda: unseen, 0.01)
+    found = remembered(lambda: partial(spin, unseen), 0.01)
     assert (found is not None) == remembers
-    burst = iter([1.0, 0.011])
-    assert remembered(partial(next, burst, 9.0), 0.01) is None
-    assert remembered(lambda: None, 0.01) is None
+    burst = iter([0.1, 0.01])
+    assert remembered(lambda: partial(spin, next(burst)), 0.01) is None
 
 
 # Later steps, and another start

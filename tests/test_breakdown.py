@@ -163,7 +163,7 @@ def test_slow_steps_are_traced_three_times_where_there_is_room(
     measured: Measured, room: int
 ) -> None:
     found = measured(planted := Planted(STEP, room))
-    assert planted.traced[:2] == [min(room, 3)] * 2
+    assert planted.traced[:2] == [1, min(room, 3)]
     assert found.steps == min(room, 3)
 
 

@@ -184,7 +184,7 @@ def test_a_side_that_is_refused_has_no_speed_and_there_is_no_verdict(
 
 def test_a_side_that_raises_is_one_line(expkit: Expkit) -> None:
     expkit.plugin({"__init__.py": PLUGIN, "conf/backend/broken.yaml": OPTION})
-    words = ("backend=numpy", "backend=broken backend.fault=raising", *SINE)
+    words = ("backend=numpy", "backend=broken backend.fault=raising", *SINE, "--no-isolate")
     done = expkit("compare", *words)
     assert done.status == 1
     assert len(done.err.splitlines()) == 1, done.err

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from expkit.authors import LINE, PAGE
 from expkit.config import compose_cell
-from expkit.placement import LINE, PAGE
 
 PLACEMENTS = 12
 

@@ -23,6 +23,9 @@ Hold B against A.
                                   two cells, measured now, their repeats in turn; a side of several
                                   words is quoted, words after the first two are for both
 
+The two cells share a process. With --isolate each has one of its own, so that threads of one cannot
+work beside the other; that is the default where a backend is not expkit's own.
+
 Exit status: 0 if B is FASTER or the SAME, 1 if it is SLOWER or one of them failed, 3 if it CAN'T
 be TOLD, 4 if their times may not be compared.
 """
@@ -62,9 +65,14 @@ def command(argv: Sequence[str]) -> int:
     if given.command == "compare":
         from expkit.cli.compare import compare
 
-        outputs = given.outputs.absolute()
         return compare(
-            given.a, given.b, given.words, outputs, given.threshold, verbose=given.verbose
+            given.a,
+            given.b,
+            given.words,
+            given.outputs.absolute(),
+            given.threshold,
+            isolate=given.isolate,
+            verbose=given.verbose,
         )
     if given.command == "doctor":
         from expkit.cli.doctor import doctor
@@ -108,6 +116,8 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("words", nargs="*", default=[], help="of the configuration, for both cells")
     parser.add_argument("--verbose", action="store_true", help=VERBOSE)
     parser.add_argument("--threshold", type=_share, help="smallest difference that matters")
+    apart = "measure each cell in a process of its own, the other asleep meanwhile; or both in one"
+    parser.add_argument("--isolate", action=argparse.BooleanOptionalAction, help=apart)
     parser.add_argument("--outputs", type=Path, default=default_outputs())
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from expkit.cli.run import (
     interruptible,
@@ -19,10 +20,20 @@ from expkit.cli.run import (
 )
 from expkit.cli.status import CANT_TELL, FAILED, MAY_NOT_COMPARE, OK, complain
 from expkit.cli.words import check_words
-from expkit.errors import UserError
+from expkit.errors import ConfigError, UserError
 from expkit.measure import verdict
+from expkit.measurement import Now
 from expkit.report.comparison import Comparison, hold, table
 from expkit.tracking.stored import find, load
+
+if TYPE_CHECKING:
+    from expkit.config import Cell
+    from expkit.runner import Watch
+    from expkit.sweep.manifest import Planned
+    from expkit.tracking.tracker import Sent, Tracker
+
+SHIPPED = "expkit_plugins"
+"""The package of the backends that ship with expkit."""
 
 
 def compare(
@@ -32,17 +43,26 @@ def compare(
     outputs: Path,
     threshold: float | None,
     *,
+    isolate: bool | None = None,
     verbose: bool = False,
 ) -> int:
-    """Compare, print, and return the exit status."""
+    """Compare, print, and return the exit status.
+
+    Args:
+        isolate: whether each cell is measured in a process of its own; by default where a backend
+            is not expkit's own.
+    """
     if all("=" in side and not Path(side).exists() for side in (a, b)):
         os.environ["EXPKIT_OUTPUTS"] = str(outputs)  # no word: Hydra's grammar would read it
         words = ["measure=standard", *both]
         if threshold is not None:
             words.append(f"measure.threshold={threshold}")
         return interruptible(
-            lambda: _now([[*words, *_split(side)] for side in (a, b)], verbose=verbose)
+            lambda: _now([[*words, *_split(side)] for side in (a, b)], isolate, verbose=verbose)
         )
+    if isolate is not None:
+        said = "--isolate" if isolate else "--no-isolate"
+        return complain(f"compare: got {said} with two runs, takes it with two cells")
     if both:
         return complain(f"compare: got {both[0]!r} after two runs, takes nothing there")
     try:
@@ -61,8 +81,8 @@ def _split(side: str) -> list[str]:
         raise UserError(f"compare: {side}: {error}") from error
 
 
-def _now(sides: Sequence[Sequence[str]], *, verbose: bool) -> int:
-    """Measure both in this process, record both, and compare."""
+def _now(sides: Sequence[Sequence[str]], isolate: bool | None, *, verbose: bool) -> int:
+    """Measure both, here or each in a process of its own, record both, and compare."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -85,6 +105,7 @@ def _now(sides: Sequence[Sequence[str]], *, verbose: bool) -> int:
         first = cells[0]
         if first.measure != cells[1].measure:
             raise UserError("measure: got two, takes one for both: give it after the two sides")
+        apart = _is_apart(cells, isolate)
         name = f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
         place = first.outputs / "comparisons" / name
         folders = [place / "a", place / "b"]
@@ -94,21 +115,77 @@ def _now(sides: Sequence[Sequence[str]], *, verbose: bool) -> int:
             tags = {"interleaved": name}
             steps = first.workload.steps
             used_tracker = used_by(cells, place, tracker)
+            sent: Sequence[Sent | None]
             with progress(first.measure, steps, 2) as watch, used_tracker as used:
-                results = runner.run_together(jobs, used, watch, plots.draw, tags=tags)
+                if apart:
+                    sent = _run_apart(cells, folders, tags, used, watch)
+                else:
+                    results = runner.run_together(jobs, used, watch, plots.draw, tags=tags)
+                    sent = [result.sent for result in results]
             threshold = first.measure.threshold
             found = hold(load(folders[0]), load(folders[1]), threshold)
-            status = _tell(found, threshold, verbose=verbose)
-            for result in results:
-                if result.sent and result.sent.error:
-                    return not_in_mlflow(result.sent.error, place)
+            status = _tell(found, threshold, apart=apart, verbose=verbose)
+            for run in sent:
+                if run and run.error:
+                    return not_in_mlflow(run.error, place)
             return status
 
         return reported(work, place)
 
 
-def _tell(found: Comparison, threshold: float, *, verbose: bool) -> int:
-    show(table(found, threshold, verbose=verbose))
+def _is_apart(cells: Sequence[Cell], isolate: bool | None) -> bool:
+    """Whether each cell has a process of its own.
+
+    Raises:
+        UserError: it is asked for, and so is something that it cannot have.
+    """
+    several = cells[0].measure.processes > 1
+    if isolate and several:
+        takes = "1 with --isolate: each cell has one process of its own"
+        raise ConfigError("measure.processes", cells[0].measure.processes, takes)
+    if isolate is None:
+        modules = (type(cell.backend).__module__ for cell in cells)
+        return not several and any(name.partition(".")[0] != SHIPPED for name in modules)
+    return isolate
+
+
+def _run_apart(
+    cells: Sequence[Cell],
+    folders: Sequence[Path],
+    tags: Mapping[str, str],
+    tracker: Tracker | None,
+    watch: Watch,
+) -> Sequence[Sent]:
+    """Measure each cell in a worker, as a sweep does; what became of each in MLflow."""
+    from expkit.sweep import engine
+
+    engine.compare(cells, folders, tags, tracker, _Screen(watch))
+    return [tracker.update(folder, last=True) for folder in folders] if tracker else []
+
+
+class _Screen:
+    """Tells of workers in the line that tells of a run."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def begins(self, planned: Planned) -> None:
+        self._watch(planned.index, Now(f"starting a process for {planned.title}"))
+
+    def measures(self, planned: Planned, rounds: int) -> None:
+        self._watch(planned.index, Now(f"measuring in turn, round {rounds}"))
+
+    def ends(self, planned: Planned, outcome: str, reason: str) -> None:
+        """The table tells of it."""
+
+    def says(self, text: str) -> None:
+        """Nothing that the table does not tell."""
+
+
+def _tell(
+    found: Comparison, threshold: float, *, apart: bool = False, verbose: bool = False
+) -> int:
+    show(table(found, threshold, apart=apart, verbose=verbose))
     if found.verdict is None:
         refused = any(run.outcome != "ok" for run in (found.a, found.b))
         return FAILED if refused else MAY_NOT_COMPARE

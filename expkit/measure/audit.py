@@ -3,7 +3,7 @@
 The clock is around `advance` and `synchronize`. Whatever depends on a step belongs there; this
 looks for it in a program's other calls, whose time nobody would see:
 
-- after n steps, reading losses and parameters may take hardly longer than after none;
+- after many steps, reading losses and parameters may take hardly longer than after one;
 - to build, place and reset a program for more steps may take hardly longer.
 
 Both are held against the time of the same steps on the clock, and seen several times before
@@ -28,12 +28,12 @@ from expkit.contracts import Backend, Program
 
 SHARE = 0.1
 """Of the clocked time, what may pass after it on account of the steps, besides fetching losses."""
-FETCHES = 2.0
+FETCHES = 3.0
 """How often a loss may be fetched, in the time that the backend takes to fetch a number."""
 AHEAD = 0.25
 """Of the clocked time, what may pass before it on account of the steps."""
 HEARINGS = 5
-CLOCKED_S = 3e-4
+CLOCKED_S = 5e-4
 """A shorter time on the clock tells nothing: more steps are taken, where there is room."""
 CYCLE_S = 5e-3
 """About the longest of those times, unless a step or reading the parameters takes longer."""
@@ -100,7 +100,8 @@ class Audit:
         self._rng = np.random.default_rng()
         self._step_seconds = math.inf
         self._cycle(1)
-        idle = [self._cycle(0) for _ in range(HEARINGS)]
+        # Around one step, as its loss has to be fetched too, where there is room for more.
+        idle = [self._cycle(min(1, room - 1)) for _ in range(HEARINGS)]
         self._reading = median(cycle.after for cycle in idle)
         self._resetting = median(cycle.before for cycle in idle)
         self.fetching = median(self._fetching() for _ in range(HEARINGS))
@@ -114,7 +115,7 @@ class Audit:
             step_seconds: what a step takes on the clock.
         """
         each = max(step_seconds, 1e-9)
-        least = min(self._room, 1 + int(max(CLOCKED_S, READINGS * self._reading) / each))
+        least = min(self._room, 2 + int(max(CLOCKED_S, READINGS * self._reading) / each))
         most = max(least, min(self._room, int(CYCLE_S / each)))
         drawn = map(int, self._rng.integers(least, most, size=DRAWN, endpoint=True))
         timed = {min(max(n, least), most) for n in lengths}
@@ -145,7 +146,7 @@ class Audit:
             "not_synchronized",
             f"{_seconds(beyond)} of work was left when synchronize had returned: {n} steps took "
             f"{_seconds(cycle.clocked)} on the clock, and reading their losses and parameters that "
-            "much longer than those of none",
+            "much longer than those of one",
         )
 
     def ahead(self, build: Callable[[int], Program], built_s: float) -> Finding | None:
@@ -232,13 +233,13 @@ class Audit:
 def number_seconds(backend: Backend) -> float:
     """What fetching a number from the device takes, one of many, as a step-by-step program does."""
     numbers = [backend.asarray(np.zeros(())) for _ in range(NUMBERS)]
-    best = math.inf
+    found = []
     for _ in range(HEARINGS):
         backend.synchronize()
         start = perf_counter()
         backend.to_numpy(backend.xp.stack(numbers))
-        best = min(best, (perf_counter() - start) / NUMBERS)
-    return best
+        found.append((perf_counter() - start) / NUMBERS)
+    return median(found)
 
 
 def left_in_readings(clocked: Sequence[float], beside: Sequence[float]) -> Finding | None:
@@ -259,19 +260,20 @@ def left_in_readings(clocked: Sequence[float], beside: Sequence[float]) -> Findi
     )
 
 
-def remembered(unseen: Callable[[], float | None], seen_s: float) -> Finding | None:
+def remembered(steps: Callable[[], Callable[[], object]], seen_s: float) -> Finding | None:
     """Whether steps take much longer from a start that was not seen before.
 
     Args:
-        unseen: takes as many steps from such a start and returns their seconds; None if there is
-            no other.
+        steps: gets ready to take as many steps from such a start; returns what takes them.
         seen_s: what they took when they were timed.
     """
     for _ in range(HEARINGS):
-        seconds = unseen()
-        if seconds is None or seconds <= REMEMBERED * seen_s:
+        take = steps()
+        started = _Stopwatch()
+        take()
+        seconds = started.seconds()
+        if seconds <= REMEMBERED * seen_s:
             return None
-    assert seconds is not None
     return Finding(
         "off_the_clock",
         f"the timed steps took {_seconds(seen_s)}, as many from a start not seen before "

@@ -18,6 +18,10 @@ TRIED_S = 0.5
 """How long to trace again, where the parts do not add up: others may have come between."""
 ADDS_UP = 0.2
 """The share of the timed step that may be missing from its parts, or too much in them."""
+FAR = 10
+"""From so many times the timed step on, no further try would make the parts add up."""
+GIVEN_UP_S = 1.0
+"""About how long to trace at most where they are so far off."""
 STEPS_MIN = 3
 MARKS = 1000
 """How many marks with nothing between them tell what one costs."""
@@ -62,9 +66,24 @@ class Breakdown:
         """Whether the parts come to the timed step, within a fifth: else they do not explain it."""
         return abs(self.unattributed) <= ADDS_UP * self.step_seconds
 
+    @property
+    def divides(self) -> bool:
+        """Whether there are parts: a step that is a single one has its time already."""
+        return set(self.parts) != {"step"}
+
+    @property
+    def traced_seconds(self) -> float:
+        """About what a step takes while it is traced, marks and all."""
+        return sum(self.parts.values()) + self.marks * self.mark_seconds
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the parts take many times as long as the timed step."""
+        return sum(self.parts.values()) > FAR * self.step_seconds
+
     def metrics(self) -> dict[str, float]:
-        """By the name to log it under; none where the parts do not add up."""
-        if not self.adds_up:
+        """By the name to log it under; none where the parts do not add up, or are one alone."""
+        if not self.adds_up or not self.divides:
             return {}
         shown = {**self.parts, "unattributed": self.unattributed, "placing": self.placing_seconds}
         if self.fetching_seconds is not None:
@@ -93,31 +112,50 @@ def breakdown(
     """
     mark_seconds = float(np.median([s for _, s in laps(_only_mark, synchronize)]))
     placing_seconds = _once(program.reallocate, synchronize)
-    few = min(steps, STEPS_MIN)
-    _, seconds = _by_step(laps(partial(program.trace, few), synchronize), few)
-    traced = min(steps, max(few, round(TRACED_S / float(np.median(seconds.sum(axis=1))))))
     started = perf_counter()
-    while True:
-        program.reset()
-        names, seconds = _by_step(laps(partial(program.trace, traced), synchronize), traced)
-        fetching_seconds = _once(program.losses, synchronize)
-        middle = _middle(seconds, every)
+
+    def parted(names: list[str], seconds: HostArray, n: int) -> Breakdown:
         parts = {}
         for part in dict.fromkeys(names):
             own = [index for index, name in enumerate(names) if name == part]
-            parts[part] = max(0.0, float(middle[own].sum()) - len(own) * mark_seconds)
-        found = Breakdown(
+            parts[part] = max(0.0, float(seconds[own].sum()) - len(own) * mark_seconds)
+        fetching_seconds = _once(program.losses, synchronize)
+        return Breakdown(
             parts,
             step_seconds,
-            traced,
+            n,
             len(names),
             mark_seconds,
             placing_seconds,
             fetching_seconds if program.losses().size > 0 else None,
         )
-        if found.adds_up or perf_counter() - started > TRIED_S:
-            program.reset()
-            return found
+
+    def traced(n: int) -> Breakdown:
+        program.reset()
+        names, seconds = _by_step(laps(partial(program.trace, n), synchronize), n)
+        return parted(names, _middle(seconds, every), n)
+
+    # The first may take long: it may compile what it traces, or take a fused step apart.
+    most = max(GIVEN_UP_S, FAR * step_seconds)
+    seen = laps(partial(program.trace, 1), synchronize, most)
+    stopped = sum(s for _, s in seen) > most
+    if stopped:
+        program.reallocate()  # in the middle of a step it may be in any state
+    found = parted([name for name, _ in seen], np.array([s for _, s in seen]), 1)
+    if stopped:
+        return found
+    if not (found.adds_up and found.traced_seconds > TRACED_S):
+        long = found.is_far and STEPS_MIN * found.traced_seconds > GIVEN_UP_S
+        found = traced(1 if long else min(steps, STEPS_MIN))
+    n = min(steps, max(STEPS_MIN, round(TRACED_S / found.traced_seconds)))
+    if found.is_far and n * found.traced_seconds > GIVEN_UP_S:
+        n = found.steps
+    while found.steps < n or not (
+        found.adds_up or found.is_far or perf_counter() - started > TRIED_S
+    ):
+        found = traced(n)
+    program.reset()
+    return found
 
 
 def _middle(seconds: HostArray, every: int) -> HostArray:

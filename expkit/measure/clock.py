@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
+from math import inf
 from statistics import median
 from time import perf_counter
 
@@ -39,22 +41,35 @@ def steps_of_a_reading(step_seconds: float) -> int:
     return max(1, -int(-needed // max(step_seconds, 1e-9)))
 
 
+class _Enough(BaseException):
+    """Ends work from inside a mark. Like an interrupt, it is no error of the work's."""
+
+
 def laps(
-    work: Callable[[Mark], object], synchronize: Callable[[], None]
+    work: Callable[[Mark], object], synchronize: Callable[[], None], most_s: float = inf
 ) -> list[tuple[str, float]]:
     """The marks that `work` makes, each with the seconds since the one before.
 
     All work queued until a mark is in its lap; what keeping a lap takes is in none.
+
+    Args:
+        most_s: the work is ended at the mark at which the laps together take longer.
     """
     found: list[tuple[str, float]] = []
+    left = most_s
     synchronize()
     start = perf_counter()
 
     def mark(part: str) -> None:
-        nonlocal start
+        nonlocal start, left
         synchronize()
-        found.append((part, perf_counter() - start))
+        took = perf_counter() - start
+        found.append((part, took))
+        left -= took
+        if left < 0:
+            raise _Enough
         start = perf_counter()
 
-    work(mark)
+    with suppress(_Enough):
+        work(mark)
     return found

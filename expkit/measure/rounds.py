@@ -7,13 +7,21 @@ each source anew: see `expkit.measure.statistics`.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from itertools import count
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Protocol
 
-from expkit.measure.stopping import Measure, fitted, is_time_to_look, limit_reached
+from expkit.measure.stopping import (
+    Measure,
+    fitted,
+    is_time_to_look,
+    limit_reached,
+    rest_seconds,
+    settle_until,
+)
 
 
 class Source(Protocol):
@@ -29,19 +37,28 @@ class Source(Protocol):
 
 
 def run_rounds(
-    sources: Sequence[Source], measure: Measure, enough: Callable[[], str | None]
+    sources: Sequence[Source],
+    measure: Measure,
+    enough: Callable[[], str | None],
+    width: Callable[[], float] = lambda: math.inf,
 ) -> str | None:
     """Rounds until a limit is reached or enough is known.
 
-    How long a repeat takes is known after the first of each source; see `fitted`.
+    How long a repeat takes is known after the first of each source; see `fitted`. Where a look
+    does not find enough the rounds that follow are spread over time, see `settle_until`.
 
     Args:
         enough: what is known, if that will do; asked after rounds_min rounds, twice as many, ...
+        width: of the interval that has to become narrow enough; asked as often. Infinite where
+            there is none.
 
     Returns:
-        What ended it: `repeats_max`, `budget_s` or what `enough` said; None if no source was left.
+        What ended it: `repeats_max`, `budget_s`, `settle_s` or what `enough` said; None if no
+        source was left.
     """
     left, started, repeats = list(sources), perf_counter(), 0
+    settle_s: float | None = None
+    rested_s, widths = 0.0, list[float]()
     for rounds in count(1):
         random.shuffle(left)
         for source in left:
@@ -54,10 +71,30 @@ def run_rounds(
                 return None
             if repeats == 1:
                 measure = fitted(measure, sum(s for _, s in took if s is not None), len(left))
-            if limit := limit_reached(measure, repeats, perf_counter() - started):
+            limit = limit_reached(measure, repeats, perf_counter() - started)
+            if limit == "repeats_max" or (limit and not measure.may_settle):
                 return limit
             if turn == measure.repeats_per_placement:
                 break
-        if is_time_to_look(measure, rounds) and (known := enough()):
-            return known
+        elapsed_s = perf_counter() - started
+        round_s = (elapsed_s - rested_s) / rounds
+        if is_time_to_look(measure, rounds):
+            if known := enough():
+                return known
+            widths.append(width())
+            if len(widths) == 1 and widths[0] < math.inf:
+                settle_s = settle_until(measure, rounds, elapsed_s, round_s)
+            elif len(widths) > 1 and widths[-1] >= widths[-2]:
+                settle_s = None
+        if settle_s is None:
+            if limit := limit_reached(measure, repeats, elapsed_s):
+                return limit
+        elif elapsed_s >= settle_s:
+            return "settle_s"
+        else:
+            left_s = settle_s - elapsed_s
+            # At a moment drawn at random: load that comes and goes evenly is not met in step.
+            rest_s = random.uniform(0.5, 1.5) * rest_seconds(measure, rounds, left_s, round_s)
+            sleep(min(rest_s, max(0.0, left_s - round_s)))
+            rested_s += perf_counter() - started - elapsed_s
     raise AssertionError("count() does not end")

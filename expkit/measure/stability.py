@@ -32,6 +32,10 @@ RUNS = 0.2
 """Processor seconds in a second, below which a process waits most of the time as it is."""
 STOPPED = 0.05
 """As SLOWED, for such a process: what it waits for may take longer at times."""
+RECOMPILED = 2.0
+"""Times the others' from which the first reading of a placement is said to take longer."""
+RECOMPILED_SHARE = 0.01
+"""And what that comes to at least, as a share of a repeat."""
 
 
 def unstable_because(
@@ -136,6 +140,40 @@ def pauses(wall: Sequence[Sequence[float]], cpu: Sequence[Sequence[float]]) -> l
     worst = f"in repeat {repeat + 1} the process did not run for {still:.3g} s of {whole:.3g} s"
     more = f", and in {len(found) - 1} more for less" if len(found) > 1 else ""
     return [worst + more]
+
+
+def recompiled(rounds: Rounds, chunk_seconds: Sequence[Sequence[float]]) -> list[str]:
+    """Whether the first reading after each placement stands out, as of a program that compiles.
+
+    It is held against the later readings of as many steps: those in the midst of the repeat, and
+    the first of the placement's other repeats.
+
+    Args:
+        rounds: seconds of each repeat by placement, at least one.
+        chunk_seconds: of the same repeats, one after another, their readings' seconds. All but the
+            last reading of a repeat have as many steps as the first.
+
+    >>> recompiled([[3.0, 2.0], [3.0, 2.0]], [[2.0, 1.0], [1.0, 1.0]] * 2)
+    ['compile: the first reading of a placement takes 2 times as long as the others']
+    >>> recompiled([[2.0, 2.0], [2.0, 2.0]], [[1.0, 1.0], [1.0, 1.0]] * 2)
+    []
+    """
+    firsts, rest, at = [], [], 0
+    for repeats in rounds:
+        readings = chunk_seconds[at : at + len(repeats)]
+        at += len(repeats)
+        if readings:
+            firsts.append(readings[0][0])
+            rest += [reading[0] for reading in readings[1:]]
+            rest += [seconds for reading in readings for seconds in reading[1:-1]]
+    if not firsts or not rest:
+        return []
+    first, other = median(firsts), median(rest)
+    repeat_s = median(seconds for repeats in rounds for seconds in repeats)
+    if first < RECOMPILED * other or first - other < RECOMPILED_SHARE * repeat_s:
+        return []
+    times = f"{first / other:.3g} times as long as the others"
+    return [f"compile: the first reading of a placement takes {times}"]
 
 
 def two_modes(samples: Sequence[float], least: float = 0.02) -> tuple[float, float] | None:

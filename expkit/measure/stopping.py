@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from expkit.errors import require
-from expkit.measure.statistics import median_interval
+from expkit.measure.statistics import ROUNDS_MIN, median_interval
 
 PARITY = ("report", "require")
 MOST = 1000
@@ -32,6 +32,9 @@ class Measure:
             these limits: then the process is the unit of the interval, which takes 6.
         budget_s: seconds after which no further repeat starts, once there are repeats_min.
         target_ci: stop when the interval of the median is this narrow, as a share of the median.
+        settle_s: seconds beyond budget_s for an interval that is wider than that and still
+            narrowing, in rounds spread over them, see `settle_until`; 0 for none. Not used where
+            repeats_min makes no interval, or target_ci is 0.
         warmup: untimed steps before each repeat, at most a tenth of its steps.
         threshold: of a comparison: the smallest difference that matters, as a share.
         parity: `report` a difference in dtype, device, threads, start or data and go on, or
@@ -44,6 +47,7 @@ class Measure:
     processes: int = 1
     budget_s: float = 0.25
     target_ci: float = 0.05
+    settle_s: float = 0.0
     warmup: int = 20
     threshold: float = 0.02
     parity: str = "report"
@@ -61,6 +65,7 @@ class Measure:
         takes = "a finite number of at least 0"
         require(0 <= self.budget_s < math.inf, "budget_s", self.budget_s, takes)
         require(0 <= self.target_ci < math.inf, "target_ci", self.target_ci, takes)
+        require(0 <= self.settle_s < math.inf, "settle_s", self.settle_s, takes)
         require(self.warmup >= 0, "warmup", self.warmup, "an integer of at least 0")
         takes = "a number between 0 and 1"
         require(0 < self.threshold < 1, "threshold", self.threshold, takes)
@@ -70,6 +75,16 @@ class Measure:
     def rounds_min(self) -> int:
         """Rounds that hold repeats_min."""
         return -(-self.repeats_min // self.repeats_per_placement)
+
+    @property
+    def rounds_max(self) -> int:
+        """Rounds that hold repeats_max."""
+        return -(-self.repeats_max // self.repeats_per_placement)
+
+    @property
+    def may_settle(self) -> bool:
+        """Whether there is an interval that may yet become as narrow as asked."""
+        return self.settle_s > 0 and self.target_ci > 0 and self.rounds_min >= ROUNDS_MIN
 
 
 def fitted(measure: Measure, repeat_s: float, sources: int = 1) -> Measure:
@@ -101,7 +116,10 @@ def most_repeats(measure: Measure, repeats: float, elapsed_s: float) -> int:
     20
     """
     each_s = elapsed_s / repeats
-    in_budget = math.ceil(measure.budget_s / each_s) if each_s > 0 else measure.repeats_max
+    round_s = each_s * measure.repeats_per_placement
+    look_s = measure.rounds_min * round_s
+    longest_s = settle_until(measure, measure.rounds_min, look_s, round_s) or measure.budget_s
+    in_budget = math.ceil(longest_s / each_s) if each_s > 0 else measure.repeats_max
     return min(measure.repeats_max, max(measure.repeats_min, in_budget))
 
 
@@ -134,10 +152,69 @@ def is_time_to_look(measure: Measure, rounds: int) -> bool:
     return rest == 0 and looks.bit_count() == 1
 
 
-def is_narrow(measure: Measure, middles: Sequence[float]) -> bool:
-    """Whether half of the interval's width is at most target_ci of its middle: "± 2 %"."""
+def settle_until(measure: Measure, rounds: int, elapsed_s: float, round_s: float) -> float | None:
+    """When a measurement ends at last whose interval is too wide at its first look.
+
+    In seconds from its beginning; None where it ends with its budget.
+
+    Load that comes in bursts longer than the budget is in all rounds or in none of them, so that a
+    few more right away tell nothing. They are spread over what is left of the budget and settle_s
+    more, as long as the next look can be had in this time.
+
+    Args:
+        rounds: that are done, after `elapsed_s`.
+        round_s: what a round takes.
+
+    >>> quick = Measure(repeats_min=12, repeats_per_placement=2, budget_s=0.25, settle_s=2.0)
+    >>> settle_until(quick, 6, 0.15, 0.025), settle_until(quick, 6, 0.5, 0.08)
+    (2.25, 2.5)
+    >>> settle_until(quick, 6, 12.0, 2.0) is None
+    True
+    """
+    ends_s = max(measure.budget_s, elapsed_s) + measure.settle_s
+    fits = elapsed_s + rounds * round_s <= ends_s
+    return ends_s if measure.may_settle and fits else None
+
+
+def rest_seconds(measure: Measure, rounds: int, left_s: float, round_s: float) -> float:
+    """How long to rest before each round until the next look, to spread what is left over time.
+
+    The looks that may come have equal shares of the time; the last of them is the end.
+
+    Args:
+        rounds: that are done.
+        left_s: until the end at last.
+        round_s: what a round takes.
+
+    >>> quick = Measure(repeats_min=12, repeats_max=40, repeats_per_placement=2)
+    >>> rest_seconds(quick, 6, 2.0, 0.02), rest_seconds(quick, 6, 0.2, 0.02)
+    (0.14..., 0.0)
+    """
+    if round_s <= 0:
+        return 0.0
+    most = min(measure.rounds_max, rounds + int(left_s / round_s))
+    look = measure.rounds_min * 2 ** (rounds // measure.rounds_min).bit_length()
+    between = min(look, most) - look // 2
+    if between <= 0:
+        return 0.0
+    shares = (min(look, most) - rounds) / between
+    while look < most:
+        look, shares = 2 * look, shares + 1
+    return max(0.0, left_s / shares / between - round_s) if shares else 0.0
+
+
+def half_width(middles: Sequence[float]) -> float:
+    """Half of the width of the median's interval, as a share of its middle: "± 2 %".
+
+    Infinite where there is no interval.
+    """
     interval = median_interval(middles)
     if interval is None:
-        return False
+        return math.inf
     low, high = interval
-    return high - low <= measure.target_ci * (high + low)
+    return (high - low) / (high + low)
+
+
+def is_narrow(measure: Measure, middles: Sequence[float]) -> bool:
+    """Whether half of the interval's width is at most target_ci of its middle: "± 2 %"."""
+    return half_width(middles) <= measure.target_ci

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
@@ -39,6 +39,11 @@ class SquarePair:
         if not self.draw:
             return data
         return {name: random.normal((self.n, self.n)) for name in ("a", "b")}
+
+    def small(self) -> Mapping[str, Self]:
+        """With the draw as data, and in every step."""
+        plain = replace(self, n=50, draw=False)
+        return {"": plain, "draw": replace(plain, draw=True)}
 
     @property
     def _elements(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from expkit.measure.breakdown import Breakdown
@@ -26,13 +27,15 @@ def rows(breakdown: Breakdown, *, verbose: bool = False) -> list[tuple[str, str]
     rest = breakdown.unattributed / whole
     off = f"{percent(abs(rest))} {'less' if rest > 0 else 'more'} than the timed step"
     shares = ((name, took / whole) for name, took in breakdown.parts.items())
+    if breakdown.is_far:
+        off = f"over {math.floor(1 - rest):,} times as long as the timed step"
     if breakdown.adds_up:
         text = ", ".join(f"{name} {percent(share)}" for name, share in shares)
         if abs(rest) >= 0.01:  # else it says "less than 1% less"
             text += f" (traced one by one; together {off})"
     else:
         text = f"its parts are not shown: traced one by one they take {off}"
-    found = [("a step", text)]
+    found = [("a step", text)] if breakdown.divides else []
     if verbose:
         found.append(("placing", f"the data takes {seconds(breakdown.placing_seconds)}, untimed"))
         if breakdown.fetching_seconds is not None:

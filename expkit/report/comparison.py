@@ -53,8 +53,14 @@ def hold(a: Stored, b: Stored, threshold: float) -> Comparison:
     return Comparison(a, b, unlike, [], verdict)
 
 
-def table(found: Comparison, threshold: float, *, verbose: bool = False) -> str:
-    """Each side, the ratio, the verdict and what stands against it."""
+def table(
+    found: Comparison, threshold: float, *, apart: bool = False, verbose: bool = False
+) -> str:
+    """Each side, the ratio, the verdict and what stands against it.
+
+    Args:
+        apart: whether each was measured in a process of its own.
+    """
     sides = (("A", found.a), ("B", found.b))
     rows = [(name, _side(run)) for name, run in sides]
     if found.verdict:
@@ -66,6 +72,7 @@ def table(found: Comparison, threshold: float, *, verbose: bool = False) -> str:
     else:
         rows.append(("verdict", MAY_NOT))
         rows += [("because", line) for line in found.barriers]
+    rows += [("measured", "each cell in a process of its own")] * apart
     rows += [("where", f"{name}: {run.folder}") for name, run in sides]
     if verbose:
         rows += [row for name, run in sides for row in _details(name, run)]

@@ -64,7 +64,7 @@ def draw_shown(what: Shown, folder: Path) -> list[str]:
         with _picture(folder / "loss.png", what.title, "step", "loss") as axes:
             _loss(axes, what.losses)
         drawn.append("loss.png")
-    if what.breakdown and what.breakdown.adds_up:
+    if what.breakdown and what.breakdown.adds_up and what.breakdown.divides:
         with _picture(folder / "step.png", what.title, "", "") as axes:
             breakdown.bar(axes, what.breakdown)
         drawn.append("step.png")

@@ -6,10 +6,13 @@ from pathlib import Path
 
 from expkit.config import Cell
 from expkit.measure.statistics import Summary
+from expkit.measure.warmup import WarmUp
 from expkit.measurement import Result
 from expkit.report import breakdown
 from expkit.report.units import percent, seconds
 
+LEAST_COMPILE_S = 0.1
+"""From which on compiling has a line of its own."""
 LEAST_SHARE = 0.01
 """Of the machine's limit: less than that says nothing about the step but that it is short."""
 
@@ -35,6 +38,8 @@ def table(cell: Cell, result: Result, folder: Path, *, verbose: bool = False) ->
         parts = f"{seconds(result.setup_seconds)} to build, {first_step} for the first step"
         unsettled = "" if result.warm_up.settled else ", in which a step's time did not settle"
         rows.append(("untimed", f"{parts}, {warm} of warm-up{unsettled}"))
+        if verbose or result.warm_up.compile_seconds > LEAST_COMPILE_S:
+            rows.append(("compile", _compiling(result.warm_up)))
     if result.path_reason:
         rows.append(("path", f"{result.path}, because {result.path_reason}"))
     if result.summary:
@@ -49,6 +54,13 @@ def table(cell: Cell, result: Result, folder: Path, *, verbose: bool = False) ->
     if result.sent and result.sent.run_id:
         rows.append(("", f"MLflow run {result.sent.run_id}; see it with: expkit ui"))
     return "\n".join(f"{name:>10}  {text}" for name, text in rows)
+
+
+def _compiling(warm: WarmUp) -> str:
+    """What the first passes of the timed lengths took beyond their steps' time."""
+    lengths = ", ".join(map(str, warm.first_passes))
+    what = f"the first call of each length that is timed ({lengths} steps)"
+    return f"{seconds(warm.compile_seconds)} in {what}, beyond the time of its steps"
 
 
 def _times(summary: Summary, result: Result, steps: int, *, verbose: bool) -> Rows:

@@ -14,22 +14,22 @@ import select
 import signal
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
-from statistics import median
 from time import monotonic
 from types import FrameType
 from typing import Any, Protocol
 
+from expkit.config import Cell, Sweep
 from expkit.errors import is_disk_full
 from expkit.measure import parity
 from expkit.measure.environment import Activity, Snapshot, gpus
+from expkit.measure.looking import Look
 from expkit.measure.rounds import run_rounds
-from expkit.measure.stopping import is_narrow
 from expkit.measure.verdict import judge
 from expkit.report import plots
 from expkit.runner import record_failure
@@ -40,6 +40,8 @@ from expkit.tracking.tracker import Tracker, one_line
 
 ALIVE = 8
 """Workers that are alive together by default, where one at a time is measured."""
+FOR_EVER_S = 1e9
+"""What a comparison's cells may take: as in one process, there is no limit."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -266,16 +268,57 @@ def _wants_gpu(planned: Planned) -> bool:
 def _measure(team: Sequence[Planned], ledger: Ledger) -> None:
     """Measure cells in turn, each in an interpreter of its own, one awake at a time."""
     mark = {"interleaved": f"{ledger.manifest.id}/{datetime.now():%H-%M-%S-%f}"}
+    _hold(team, ledger, lambda planned: ledger.begin(planned, mark), compared=False)
+
+
+def compare(
+    cells: Sequence[Cell],
+    folders: Sequence[Path],
+    tags: Mapping[str, str],
+    tracker: Tracker | None,
+    screen: Screen,
+) -> None:
+    """Measure cells against the first of them as a sweep does, until a verdict is known.
+
+    What goes wrong with a cell is recorded as its end; the others go on.
+
+    Args:
+        folders: where to keep each cell's run.
+        tags: of every run.
+    """
+    first = cells[0]
+    team = [
+        Planned(index, cell.hash, cell.title, 0, 0 if index else None, cell.frozen)
+        for index, cell in enumerate(cells)
+    ]
+    sweep = Sweep(limit_s=FOR_EVER_S)
+    manifest = Manifest(folders[0].parent, [], sweep, [first.names["problem"]], team)
+    ledger = Ledger(manifest, tracker, screen)
+
+    def begin(planned: Planned) -> Attempt:
+        screen.begins(planned)
+        return Attempt(planned, folders[planned.index], tags, ledger)
+
+    _hold(team, ledger, begin, compared=True)
+
+
+def _hold(
+    team: Sequence[Planned],
+    ledger: Ledger,
+    begin: Callable[[Planned], Attempt],
+    *,
+    compared: bool,
+) -> None:
+    """Let cells take turns in workers, from their beginning to their end."""
     with ExitStack() as stack:
         members = []
         for planned in team:
             worker = Worker(environment(planned))
             stack.callback(worker.kill)
-            attempt = ledger.begin(planned, mark)
-            members.append(Member(attempt, worker, ledger.manifest.sweep.limit_s))
+            members.append(Member(begin(planned), worker, ledger.manifest.sweep.limit_s))
         end_spares()
         try:
-            _take_turns(members)
+            _take_turns(members, compared=compared)
         finally:
             for member in members:
                 if not member.ended:
@@ -285,7 +328,7 @@ def _measure(team: Sequence[Planned], ledger: Ledger) -> None:
                 ledger.send(member.attempt)
 
 
-def _take_turns(members: Sequence[Member]) -> None:
+def _take_turns(members: Sequence[Member], *, compared: bool) -> None:
     for member in members:  # importing is not timed: all at once
         with suppress(Ended):  # told by the next answer
             member.worker.tell(timed=True, **member.attempt.request)
@@ -314,7 +357,7 @@ def _take_turns(members: Sequence[Member]) -> None:
     with _quiet(ready):
         pids = [member.worker.pid for member in ready]
         start = Snapshot.take(pids=pids)
-        stopped_by = _rounds(ready)
+        stopped_by = _rounds(ready, compared=compared)
         activity = asdict(Activity.between(start, Snapshot.take(pids=pids)))
         for member in ready:
             if not member.ended:
@@ -362,19 +405,14 @@ def _require_alike(members: Sequence[Member]) -> None:
             member.ask(do="refuse", unlike=unlike)
 
 
-def _rounds(ready: Sequence[Member]) -> str | None:
+def _rounds(ready: Sequence[Member], *, compared: bool) -> str | None:
     if not ready:
         return None
     measure = ready[0].planned.cell.measure
-
-    def enough() -> str | None:
-        alive = (member for member in ready if member.lives)
-        middles = [[median(repeats) for repeats in member.rounds] for member in alive]
-        return "target_ci" if all(is_narrow(measure, found) for found in middles) else None
-
-    # What one cell may take, each of them may.
-    measure = replace(measure, budget_s=measure.budget_s * len(ready))
-    return run_rounds(ready, measure, enough)
+    if not compared:  # what one cell may take, each of them may
+        measure = replace(measure, budget_s=measure.budget_s * len(ready))
+    look = Look(measure, lambda: [m.rounds for m in ready if m.lives], compared=compared)
+    return run_rounds(ready, measure, look.enough, look.width)
 
 
 def _held_against(member: Member, members: Sequence[Member]) -> tuple[dict[str, str], list[str]]:

@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, open_dict
 
 from expkit.config import Cell, Sweep, as_typed, build_cell, build_sweep
-from expkit.errors import ConfigError, Unavailable, UserError
+from expkit.errors import ConfigError, Unavailable, UnsetError, UserError
 from expkit.runner import require_workload
 from expkit.sweep.manifest import Manifest, Planned, finished_elsewhere, measured_how
 
@@ -41,27 +41,42 @@ def plan(
         first: the number of the first cell, of a batch among others.
 
     Raises:
-        UserError: an unknown option or key, a wrong type or a bad range, in any cell.
+        UserError: an unknown option or key, a wrong type or a bad range, in any cell; a key
+            without a value in all of them. Where some have one the others are skipped.
         HydraException, OmegaConfBaseException, YAMLError: so, as those libraries say it.
     """
     if not jobs:
         raise UserError("-m: these words make no cell")
     compose = Composer(master, loader)
-    made = [_build(*compose(job), job) for job in jobs]
-    sweep = made[0][1]
-    if any(other != sweep for _, other in made):
+    made: dict[int, Cell] = {}
+    unset: list[tuple[str, UnsetError]] = []
+    sweeps: list[Sweep] = []
+    common = set(jobs[0]).intersection(*jobs)
+    for number, job in enumerate(jobs, first or 0):
+        composed, choices = compose(job)
+        sweeps.append(build_sweep(composed))
+        try:
+            made[number] = _build(composed, choices, job)
+        except UnsetError as error:
+            unset.append((_title_of_words(choices, job, common), error))
+    sweep = sweeps[0]
+    if any(other != sweep for other in sweeps):
         raise UserError("sweep: its keys are for the whole sweep, so they take one value each")
-    varying = _varying([cell for cell, _ in made])
+    if not made and first is None:
+        raise unset[0][1]
+    varying = _varying(list(made.values()))
     if first is not None:  # what the other batches vary is not known here
         typed = set(as_typed(master.hydra.overrides.task))  # these all trials have
         varying |= {w.partition("=")[0] for job in jobs for w in job if w not in typed}
     shared = {key for key in varying if not _is_own(key)}
-    named = [
-        (cell, _title(cell, CHOICES[:1], shared), _title(cell, CHOICES[1:], varying - shared))
-        for cell, _ in made
-    ]
-    kept, skipped, again = _sifted(named, first or 0, _finished(made[0][0].outputs, sweep))
-    titles = {id(cell): problem for cell, problem, _ in named}
+    own = varying - shared
+    named = {
+        number: (cell, _title(cell, CHOICES[:1], shared), _title(cell, CHOICES[1:], own))
+        for number, cell in made.items()
+    }
+    kept, skipped, again = _sifted(named, _finished(Path(master.outputs).absolute(), sweep))
+    skipped += [(title, str(error)) for title, error in unset]
+    titles = {id(cell): problem for cell, problem, _ in named.values()}
     folder = Path(master.hydra.sweep.dir).absolute()
     held = sweep.timing and first is None  # a search's trials are held against its objective
     manifest = _manifest(folder, words, sweep, kept, titles, skipped, held)
@@ -86,14 +101,14 @@ Skipped = tuple[str, str]
 
 
 def _sifted(
-    named: Sequence[tuple[Cell, str, str]], first: int, finished: Mapping[tuple[str, str], Path]
+    named: Mapping[int, tuple[Cell, str, str]], finished: Mapping[tuple[str, str], Path]
 ) -> tuple[list[Numbered], list[Skipped], dict[int, int]]:
     """What is to be run, what is not, and which of those are another cell again."""
     kept: list[Numbered] = []
     skipped: list[Skipped] = []
     again: dict[int, int] = {}
     seen: dict[tuple[str, str], int] = {}
-    for number, (cell, problem, label) in enumerate(named, first):
+    for number, (cell, problem, label) in named.items():
         title = f"{problem} · {label}"
         key = cell.hash, measured_how(cell.params)
         if reason := _impossible(cell):
@@ -220,14 +235,12 @@ def subdirs(
     return found
 
 
-def _build(
-    composed: DictConfig, choices: Mapping[str, str], words: Sequence[str]
-) -> tuple[Cell, Sweep]:
-    cell, sweep = build_cell(composed, choices, words), build_sweep(composed)
+def _build(composed: DictConfig, choices: Mapping[str, str], words: Sequence[str]) -> Cell:
+    cell = build_cell(composed, choices, words)
     if cell.measure.processes > 1:
         takes = "1: a sweep gives every cell one process; expkit compare takes several"
         raise ConfigError("measure.processes", cell.measure.processes, takes)
-    return cell, sweep
+    return cell
 
 
 def _impossible(cell: Cell) -> str | None:
@@ -270,6 +283,14 @@ def _title(cell: Cell, kinds: Sequence[str], keys: Collection[str]) -> str:
     values = {"measure": _how_long(cell)} | cell.params
     said = (k for k in values if k in keys and k not in CHOICES and not k.startswith("tracking."))
     return names + "".join(f", {key}={_short(values[key])}" for key in said)
+
+
+def _title_of_words(choices: Mapping[str, str], job: Sequence[str], common: Collection[str]) -> str:
+    """Of a cell that cannot be built: its options, and its words that not every cell has."""
+    names = " · ".join(choices[kind] for kind in CHOICES if kind in choices)
+    keys = (*CHOICES, "tracking.uri")
+    said = (w for w in job if w.partition("=")[0] not in keys and w not in common)
+    return ", ".join([names, *said])
 
 
 def _short(value: Any) -> str:

@@ -3,54 +3,114 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 
 from expkit.authors import StepProgram, manual
 from expkit.config import compose_cell, options
-from expkit.contracts import Backend, HostArray, Operation, Optimizer, Problem, Workload
+from expkit.contracts import (
+    Backend,
+    HostArray,
+    Operation,
+    Optimizer,
+    Problem,
+    Small,
+    Workload,
+)
+from expkit.errors import UnsetError
 
 SMALL = {"n": 50, "batch_size": 8}
-"""Fields of a problem that are made this small where they are larger."""
+"""Fields that are made this small where they are larger, of a problem that is not `Small`."""
 
 
 def learning(steps: int, *, stream: str = "shared") -> dict[str, Workload]:
-    """Every installed problem with every installed optimizer, by title."""
-    cases = {}
-    for problem in options("problem"):
-        for optimizer in options("optimizer"):
-            case = workload(problem, optimizer, steps, stream=stream)
-            if case.optimizer is not None:
-                cases[f"{problem}-{optimizer}"] = case
-    return cases
+    """Every form of every installed problem with every installed optimizer, by title.
+
+    Left out are those for which the problem recommends no rate, see `left_out`.
+    """
+    return {
+        title: Workload(problem, optimizer, steps, 0, stream)
+        for title, problem, optimizer in _pairs()
+        if not isinstance(optimizer, str)
+    }
+
+
+def left_out() -> dict[str, str]:
+    """The title of every case that `learning` lacks, and the reason."""
+    return {title: reason for title, _, reason in _pairs() if isinstance(reason, str)}
 
 
 def operations(steps: int, *, stream: str = "shared") -> dict[str, Workload]:
-    """Every installed operation, as it is and, where it can, drawing every step."""
-    cases = {}
-    for problem in options("problem"):
-        case = workload(problem, "sgd", steps, stream=stream)
-        if isinstance(case.problem, Operation):
-            cases[problem] = case
-            if hasattr(case.problem, "draw"):
-                drawing = dataclasses.replace(case.problem, draw=True)  # type: ignore[type-var]
-                cases[f"{problem}-draw"] = dataclasses.replace(case, problem=drawing)
-    return cases
+    """Every form of every installed operation, by title."""
+    return {
+        _title(problem, form): Workload(made, None, steps, 0, stream)
+        for problem in options("problem")
+        for form, made in forms(problem).items()
+        if isinstance(made, Operation)
+    }
 
 
-def workload(problem: str, optimizer: str, steps: int, *, stream: str = "shared") -> Workload:
-    """A small workload, at the rates recommended for its size."""
-    made = compose_cell(f"problem={problem}").workload.problem
+def workload(
+    problem: str, optimizer: str, steps: int, *, stream: str = "shared", form: str = ""
+) -> Workload:
+    """A small workload, at the rate recommended for its size.
+
+    Raises:
+        UnsetError: none is recommended.
+    """
+    made = forms(problem)[form]
+    rule = None if isinstance(made, Operation) else _optimizer(problem, form, optimizer)
+    return Workload(made, rule, steps, 0, stream)
+
+
+@cache
+def forms(problem: str) -> dict[str, Problem | Operation]:
+    """The small forms of an installed problem, by title: see `Small`."""
+    made = compose_cell(f"problem={problem}", "optimizer=sgd", "optimizer.lr=1").workload.problem
+    if isinstance(made, Small):
+        return dict(made.small())
     sizes = {k: v for k, v in SMALL.items() if getattr(made, k, 0) > v}
-    words = [f"problem.{k}={v}" for k, v in sizes.items()]
-    words += [f"problem={problem}", f"optimizer={optimizer}", f"steps={steps}"]
-    return compose_cell(*words, f"stream={stream}").workload
+    return {"": dataclasses.replace(made, **sizes)}  # type: ignore[type-var]
+
+
+@cache
+def _optimizer(problem: str, form: str, optimizer: str) -> Optimizer:
+    rate = forms(problem)[form].recommended().lr.get(optimizer)
+    words = [] if rate is None else [f"optimizer.lr={rate!r}"]
+    made = compose_cell(f"problem={problem}", f"optimizer={optimizer}", *words).workload.optimizer
+    assert made is not None
+    return made
+
+
+def _pairs() -> Iterator[tuple[str, Problem, Optimizer | str]]:
+    """Title, problem and optimizer, or the reason why there is none."""
+    for problem in options("problem"):
+        for form, made in forms(problem).items():
+            if isinstance(made, Operation):
+                continue
+            for optimizer in options("optimizer"):
+                try:
+                    found: Optimizer | str = _optimizer(problem, form, optimizer)
+                except UnsetError as error:
+                    found = str(error)
+                yield _title(problem, form, optimizer), made, found
+
+
+def _title(*words: str) -> str:
+    return "-".join(filter(None, words))
+
+
+@cache
+def backend(*words: str) -> Backend:
+    """The backend of these overrides: composing takes longer than most tests."""
+    return compose_cell(*words).backend
 
 
 def reference(case: Workload) -> tuple[HostArray, dict[str, HostArray]]:
     """Losses and parameters of the float64 NumPy step-by-step program: what is right."""
-    backend: Backend = compose_cell("backend=numpy", "backend.dtype=float64").backend
-    program = StepProgram(backend, case, manual(np))
+    program = StepProgram(backend("backend=numpy", "backend.dtype=float64"), case, manual(np))
     program.advance(case.steps)
     return program.losses(), program.params()
 

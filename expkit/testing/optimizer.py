@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -10,12 +12,13 @@ from expkit.contracts import Optimizer, Params
 
 
 class OptimizerContract:
-    """Derive, and name the option in `optimizer`."""
+    """Derive, and name the option in `optimizer`; `words` set its fields, such as the rate."""
 
     optimizer: str
+    words: Sequence[str] = ("optimizer.lr=0.01",)
 
     def make(self) -> Optimizer:
-        words = (f"optimizer={self.optimizer}", "optimizer.lr=0.01")
+        words = (f"optimizer={self.optimizer}", *self.words)
         made = compose_cell("problem=sine", *words).workload.optimizer
         assert made is not None
         return made
@@ -40,7 +43,7 @@ class OptimizerContract:
         optimizer = self.make()
         params, slots = optimizer.update(np, params, grads, optimizer.init(np, params))
         for array in (*params.values(), *slots.values()):
-            assert isinstance(array, np.ndarray)
+            assert isinstance(array, np.ndarray | np.generic)  # a sum of two of shape ()
             assert array.dtype == np.float32
 
     def test_gradients_unharmed(self) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expkit.authors import host_rng
-from expkit.config import compose_cell
+from expkit.authors import first_data, first_params, host_rng
+from expkit.config import compose_cell, options
 from expkit.contracts import (
     Counted,
     Differentiated,
@@ -20,7 +20,8 @@ from expkit.contracts import (
     Problem,
     Workload,
 )
-from expkit.testing.cells import SMALL, parts, reference, workload
+from expkit.optimizers.sgd import Sgd
+from expkit.testing.cells import SMALL, forms, reference, workload
 
 
 class HostRandom:
@@ -34,100 +35,126 @@ class HostRandom:
 
 
 class ProblemContract:
-    """Derive, and name the option in `problem`."""
+    """Derive, and name the option in `problem`. It is tried in each of its small forms."""
 
     problem: str
 
-    def case(self) -> Workload:
-        return workload(self.problem, "sgd", steps=10)
+    def all(self) -> list[Problem | Operation]:
+        """Its small forms."""
+        return list(forms(self.problem).values())
 
-    def learning(self) -> Problem:
-        """The problem, or a skip for an operation."""
-        case = self.case()
-        if isinstance(case.problem, Operation):
+    def learning(self) -> list[Problem]:
+        """The same, or a skip for an operation."""
+        found = [problem for problem in self.all() if not isinstance(problem, Operation)]
+        if not found:
             pytest.skip("an operation has nothing to learn")
-        return parts(case)[0]
+        return found
 
     def test_runs_under_the_strict_array_api(self) -> None:
         xp = pytest.importorskip("array_api_strict")
-        problem = self.case().problem
-        data = {k: xp.asarray(v) for k, v in problem.data(host_rng(0, "data")).items()}
-        batch = problem.batch(xp, data, HostRandom(xp, 0))
-        if isinstance(problem, Operation):
-            result = problem.apply(xp, batch)
-            plain = problem.apply(np, _batch(problem))
-            np.testing.assert_allclose(np.from_dlpack(result), plain, rtol=1e-12)
-            return
-        params = {k: xp.asarray(v) for k, v in problem.init(host_rng(0, "init")).items()}
-        loss = float(problem.loss(xp, params, batch))
-        assert loss == pytest.approx(_loss(problem, _start(problem)), rel=1e-12)
-        if isinstance(problem, Differentiated):
-            by_hand, grads = problem.loss_and_grad(xp, params, batch)
-            assert float(by_hand) == pytest.approx(loss, rel=1e-12)
-            assert {k: g.shape for k, g in grads.items()} == {k: p.shape for k, p in params.items()}
+        for problem in self.all():
+            data = {k: xp.asarray(v) for k, v in _data(problem).items()}
+            batch = problem.batch(xp, data, HostRandom(xp, 0))
+            if isinstance(problem, Operation):
+                result = problem.apply(xp, batch)
+                plain = problem.apply(np, _batch(problem))
+                np.testing.assert_allclose(np.from_dlpack(result), plain, rtol=1e-12)
+                continue
+            start = _start(problem)
+            params = {k: xp.asarray(v) for k, v in start.items()}
+            loss = float(problem.loss(xp, params, batch))
+            assert loss == pytest.approx(_loss(problem, start), rel=1e-12)
+            if isinstance(problem, Differentiated):
+                by_hand, grads = problem.loss_and_grad(xp, params, batch)
+                assert float(by_hand) == pytest.approx(loss, rel=1e-12)
+                assert {k: g.shape for k, g in grads.items()} == {
+                    k: p.shape for k, p in params.items()
+                }
 
     def test_gradient_equals_central_differences(self) -> None:
-        problem = self.learning()
-        if not isinstance(problem, Differentiated):
-            pytest.skip("no gradient by hand")
-        params, batch = _start(problem), _batch(problem)
-        loss, grads = problem.loss_and_grad(np, params, batch)
-        assert loss == pytest.approx(float(problem.loss(np, params, batch)), rel=1e-12)
-        for name, value in params.items():
-            for index in list(np.ndindex(value.shape))[:10]:
-                slope = _central_difference(problem, params, name, index)
-                scale = max(float(np.abs(grads[name]).max()), 1e-12)
-                assert abs(float(grads[name][index]) - slope) < 1e-5 * scale
+        for problem in self.learning():
+            if not isinstance(problem, Differentiated):
+                pytest.skip("no gradient by hand")
+            params, batch = _start(problem), _batch(problem)
+            loss, grads = problem.loss_and_grad(np, params, batch)
+            assert loss == pytest.approx(float(problem.loss(np, params, batch)), rel=1e-12)
+            for name, value in params.items():
+                grad = np.asarray(grads[name])
+                for index in list(np.ndindex(value.shape))[:10]:
+                    slope = _central_difference(problem, params, name, index)
+                    scale = max(float(np.abs(grad).max()), 1e-12)
+                    assert abs(float(grad[index]) - slope) < 1e-5 * scale
+
+    def test_a_step_in_float32_is_float32(self) -> None:
+        """A NumPy scalar such as `np.float64(2)` makes float64 of it, a Python number does not."""
+        for problem in self.all():
+            batch = {k: v.astype(np.float32) for k, v in _batch(problem).items()}
+            if isinstance(problem, Operation):
+                assert problem.apply(np, batch).dtype == np.float32
+                continue
+            params = {k: v.astype(np.float32) for k, v in _start(problem).items()}
+            assert problem.loss(np, params, batch).dtype == np.float32
+            if isinstance(problem, Differentiated):
+                loss, grads = problem.loss_and_grad(np, params, batch)
+                for name, value in {"loss": loss, **grads}.items():
+                    assert np.asarray(value).dtype == np.float32, name
 
     def test_inputs_unharmed(self) -> None:
-        problem = self.learning()
-        params, batch = _start(problem), _batch(problem)
-        for call in ("loss", "loss_and_grad"):
-            if hasattr(problem, call):
-                getattr(problem, call)(np, params, batch)
-        for before, after in ((_start(problem), params), (_batch(problem), batch)):
-            for name, value in before.items():
-                np.testing.assert_array_equal(after[name], value)
+        for problem in self.learning():
+            params, batch = _start(problem), _batch(problem)
+            for call in ("loss", "loss_and_grad"):
+                if hasattr(problem, call):
+                    getattr(problem, call)(np, params, batch)
+            for before, after in ((_start(problem), params), (_batch(problem), batch)):
+                for name, value in before.items():
+                    np.testing.assert_array_equal(after[name], value)
 
     def test_a_start_depends_on_the_seed_alone(self) -> None:
-        problem = self.case().problem
-        one, same, other = (problem.data(host_rng(seed, "data")) for seed in (0, 0, 1))
-        assert one.keys() == same.keys() == other.keys()
-        for name in one:
-            np.testing.assert_array_equal(one[name], same[name])
+        for problem in self.all():
+            one, same, other = (_data(problem, seed) for seed in (0, 0, 1))
+            assert one.keys() == same.keys() == other.keys()
+            for name in one:
+                np.testing.assert_array_equal(one[name], same[name])
 
     def test_learns_as_recommended(self) -> None:
-        problem = self.learning()
-        for optimizer in problem.recommended().lr:
-            case = workload(self.problem, optimizer, problem.recommended().steps)
-            losses, _ = reference(case)
-            tenth = max(1, losses.size // 10)
-            assert np.median(losses[-tenth:]) < 0.9 * np.median(losses[:tenth]), optimizer
+        self.learning()  # or a skip
+        for form, problem in forms(self.problem).items():
+            steps, rates = problem.recommended().steps, problem.recommended().lr
+            for optimizer in set(rates) & set(options("optimizer")):
+                losses, _ = reference(workload(self.problem, optimizer, steps, form=form))
+                tenth = max(1, losses.size // 10)
+                last, first = np.median(losses[-tenth:]), np.median(losses[:tenth])
+                assert last < 0.9 * first, (form, optimizer)
 
     def test_recommends_what_the_schema_takes(self) -> None:
-        cell = compose_cell(f"problem={self.problem}")
+        cell = compose_cell(f"problem={self.problem}", "optimizer=sgd", "optimizer.lr=1")
         recommended = cell.workload.problem.recommended()
         assert cell.workload.steps == recommended.steps
         assert cell.workload.stream == recommended.stream
         assert cell.log_every == recommended.log_every
 
     def test_work_is_positive_and_does_not_shrink_with_the_size(self) -> None:
-        problem = self.case().problem
-        if not isinstance(problem, Counted):
-            pytest.skip("declares no work")
-        sizes = {k: 2 * getattr(problem, k) for k in SMALL if hasattr(problem, k)}
-        larger = dataclasses.replace(problem, **sizes)  # type: ignore[type-var]
-        small, large = problem.work(), larger.work()
-        for name in ("flops", "elements"):
-            assert 0 < getattr(small, name) <= getattr(large, name) < math.inf
+        for problem in self.all():
+            if not isinstance(problem, Counted):
+                pytest.skip("declares no work")
+            sizes = {k: 2 * getattr(problem, k) for k in SMALL if getattr(problem, k, None)}
+            larger = dataclasses.replace(problem, **sizes)  # type: ignore[type-var]
+            small, large = problem.work(), larger.work()
+            for name in ("flops", "elements"):
+                assert 0 < getattr(small, name) <= getattr(large, name) < math.inf
 
 
-def _start(problem: Problem) -> dict[str, HostArray]:
-    return problem.init(host_rng(0, "init"))
+def _start(problem: Problem, seed: int = 0) -> dict[str, HostArray]:
+    """As a program gets it."""
+    return first_params(Workload(problem, Sgd(1), 1, seed, "shared"))
+
+
+def _data(problem: Problem | Operation, seed: int = 0) -> dict[str, HostArray]:
+    return first_data(Workload(problem, None, 1, seed, "shared"))
 
 
 def _batch(problem: Problem | Operation) -> Any:
-    return problem.batch(np, problem.data(host_rng(0, "data")), HostRandom(np, 0))
+    return problem.batch(np, _data(problem), HostRandom(np, 0))
 
 
 def _loss(problem: Problem, params: Params) -> float:

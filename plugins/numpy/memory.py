@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from expkit.placement import LINE, random_start
+from expkit.authors import LINE, random_start
 
 
 def placed(values: npt.ArrayLike, dtype: npt.DTypeLike) -> npt.NDArray[Any]:

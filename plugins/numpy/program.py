@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from expkit.authors import first_data, first_params, host_rng, named_arrays
+from expkit.authors import first_data, first_params, first_slots, host_rng, named_arrays
 from expkit.contracts import Differentiated, HostArray, Mark, Operation, Workload
 
 from .capture import Buffer, CaptureError, Recording, Ref, Traced
@@ -84,8 +84,7 @@ class CapturedProgram:
         self._slots = {name: placed(slots[name], slots[name].dtype) for name in slots}
 
     def _first_slots(self, params: dict[str, AnyArray]) -> dict[str, AnyArray]:
-        optimizer = self._workload.optimizer
-        return {} if optimizer is None else optimizer.init(np, params)
+        return first_slots(self._backend, self._workload, params)
 
     def _record(self) -> None:
         """Record the step twice: a step that changes from one to the next cannot be replayed."""

@@ -5,3 +5,4 @@ from expkit.testing import BackendContract
 
 class TestNumpy(BackendContract):
     backend = "numpy"
+    exact = True

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from expkit.authors import random_start
 from expkit.contracts import Array, HostArray, Program, Workload
 from expkit.errors import Unavailable, require
-from expkit.placement import random_start
 
 if TYPE_CHECKING:
     import torch

@@ -12,9 +12,11 @@ from expkit.authors import (
     SharedRandom,
     StepProgram,
     first_data,
+    first_slots,
     named_arrays,
     place,
     place_params,
+    scatter,
     unmarked,
 )
 from expkit.contracts import (
@@ -28,7 +30,6 @@ from expkit.contracts import (
     Program,
     Workload,
 )
-from expkit.placement import scatter
 
 from .random import TorchRandom
 
@@ -153,8 +154,7 @@ class StaticProgram:
         self._scattered = scatter(backend)
         self._data = place(backend, self._host_data)
         self._params = place_params(backend, workload)
-        if workload.optimizer is not None:
-            self._slots = workload.optimizer.init(torch, self._params)
+        self._slots = first_slots(backend, workload, self._params)
         # A shared stream gets here only where no step draws.
         self._random: TorchRandom = backend.random(workload.seed)
         self._losses = torch.zeros(workload.steps + 1, device=backend.device, dtype=torch.float64)
@@ -248,10 +248,9 @@ class StaticProgram:
         fresh = place_params(self._backend, self._workload)
         for name, array in self._params.items():
             array.copy_(fresh[name])
-        if self._workload.optimizer is not None:
-            start = self._workload.optimizer.init(torch, self._params)
-            for name, array in self._slots.items():
-                array.copy_(start[name])
+        start = first_slots(self._backend, self._workload, self._params)
+        for name, array in self._slots.items():
+            array.copy_(start[name])
 
     def load(self, arrays: Mapping[str, HostArray], step: int = 0) -> None:
         self.reset()

@@ -23,11 +23,13 @@ from expkit.testing.cells import learning, operations
 
 class TestTorch(BackendContract):
     backend = "torch"
+    exact = True
 
 
 @pytest.mark.gpu
 class TestTorchCuda(BackendContract):
     backend = "torch_cuda"
+    exact = True
 
 
 MOMENT_S = 2e-3

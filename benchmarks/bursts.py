@@ -1,0 +1,105 @@
+"""Default runs while others work in bursts that last longer than a run's budget.
+
+    python -m benchmarks.bursts [--runs 20]
+
+One process for each core works 0.3 to 1 s and rests as long, at random. Meanwhile
+`python -m expkit problem=sine tracking=none` runs, so many times one after the other. A run keeps
+expkit's word where its median lies within a tenth of the others' or where it says `stable: no` and
+why. The exit status is 0 where at least 18 of 20 do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import Process
+from pathlib import Path
+from statistics import median
+from time import perf_counter, sleep
+
+from expkit.report.units import seconds
+from expkit.tracking.stored import Stored, load
+
+COMMAND = (sys.executable, "-m", "expkit", "problem=sine", "tracking=none")
+SHORTEST_S, LONGEST_S = 0.3, 1.0
+NEAR = 0.1
+"""The share by which two medians may differ."""
+KEPT = 18 / 20
+
+
+def work_in_bursts() -> None:
+    """Work and rest by turns, for good."""
+    while True:
+        ends = perf_counter() + random.uniform(SHORTEST_S, LONGEST_S)
+        while perf_counter() < ends:
+            pass
+        sleep(random.uniform(SHORTEST_S, LONGEST_S))
+
+
+@contextmanager
+def bursts() -> Iterator[None]:
+    """One process that works in bursts for each core that this one may use."""
+    processes = [Process(target=work_in_bursts, daemon=True) for _ in os.sched_getaffinity(0)]
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def default_run(folder: Path) -> Stored:
+    """A run as a person makes it."""
+    words = (f"hydra.run.dir={folder}",)
+    subprocess.run([*COMMAND, *words], stdout=subprocess.DEVNULL, check=True)
+    return load(folder)
+
+
+def time_of(run: Stored) -> float:
+    """What the run says it takes."""
+    return median(median(repeats) for repeats in run.rounds)
+
+
+def largest_group(times: Sequence[float]) -> list[float]:
+    """The most of these times that lie within a tenth of each other.
+
+    >>> largest_group([1.0, 1.5, 1.05, 1.09, 1.4])
+    [1.0, 1.05, 1.09]
+    """
+    groups = [[t for t in sorted(times) if low <= t <= (1 + NEAR) * low] for low in times]
+    return max(groups, key=len, default=[])
+
+
+def main() -> int:
+    """Run them, print a line each and how many keep expkit's word."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bursts")
+    parser.add_argument("--runs", type=int, default=20)
+    runs = parser.parse_args().runs
+    found: list[tuple[Stored, float]] = []
+    with tempfile.TemporaryDirectory() as place, bursts():
+        for number in range(runs):
+            begun = perf_counter()
+            found.append((default_run(Path(place, str(number))), perf_counter() - begun))
+            run, took_s = found[-1]
+            print(f"{number + 1:3}  {seconds(time_of(run)):>8}, {took_s:.1f} s  {run.stable}")
+            sys.stdout.flush()
+    near = largest_group([time_of(run) for run, _ in found])
+    said = [run for run, _ in found if not run.is_stable]
+    kept = [run for run, _ in found if not run.is_stable or time_of(run) in near]
+    times = sorted(time_of(run) for run, _ in found)
+    print(f"medians from {seconds(times[0])} to {seconds(times[-1])}")
+    print(f"{len(near)} of {runs} within {NEAR:.0%} of each other; {len(said)} say no and why")
+    print(f"{len(kept)} of {runs} do one or the other; {KEPT:.0%} are promised")
+    return 0 if len(kept) >= KEPT * runs else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

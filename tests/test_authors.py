@@ -1,0 +1,477 @@
+"""What the author of a plugin relies on: the page, the contracts, and plain words."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+from time import perf_counter, sleep
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Expkit
+from expkit_plugins.numpy.backend import NumpyBackend
+
+from expkit import authors
+from expkit.authors import StepProgram, first_data, first_params, first_slots, manual
+from expkit.config import compose_cell
+from expkit.contracts import Backend, Mark, Program, Recommended, Workload
+from expkit.errors import PluginError
+from expkit.measure.breakdown import Breakdown, breakdown
+from expkit.measurement import Result
+from expkit.optimizers.adam import Adam
+from expkit.optimizers.sgd import Sgd
+from expkit.problems.sine import Sine
+from expkit.report import plots
+from expkit.report.breakdown import rows
+from expkit.runner import run
+from expkit.testing import BackendContract, ProblemContract
+from expkit.testing.backend import DEVICE, SHARED, TOLERANCE, assert_traces
+
+PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
+
+
+# The page
+
+
+def pages_program() -> Any:
+    """The class that docs/plugins.md shows."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if "class WholeStep" in block)
+    scope: dict[str, Any] = {}
+    exec(compile(block, str(PAGE), "exec"), scope)
+    return scope["WholeStep"]
+
+
+class Page(NumpyBackend):  # type: ignore[misc]
+    """NumPy with the page's program: nothing is compiled, all else is as it says."""
+
+    def build(self, workload: Workload) -> Program:
+        if not self.fast:
+            return StepProgram(self, workload, manual(np))
+        program: Program = pages_program()(self, workload, lambda step: step)
+        return program
+
+
+class PageContract(BackendContract):
+    backend = "numpy"
+
+    def make(self, *words: str) -> Backend:
+        made = super().make(*words)
+        assert isinstance(made, NumpyBackend)
+        return Page(made.dtype, made.threads, made.fast)
+
+
+@pytest.mark.parametrize("title", ["linear-adam", "sine-momentum", "large_dot-sgd", "matmul-draw"])
+def test_the_program_of_the_page_keeps_to_the_contract(title: str) -> None:
+    contract, shared, device = PageContract(), SHARED[title], DEVICE[title]
+    for dtype in TOLERANCE:
+        contract.test_equals_the_reference(shared, dtype)
+        contract.test_arrays_are_the_live_ones(shared, dtype)
+    for case in (shared, device):
+        contract.test_four_steps_then_six_equal_ten(case)
+        contract.test_goes_on_from_a_state_that_is_loaded(case, "true")
+        contract.test_traced_steps_are_the_same_steps(case, "true")
+    contract.test_fast_equals_step_by_step(shared)
+    contract.test_a_trace_that_is_ended_does_no_harm(shared)
+    for how in ("reset", "reallocate"):
+        contract.test_reset_returns_to_the_start(device, how)
+    if shared.optimizer is not None:
+        contract.test_what_is_read_is_a_copy(shared)
+
+
+def test_the_program_of_the_page_passes_every_gate(tmp_path: Path) -> None:
+    result = measured(tmp_path, Page(), "problem=linear", "steps=200")
+    assert (result.outcome, result.path) == ("ok", "whole step")
+    assert "all 200 steps" in result.checked
+    assert result.breakdown is not None
+    assert list(result.breakdown.parts) == ["draw", "step"]
+
+
+def test_the_page_names_what_is_there() -> None:
+    """The module's docstring lists what authors need; all of it is there, and documented."""
+    assert authors.__doc__ is not None
+    for name, thing in vars(authors).items():
+        own = getattr(thing, "__module__", None) == authors.__name__
+        if own and not name.startswith("_"):
+            assert f"`{name}`" in authors.__doc__, name
+            assert inspect.getdoc(thing), name
+
+
+def measured(folder: Path, backend: Backend, *words: str) -> Result:
+    """One run in this process of a backend that is no installed option."""
+    cell = compose_cell("backend=numpy", "measure=quick", "tracking=none", *words)
+    cell = dataclasses.replace(cell, backend=backend)
+    return run(cell, folder / "run", None, lambda *_: None, lambda *_: [])
+
+
+def test_what_an_import_takes_is_no_set_up_of_the_program(tmp_path: Path) -> None:
+    imported: list[str] = []
+
+    class Late(NumpyBackend):  # type: ignore[misc]
+        @property
+        def xp(self) -> Any:
+            if not imported:
+                sleep(0.5)
+                imported.append("library")
+            return np
+
+    result = measured(tmp_path, Late(fast=False), "problem=linear")
+    assert imported
+    assert result.setup_seconds is not None
+    assert result.setup_seconds < 0.4
+
+
+# Scalars where arrays are meant
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """Learns a vector and a number; says the number in any way that Python has."""
+
+    b: Any = 0.5
+
+    def recommended(self) -> Recommended:
+        return Recommended(steps=10, lr={"sgd": 0.1})
+
+    def init(self, rng: np.random.Generator) -> Any:
+        return {"w": np.ones(3), "b": self.b}
+
+    def data(self, rng: np.random.Generator) -> Any:
+        return {"c": np.float64(2), "d": 3}
+
+    def batch(self, xp: Any, data: Mapping[str, Any], random: Any) -> Mapping[str, Any]:
+        return data
+
+    def loss(self, xp: Any, params: Any, batch: Any) -> Any:
+        error = params["w"] - batch["c"]
+        return error @ error + (params["b"] - batch["d"]) ** 2
+
+    def loss_and_grad(self, xp: Any, params: Any, batch: Any) -> Any:
+        error = params["w"] - batch["c"]
+        off = params["b"] - batch["d"]
+        return error @ error + off**2, {"w": 2 * error, "b": np.float64(2) * off}
+
+
+@dataclass(frozen=True)
+class Counting(Sgd):
+    """Keeps a Python number and a NumPy scalar as its state."""
+
+    def init(self, xp: Any, params: Any) -> Any:
+        return {"t": 0, "s": np.float64(1)}
+
+    def update(self, xp: Any, params: Any, grads: Any, slots: Any) -> Any:
+        slots = {"t": slots["t"] + 1, "s": slots["s"] * 0.5}
+        return {k: p - self.lr * slots["s"] * grads[k] for k, p in params.items()}, slots
+
+
+def programs(case: Workload) -> list[tuple[Backend, Program]]:
+    """Of every shipped kind that this machine has."""
+    words = [("backend=numpy",), ("backend=numpy", "backend.fast=false")]
+    made = [compose_cell(*w).backend for w in words]
+    found = [(backend, backend.build(case)) for backend in made]
+    try:
+        from expkit_plugins.torch.program import StaticProgram, autograd
+    except ImportError:
+        return found
+    torch: Any = compose_cell("backend=torch").backend
+    stepwise = StepProgram(torch, case, autograd)
+    return [*found, (torch, stepwise), (torch, StaticProgram(torch, case, capture=False))]
+
+
+@pytest.mark.parametrize("b", [0.5, np.float64(0.5), np.float32(0.5), np.full((), 0.5)], ids=repr)
+@pytest.mark.parametrize("optimizer", [Sgd(0.1), Adam(0.1), Counting(0.1)], ids=repr)
+def test_a_scalar_is_an_array_of_no_dimension(optimizer: Any, b: Any) -> None:
+    case = Workload(Scalars(b), optimizer, 10, 0, "shared")
+    right: Program | None = None
+    for backend, program in programs(case):
+        program.advance(4)
+        state = {name: backend.to_numpy(x) for name, x in program.arrays().items()}
+        assert all(np.ndim(x) == 0 for name, x in state.items() if not name.endswith("w"))
+        program.load(state, 4)
+        program.reallocate()
+        program.advance(10)
+        right = right or program
+        np.testing.assert_allclose(program.losses(), right.losses(), rtol=1e-12)
+        np.testing.assert_allclose(program.params()["b"], right.params()["b"], rtol=1e-12)
+        assert all("float64" in str(x.dtype) for x in program.arrays().values())
+
+
+def test_a_scalar_passes_every_gate(tmp_path: Path) -> None:
+    for number, (backend, _) in enumerate(programs(Workload(Scalars(), Sgd(0.1), 10, 0, "shared"))):
+        cell = compose_cell("backend=numpy", "measure=quick", "tracking=none", "steps=10")
+        case = Workload(Scalars(), Counting(0.1), 10, 0, "shared")
+        cell = dataclasses.replace(cell, backend=backend, workload=case)
+        result = run(cell, tmp_path / str(number), None, lambda *_: None, lambda *_: [])
+        assert (result.outcome, result.reason) == ("ok", None)
+        assert "all 10 steps" in result.checked
+
+
+def test_a_step_that_leaves_float32_is_named() -> None:
+    class Contract(ProblemContract):
+        def all(self) -> list[Any]:
+            return [Scalars(0.5)]
+
+    with pytest.raises(AssertionError, match="b"):
+        Contract().test_a_step_in_float32_is_float32()
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (None, "init() gives NoneType, takes a dict of arrays by name"),
+        ({"w": "one"}, "init(): w is str of <U3, takes an array of real numbers"),
+        ({"w": None}, "init(): w is NoneType of object, takes an array of real numbers"),
+        ({"w": np.ones(2, complex)}, "of complex128, takes an array of real numbers"),
+        ({"w": [[1], [2, 3]]}, "init(): w is list ("),
+    ],
+)
+def test_what_is_no_array_is_named_in_one_line(made: Any, said: str) -> None:
+    class Bad(Sine):
+        def init(self, rng: np.random.Generator) -> Any:
+            return made
+
+    with pytest.raises(PluginError) as error:
+        first_params(Workload(Bad(), Sgd(0.1), 1, 0, "shared"))
+    assert str(error.value).startswith("problem Bad: init()")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_state_that_is_no_array_is_named() -> None:
+    class Bad(Sgd):
+        def init(self, xp: Any, params: Any) -> Any:
+            return {"velocity": None}
+
+    case = Workload(Sine(n=5), Bad(0.1), 1, 0, "shared")
+    with pytest.raises(PluginError, match=r"optimizer Bad: init\(\): velocity is NoneType"):
+        first_slots(NumpyBackend(), case, {})
+    assert first_data(case)["y"].shape == (5,)
+
+
+# Lazy libraries
+
+
+def test_pending_is_all_that_a_lazy_library_has_to_compute() -> None:
+    case = SHARED["sine-momentum"]
+    program = StepProgram(NumpyBackend(), case, manual(np))
+    program.advance(3)
+    arrays = program.arrays()
+    state = [x for name, x in arrays.items() if not name.startswith("data.")]
+    assert {id(x) for x in program.pending()} >= {id(x) for x in state}
+    assert len(program.pending()) == len(state) + 3
+    program.losses()
+    assert len(program.pending()) == len(state)
+    operation = StepProgram(NumpyBackend(), SHARED["matmul"], manual(np))
+    operation.advance(2)
+    (result,) = operation.pending()
+    np.testing.assert_array_equal(result, operation.params()["result"])
+
+
+# What a compiler can keep
+
+
+class Rounded(StepProgram):
+    """Its traced steps are off by rounding, as those of a step that is taken apart may be."""
+
+    by = 2.0**-50
+
+    def trace(self, n: int, mark: Mark) -> None:
+        for _ in range(n):
+            super().trace(1, lambda part: None)
+            for name, value in self._params.items():
+                self._params[name] = value * (1 + self.by)
+            mark("draw")
+            mark("step")
+
+
+class Off(Rounded):
+    by = 1e-6
+
+
+def test_traced_steps_equal_the_plain_ones_within_rounding() -> None:
+    case = SHARED["sine-sgd"]
+    plain, traced, off = (
+        kind(NumpyBackend(), case, manual(np)) for kind in (StepProgram, Rounded, Off)
+    )
+    assert_traces(traced, plain, learns=True, tolerance=TOLERANCE["float64"])
+    plain.reset()
+    with pytest.raises(AssertionError):
+        assert_traces(off, plain, learns=True, tolerance=TOLERANCE["float64"])
+
+
+# Breakdowns
+
+
+class SlowTrace(StepProgram):
+    """Takes 0.2 s for each of four parts, or for the step as a whole."""
+
+    parts: tuple[str, ...] = ("draw", "forward", "backward", "update")
+
+    def trace(self, n: int, mark: Mark) -> None:
+        for _ in range(n):
+            self.advance(1)
+            for part in self.parts:
+                sleep(0.2)
+                mark(part)
+
+
+class Hopeless(SlowTrace):
+    parts = ("draw", "forward", "backward", "update") * 20
+
+
+@pytest.mark.parametrize("kind", [SlowTrace, Hopeless])
+def test_a_trace_that_is_slow_out_of_all_proportion_is_given_up(kind: type[SlowTrace]) -> None:
+    case = SHARED["sine-sgd"]
+    backend = NumpyBackend()
+    program = kind(backend, case, manual(np))
+    started = perf_counter()
+    found = breakdown(program, backend.synchronize, case.steps, 1e-3)
+    assert perf_counter() - started < 2.5
+    assert not found.adds_up
+    [(name, text)] = rows(found)
+    said = r"its parts are not shown: traced one by one they take over [\d,]+ times as long as the"
+    assert name == "a step"
+    assert re.match(said, text), text
+    assert found.metrics() == {}
+    assert program.losses().size == 0
+    program.advance(case.steps)  # whole again, wherever it was stopped
+    np.testing.assert_array_equal(program.losses(), reference_losses(case))
+
+
+def reference_losses(case: Workload) -> Any:
+    program = StepProgram(NumpyBackend(), case, manual(np))
+    program.advance(case.steps)
+    return program.losses()
+
+
+def test_a_step_of_one_part_has_no_breakdown_to_show(tmp_path: Path) -> None:
+    for took in (1e-3, 5e-2):
+        whole = Breakdown({"step": took}, 1e-3, 9, 1, 1e-7, 1e-3, 1e-4)
+        assert rows(whole) == []
+        assert whole.metrics() == {}
+        assert plots.draw_shown(plots.Shown("x", np.empty(0), whole, {}), tmp_path) == []
+
+
+# A plugin's problem and optimizer, beside those of others
+
+TINY = {
+    "__init__.py": "",
+    "conf/problem/rows.yaml": "_target_: tiny.parts.Rows\nrows: 3000000\nbatch_size: null\n",
+    "conf/optimizer/signed.yaml": "_target_: tiny.parts.Signed\nlr: ???\n",
+    "parts.py": """
+        from dataclasses import dataclass, replace
+        import numpy as np
+        from expkit.contracts import Recommended
+
+        @dataclass(frozen=True)
+        class Rows:
+            rows: int = 3000000
+            batch_size: int | None = None
+
+            def small(self):
+                plain = replace(self, rows=40, batch_size=None)
+                return {"": plain, "minibatch": replace(plain, batch_size=8)}
+
+            def recommended(self):
+                return Recommended(steps=30, lr={"rmsprop": 0.05, "of_another_plugin": 1.0})
+
+            def init(self, rng):
+                return {"w": np.float64(0.5)}
+
+            def data(self, rng):
+                return {} if self.batch_size else {"x": rng.standard_normal(self.rows)}
+
+            def batch(self, xp, data, random):
+                return {"x": random.normal((self.batch_size,))} if self.batch_size else data
+
+            def loss(self, xp, params, batch):
+                error = params["w"] * batch["x"] - 2 * batch["x"]
+                return error @ error
+
+            def loss_and_grad(self, xp, params, batch):
+                error = params["w"] * batch["x"] - 2 * batch["x"]
+                return error @ error, {"w": 2 * (error @ batch["x"])}
+
+        @dataclass(frozen=True)
+        class Signed:
+            lr: float
+
+            def init(self, xp, params):
+                return {}
+
+            def update(self, xp, params, grads, slots):
+                return {k: p - self.lr * xp.sign(grads[k]) for k, p in params.items()}, slots
+    """,
+}
+NO_RATE = (
+    "optimizer.lr: it has no value, because problem {} recommends none for optimizer {}; "
+    "say optimizer.lr=..."
+)
+
+
+def test_a_run_without_a_rate_says_what_to_set(expkit: Expkit) -> None:
+    expkit.plugin(TINY, "tiny")
+    done = expkit("problem=rows", "optimizer=adam")
+    assert (done.status, done.out) == (2, "")
+    assert done.err == f"expkit: {NO_RATE.format('rows', 'adam')}\n"
+
+
+def test_a_sweep_skips_what_has_no_rate_and_says_why(expkit: Expkit) -> None:
+    expkit.plugin(TINY, "tiny")
+    words = ["-m", "problem=rows,linear", "backend=numpy", "seed=0,1", "sweep.dry_run=true"]
+    done = expkit(*words, "optimizer=rmsprop,signed")
+    assert done.status == 0, done.err
+    assert re.search(r": 4 cells", done.out)
+    for problem in ("rows", "linear"):
+        assert f"{problem} · numpy · rmsprop, seed=1" in done.out
+        title = f"skipped: {problem} · numpy · signed, seed=1: "
+        assert title + NO_RATE.format(problem, "signed") in done.out
+    none = expkit(*words, "optimizer=signed")
+    assert (none.status, none.err) == (2, f"expkit: {NO_RATE.format('rows', 'signed')}\n")
+
+
+CONTRACTS = """
+    from expkit.testing import BackendContract, OptimizerContract, ProblemContract
+
+    class TestNumpy(BackendContract):
+        backend = "numpy"
+
+    class TestRows(ProblemContract):
+        problem = "rows"
+
+    class TestSigned(OptimizerContract):
+        optimizer = "signed"
+        words = ("optimizer.lr=0.02",)
+"""
+
+
+def test_the_contracts_try_every_form_and_skip_what_has_no_rate(expkit: Expkit) -> None:
+    """With a problem and an optimizer of a plugin beside those that ship."""
+    expkit.plugin(TINY, "tiny")
+    (expkit.place / "test_tiny.py").write_text(dedent(CONTRACTS))
+    code = """
+        import sys, pytest
+        from expkit.testing.backend import STREAMS
+        print(*STREAMS)
+        words = ["-q", "-rs", "-p", "no:cacheprovider", "test_tiny.py"]
+        tried = "TestRows or TestSigned or (reference and (rows or signed) and float64)"
+        sys.exit(pytest.main([*words, "-k", tried]))
+    """
+    done = expkit.python(code)
+    assert done.status == 0, done.out[-3000:]
+    for title in ("signed", "adam"):
+        assert NO_RATE.format("rows", title) in done.out
+    assert NO_RATE.format("linear", "signed") in done.out
+    listed = expkit.python(
+        "from expkit.testing.backend import STREAMS; print(*STREAMS)"
+    ).out.split()
+    ours = {title for title in listed if title.startswith("rows") or "signed" in title}
+    names = ("rows-rmsprop", "rows-minibatch-rmsprop")
+    assert ours == {*names, *(f"{name}-device" for name in names)}
+    assert {"matmul", "matmul-draw", "add-draw"} <= set(listed)

@@ -1,0 +1,192 @@
+"""`expkit compare --isolate`: each cell in its own process; and threads where they share one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from expkit.measure.idle import threads_at_work, worked_meanwhile
+from expkit.tracking import journal
+from expkit.tracking.stored import load
+
+if TYPE_CHECKING:
+    from conftest import Done, Expkit
+
+NONE = "tracking=none"
+SINE = ("problem=sine", "steps=300", NONE)
+TWELVE = ("measure.repeats_min=12", "measure.repeats_max=12")
+OWN = "measured  each cell in a process of its own"
+
+PLUGIN = """
+    import hashlib
+    import os
+    import threading
+    from dataclasses import dataclass
+    from expkit.authors import StepProgram, manual
+    from expkit_plugins.numpy.backend import NumpyBackend
+
+    def work():
+        while True:
+            hashlib.sha256(bytes(10**6)).digest()  # without the interpreter's lock
+
+    class Raising(StepProgram):
+        def advance(self, n):
+            raise RuntimeError("the device is gone")
+
+    @dataclass(frozen=True)
+    class Backend(NumpyBackend):
+        spins: bool = False
+        raises: bool = False
+
+        def build(self, workload):
+            if self.spins:
+                threading.Thread(target=work, daemon=True).start()
+            program = Raising if self.raises else StepProgram
+            return program(self, workload, manual(self.xp))
+
+        def describe(self):
+            return super().describe() | {"process": os.getpid()}
+"""
+
+
+@pytest.fixture
+def other(expkit: Expkit) -> Expkit:
+    """With a backend that is not expkit's own."""
+    option = "_target_: broken_plugin.Backend\nspins: false\nraises: false\n"
+    expkit.plugin({"__init__.py": PLUGIN, "conf/backend/other.yaml": option})
+    return expkit
+
+
+def sides(expkit: Expkit) -> tuple[Path, Path]:
+    [a] = expkit.outputs.glob("comparisons/*/*/a")
+    return a, a.with_name("b")
+
+
+def processes(expkit: Expkit) -> list[int]:
+    """The process of each side, as its backend says it."""
+    found = []
+    for folder in sides(expkit):
+        opening = journal.opening(folder)
+        assert opening is not None
+        found.append(int(opening["params"]["actual.process"]))
+    return found
+
+
+def rows(done: Done, name: str) -> list[str]:
+    lines = (line.strip() for line in done.out.splitlines())
+    return [line.partition("  ")[2] for line in lines if line.startswith(f"{name}  ")]
+
+
+# Processes
+
+
+def test_with_isolate_two_cells_of_our_own_are_held_against_each_other_too(expkit: Expkit) -> None:
+    small, large = "problem.n=100", "problem.n=10000"
+    done = expkit("compare", small, large, *SINE, *TWELVE, "--isolate")
+    assert done.err == "", done
+    assert OWN in done.out
+    assert rows(done, "verdict")[0].startswith("SLOWER")
+    assert done.status == 1
+    a, b = (load(folder) for folder in sides(expkit))
+    assert (a.outcome, b.outcome) == ("ok", "ok")
+    assert a.interleaved == b.interleaved is not None
+    assert len(a.rounds) == len(b.rounds) == 6
+    stored = expkit("compare", *map(str, sides(expkit)))
+    assert rows(stored, "ratio") == rows(done, "ratio"), "and the runs may be compared later"
+    assert expkit.processes() == []
+
+
+def test_a_backend_that_is_not_our_own_has_its_own_process(other: Expkit) -> None:
+    done = other("compare", "backend=other", "backend=other", *SINE, *TWELVE)
+    assert done.err == "", done
+    assert OWN in done.out
+    assert len(set(processes(other))) == 2
+
+
+def test_no_isolate_takes_it_back(other: Expkit) -> None:
+    done = other("compare", "backend=other", "backend=other", *SINE, *TWELVE, "--no-isolate")
+    assert done.err == "", done
+    assert OWN not in done.out
+    assert len(set(processes(other))) == 1
+
+
+def test_our_own_share_a_process_where_nothing_is_said(expkit: Expkit) -> None:
+    done = expkit("compare", "backend=numpy", "backend=numpy", *SINE, *TWELVE)
+    assert done.err == "", done
+    assert OWN not in done.out
+
+
+def test_a_side_that_raises_is_that_sides_affair(other: Expkit) -> None:
+    done = other("compare", "backend=numpy", "backend=other backend.raises=true", *SINE, *TWELVE)
+    assert (done.status, done.err) == (1, ""), done
+    assert rows(done, "verdict") == ["MAY NOT BE COMPARED"]
+    assert "the device is gone" in rows(done, "because")[0]
+    a, b = (load(folder) for folder in sides(other))
+    assert (a.outcome, b.outcome) == ("ok", "failed")
+
+
+def test_an_interrupt_ends_both_processes_and_keeps_what_there_is(expkit: Expkit) -> None:
+    endless = ("measure.repeats_min=100000", "measure.repeats_max=100000")
+    process = expkit.start("compare", "seed=0", "seed=0", *SINE, *endless, "--isolate")
+    deadline = time.monotonic() + 60
+    while not any(b'"sample"' in file.read_bytes() for file in expkit.outputs.rglob(journal.FILE)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    done = expkit.end(process)
+    assert (done.status, len(done.err.splitlines())) == (130, 1), done
+    assert [load(folder).outcome for folder in sides(expkit)] == ["interrupted"] * 2
+    assert expkit.processes() == []
+
+
+def test_bad_input_is_one_line(expkit: Expkit) -> None:
+    for words, named in (
+        (("runs/a", "runs/b", "--isolate"), "--isolate"),
+        (("seed=0", "seed=0", NONE, "measure.processes=6", "--isolate"), "measure.processes"),
+    ):
+        done = expkit("compare", *words)
+        assert (done.status, done.out, len(done.err.splitlines())) == (2, "", 1), done
+        assert named in done.err
+
+
+# Threads that go on
+
+
+def test_a_thread_that_goes_on_is_named_where_it_can_slow_the_other(other: Expkit) -> None:
+    pair = ("backend=numpy", "backend=other backend.spins=true", *SINE, *TWELVE)
+    done = other("compare", *pair, "--no-isolate")
+    worked = "another thread of this process worked meanwhile"
+    assert [row[0] for row in rows(done, "unstable") if worked in row] == ["A", "B"], done
+
+
+def test_in_processes_of_their_own_it_cannot(other: Expkit) -> None:
+    pair = ("backend=numpy", "backend=other backend.spins=true", *SINE, *TWELVE)
+    done = other("compare", *pair)
+    assert OWN in done.out
+    assert "another thread" not in done.out
+
+
+def test_a_process_at_rest_has_no_thread_at_work_and_one_that_goes_on_is_seen() -> None:
+    assert worked_meanwhile([threads_at_work() for _ in range(9)]) == []
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            hashlib.sha256(bytes(10**6)).digest()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        found = [threads_at_work() for _ in range(9)]
+    finally:
+        ended.set()
+        thread.join()
+    assert worked_meanwhile(found) != []
+    assert worked_meanwhile([threads_at_work() for _ in range(9)]) == []
