@@ -24,10 +24,10 @@ CELLS = {
     "linear_long": "problem=linear steps=8000 optimizer.lr=1e-5",
     "large_dot_long": "problem=large_dot steps=60",
     # For libraries that take a millisecond to note a step.
-    "sine_few": "problem=sine steps=40 log_every=20",
-    "linear_few": "problem=linear steps=40 log_every=20",
-    "large_dot_few": "problem=large_dot problem.n=50000 steps=40",
-    "sine_200k_few": "problem=sine problem.n=200000 steps=40 log_every=20",
+    "sine_few": "problem=sine steps=20 log_every=10",
+    "linear_few": "problem=linear steps=20 log_every=10",
+    "large_dot_few": "problem=large_dot problem.n=50000 steps=20",
+    "sine_200k_few": "problem=sine problem.n=200000 steps=20 log_every=10",
     "sine_1m_few": "problem=sine problem.n=1000000 steps=20 log_every=10",
     # Long batches, of which two threads can take a half each.
     "linear_wide": "problem=linear problem.batch_size=1000000 stream=device steps=20",

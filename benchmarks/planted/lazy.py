@@ -369,7 +369,7 @@ class Dask(Steps):
         """Compute losses and parameters together; they are leaves of the graph from here on."""
         names = list(self._params)
         asked = [*self._params.values(), *self._kept]
-        found = import_module("dask").compute(*asked)
+        found = import_module("dask").compute(*asked, scheduler="synchronous")
         leaves = [self._library.asarray(np.asarray(value)) for value in found[: len(names)]]
         self._params = dict(zip(names, leaves, strict=True))
         self._fetched = np.concatenate([self._fetched, found[len(names) :]])
@@ -413,5 +413,5 @@ TWINS = {
     "computes_in_synchronize": Kind(Paying, ALL),
     "graph_in_synchronize": Kind(GraphInTime, (*ALL, "sine_200k")),
     "graph_in_chunks": Kind(GraphInChunks),
-    "dask_in_synchronize": Kind(DaskInTime, FEW, ("backend.threads=2",), needs="dask"),
+    "dask_in_synchronize": Kind(DaskInTime, FEW, needs="dask"),
 }
