@@ -78,10 +78,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Found:
-    """What came of a case: the run's outcome, UNLIKE where it is ok and named so, `endless`."""
+    """What came of a case.
+
+    Attributes:
+        outcome: the run's; UNLIKE where it is ok and named so; `endless` where none came in time.
+        reason: of what is not ok.
+        seconds: that were given as the time of a repeat.
+    """
 
     outcome: str
     reason: str
+    seconds: float | None = None
 
     def is_right(self, case: Case) -> bool:
         """Ok for a twin, refused by a gate for a fault: one that breaks says nothing of a gate."""
@@ -146,10 +153,11 @@ def _run(case: Case, folder: Path, pipe: Connection) -> None:
     except Exception as error:  # a planted program that breaks is told like any other
         pipe.send(Found("failed", f"{type(error).__name__}: {error}"))
         return
+    seconds = result.summary.median if result.summary else None
     if result.outcome == "ok" and result.unlike:
-        pipe.send(Found(UNLIKE, "; ".join(result.unlike)))
+        pipe.send(Found(UNLIKE, "; ".join(result.unlike), seconds))
     else:
-        pipe.send(Found(result.outcome, result.reason or ""))
+        pipe.send(Found(result.outcome, result.reason or "", seconds))
 
 
 def run_command(case: Case, folder: Path, deadline_s: float) -> Found:
@@ -227,7 +235,8 @@ def main() -> int:
                 found = run(case, Path(place) / str(tried), given.deadline)
                 word = found.outcome if found.is_right(case) else f"**{found.outcome}**"
                 line = f"| {case.kind} | {case.cell} | {word} | {_cell(found.reason)} |"
-                print(f"{line} {perf_counter() - before:.1f} s", flush=True)
+                given_s = "" if found.seconds is None else f", gave {found.seconds:.3g} s"
+                print(f"{line} took {perf_counter() - before:.1f} s{given_s}", flush=True)
                 if turn == 0:
                     lines.append(line)
                 if not found.is_right(case):

@@ -21,6 +21,7 @@ from services import slurm as slurm
 from services import tracking_server as tracking_server
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+PLANTED = Path(__file__).parents[1] / "benchmarks" / "planted"
 DEADLINE_S = 60.0
 """After this long something hangs."""
 
@@ -144,3 +145,13 @@ def run(
     root.handlers[:] = handlers
     root.setLevel(level)
     gc.enable()  # the command line turns it off
+
+
+@pytest.fixture
+def planted(expkit: Expkit) -> Expkit:
+    """The command line with the backend `planted`."""
+    option = "_target_: broken_plugin.Planted\nfault: honest\ndtype: float64\n"
+    option += "threads: null\nfast: false\n"
+    modules = {file.name: file.read_text() for file in PLANTED.glob("*.py")}
+    expkit.plugin({**modules, "conf/backend/planted.yaml": option})
+    return expkit

@@ -19,7 +19,6 @@ from expkit.tracking import journal
 if TYPE_CHECKING:
     from conftest import Done, Expkit
 
-PLANTED = Path(__file__).parents[1] / "benchmarks" / "planted"
 QUICK = ("measure.repeats_min=2", "measure.repeats_max=2", "tracking.pictures=false")
 SPEEDS = {
     "time/median_seconds",
@@ -29,16 +28,6 @@ SPEEDS = {
     "time/step_seconds",
     "time/share_of_limit",
 }
-
-
-@pytest.fixture
-def planted(expkit: Expkit) -> Expkit:
-    """The command line with the backend `planted`."""
-    option = "_target_: broken_plugin.Planted\nfault: honest\ndtype: float64\n"
-    option += "threads: null\nfast: false\n"
-    modules = {file.name: file.read_text() for file in PLANTED.glob("*.py")}
-    expkit.plugin({**modules, "conf/backend/planted.yaml": option})
-    return expkit
 
 
 def records(folder: Path) -> Iterator[dict[str, Any]]:

@@ -368,6 +368,6 @@ FAULTS = {
     "knows_from_reset": Kind(KnowsFromReset),
     "knows_from_child": Kind(KnowsFromChild),
     "knows_from_thread": Kind(KnowsFromThread),
-    "knows_in_time": Kind(KnowsInTime),
+    "knows_in_time": Kind(KnowsInTime, words=("log_every=5",)),
     "remembers_chunks": Kind(Remembers),
 }
