@@ -46,6 +46,8 @@ REMEMBERED = 3.0
 BLATANT, BLATANT_S = 10.0, 5e-3
 DRAWN = 2
 NUMBERS = 100
+READING_NOISE_S = 2e-4
+"""What reading the losses once may take longer than it did before, by chance."""
 GROWTH = 4
 TOGETHER_S = 5e-4
 """Two clocks that are read within this are read together."""
@@ -250,7 +252,8 @@ def left_in_readings(clocked: Sequence[float], beside: Sequence[float]) -> Findi
         clocked: seconds of each reading.
         beside: processor seconds of reading the losses after it, beyond what that takes by itself.
     """
-    off = [(b, c) for b, c in zip(beside, clocked, strict=True) if b > SHARE * c]
+    pairs = zip(beside, clocked, strict=True)
+    off = [(b, c) for b, c in pairs if b > max(SHARE * c, READING_NOISE_S)]
     if 2 * len(off) <= len(clocked):
         return None
     left, seen = (median(seconds) for seconds in zip(*off, strict=True))
