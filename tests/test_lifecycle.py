@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # MLflow leaves connections open
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.usefixtures("stocked"),
 ]
 
 DEADLINE_S = 60.0
@@ -324,7 +326,8 @@ def refused(expkit: Expkit, uri: str) -> list[str]:
     return shlex.split(later[1])
 
 
-def test_eight_runs_at_once_in_a_new_folder(expkit: Expkit) -> None:
+def test_four_runs_at_once_in_a_new_folder(expkit: Expkit) -> None:
+    shutil.rmtree(expkit.outputs)
     runs = [expkit.start(*SHORT, f"seed={seed}") for seed in range(8)]
     for done in [expkit.end(run) for run in runs]:
         assert (done.status, done.err) == (0, "")
@@ -336,6 +339,7 @@ def test_eight_runs_at_once_in_a_new_folder(expkit: Expkit) -> None:
 
 
 def test_without_mlflow_the_journal_is_complete(expkit: Expkit) -> None:
+    shutil.rmtree(expkit.outputs)
     done = loaded_by(expkit, "from expkit.cli import main; main(['tracking=none', 'steps=250'])")
     assert not {"mlflow", "torch", "jax"} & set(done.out.split()), done
     assert not (expkit.outputs / "mlflow.db").exists()
