@@ -46,6 +46,7 @@ def operations(steps: int, *, stream: str = "shared") -> dict[str, Workload]:
     return cases
 
 
+@cache
 def workload(problem: str, optimizer: str, steps: int, *, stream: str = "shared") -> Workload:
     """A small workload, at the rates recommended for its size."""
     made = compose_cell(f"problem={problem}").workload.problem
