@@ -41,8 +41,8 @@ from expkit.tracking.tracker import Sent, Tracker
 FLUSH_S = 1.0
 """How much measured time a kill may cost the journal."""
 
-PLACES = 2
-"""Where later steps are checked, if the reference ends before the last."""
+PLACES = 4
+"""At most, where later steps are checked, if the reference ends before the last."""
 CHECKED_SHARE = 0.25
 """The share of the timed part that the reference may take, where that is more than a second."""
 
@@ -177,8 +177,6 @@ class Measurement:
         """Steps between two readings."""
         self._number_seconds = 0.0
         """Of fetching one number from the device."""
-        self._fetching = 0.0
-        """Processor seconds that reading the losses takes by itself."""
         self._step_seconds = 0.0
         """Of a step, as warming up left it."""
         self._rng = np.random.default_rng()
@@ -236,7 +234,7 @@ class Measurement:
                 self._watch(Now("warming up"))
                 warm = warm_up(self._program, self._synchronize, cell.workload.steps)
                 self._number_seconds = number_seconds(backend) if self._learns else 0.0
-                found = self._all_left(warm.step_seconds)
+                found = self._audited_early(warm.step_seconds)
                 if found is None:
                     result.warm_up = self._run_before(self._fit_readings(warm), warm.first_seconds)
                     self._step_seconds = result.warm_up.step_seconds
@@ -256,11 +254,6 @@ class Measurement:
         """A program with room for this many."""
         return self.cell.backend.build(dataclasses.replace(self.cell.workload, steps=steps))
 
-    def _all_left(self, step_seconds: float) -> Finding | None:
-        if step_seconds * self._room >= CLOCKED_S:
-            return None
-        return Audit(self._program, self._synchronize, self._room, self._number_seconds).all_left()
-
     def _audited(self) -> Finding | None:
         """Work of this program that the clock does not see."""
         program, room = self._program, self._room
@@ -269,11 +262,17 @@ class Measurement:
             program = self._build(room)
         synchronize = partial(self.cell.backend.synchronize, program)
         audit = Audit(program, synchronize, room, self._number_seconds)
-        self._fetching = audit.fetching
         lengths = (self._every, self._room % self._every or self._every)
         found = audit.left(lengths, self._step_seconds)
         built_s = self.result.setup_seconds or 0.0
         return found or audit.ahead(self._build, built_s)
+
+    def _audited_early(self, step_seconds: float) -> Finding | None:
+        """The same of steps that all but take no time: before they are made many."""
+        if step_seconds * self._room >= CLOCKED_S:
+            return None
+        audit = Audit(self._program, self._synchronize, self._room, self._number_seconds)
+        return audit.all_left() or audit.ahead(self._build, self.result.setup_seconds or 0.0)
 
     def _audited_again(self) -> Finding | None:
         """The same after the last repeat, and over the repeats themselves."""
@@ -367,9 +366,10 @@ class Measurement:
                 cpu_seconds.append(process_time() - ran)
                 stopped = process_time()
                 fresh = program.losses(done)
-                # Once all losses: a program may hand them out anew at every reading.
-                usual = self._fetching + (done + FETCHES * n) * self._number_seconds
-                self._beside.append(process_time() - stopped - usual)
+                read = process_time()
+                program.losses(done)
+                usual = process_time() - read + FETCHES * n * self._number_seconds
+                self._beside.append(read - stopped - usual)
                 self._clocked.append(seconds[-1])
                 losses.append(fresh[: max(0, cell.workload.steps - done)])
                 bad = np.flatnonzero(~np.isfinite(losses[-1]))
@@ -483,7 +483,9 @@ class Measurement:
         last = min(cell.workload.steps - steps, int(self._check_s / each))
         if found.steps > last:
             return None
-        places = self._rng.integers(found.steps, last + 1, size=PLACES)
+        affordable = int(2 * self._check_s / (each * cell.workload.steps))
+        count = min(PLACES, max(1, affordable))
+        places = self._rng.integers(found.steps, last + 1, size=count)
         program.reset()
         done = 0
         for place in np.unique(places):

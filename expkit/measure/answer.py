@@ -68,7 +68,7 @@ LOOSE = 0.1
 """The share of a loss from which an allowance says nothing."""
 SHIFT = 0.1
 """The most that is added to every parameter for another start."""
-FEW_STEPS = 3
+FEW_STEPS = 10
 """Of a check that goes on from a state."""
 MEMORY_SHARE = 0.5
 
