@@ -35,7 +35,7 @@ from expkit.config import Cell, compose_cell
 from expkit.contracts import HostArray, Program
 from expkit.measure.environment import cpu_model, git_state, versions
 from expkit.measure.parity import differences
-from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER, Verdict, judge
+from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER, UNLIKE, Verdict, held
 from expkit.measurement import Result
 from expkit.problems.linear import Linear
 from expkit.report.units import seconds
@@ -49,6 +49,7 @@ WORDS = {
     SLOWER: "slower than",
     SAME: "as fast as",
     CANT_TELL: "not to be told from",
+    UNLIKE: "not like for like with",
 }
 
 
@@ -240,7 +241,7 @@ def compared(cells: Cells, side: Side, dtype: str) -> Verdict | None:
     a, b = cells.get((NUMPY, dtype)), cells.get((side, dtype))
     if a is None or b is None or not a.outcome == b.outcome == "ok":
         return None
-    return judge(a.rounds, b.rounds, 0.02)
+    return held(a, b, 0.02)
 
 
 def parted(cells: Cells, what: str, steps: int) -> list[Share]:
@@ -357,14 +358,17 @@ def spoken(found: Verdict | None) -> str:
 
 def unlike(cells: Cells) -> str:
     """What differs between expkit's cells of one dtype, as its own gate sees it."""
-    pairs = ((cells[NUMPY, dtype].facts, cells[TORCH, dtype].facts) for dtype in DTYPES)
+    pairs = [(cells[NUMPY, dtype].facts, cells[TORCH, dtype].facts) for dtype in DTYPES]
     found = {line.partition(":")[0] for a, b in pairs for line in differences(a, b)}
-    same = "dtype, threads, first parameters, data"
-    if not found:
-        return f"Between expkit's cells of one dtype nothing differs: {same} and random bits."
-    drawn = " (each library draws from its own generator, as in the loops)"
-    listed = ", ".join(name + drawn * ("stream" in name) for name in sorted(found))
-    return f"Between expkit's cells of one dtype these differ: {listed}; nothing else does."
+    if found:
+        listed = ", ".join(sorted(found))
+        return f"Between expkit's cells of one dtype these differ: {listed}; nothing else does."
+    own = pairs[0][0]["stream"].startswith("device")
+    drawn = (
+        "each library draws from its own generator, as in the loops" if own else "random bits too"
+    )
+    same = "dtype, threads, first parameters and data are the same"
+    return f"Expkit's cells of one dtype are like for like: {same}; {drawn}."
 
 
 def dtypes(cells: Cells) -> str:
@@ -373,8 +377,8 @@ def dtypes(cells: Cells) -> str:
     for side in SIDES:
         wide, narrow = cells.get((side, "float64")), cells.get((side, "float32"))
         if wide and narrow and wide.outcome == narrow.outcome == "ok":
-            ratio = judge(wide.rounds, narrow.rounds, 0.02)
-            said.append(f"{ratio.ratio:.2g} times the float64 time on {side.label} ({ratio.word})")
+            ratio = held(wide, narrow, 0.02).ratio
+            said.append(f"{ratio:.2g} times the float64 time on {side.label}")
     return f"The dtype alone: float32 takes {', '.join(said)}." if said else ""
 
 

@@ -28,10 +28,11 @@ from expkit.measure.breakdown import Breakdown, breakdown
 from expkit.measure.clock import steps_of_a_reading, timed
 from expkit.measure.environment import Activity
 from expkit.measure.idle import threads_at_work, worked_meanwhile
-from expkit.measure.limits import StepLimit, machine_limits, optimizer_elements, step_limit
+from expkit.measure.limits import StepLimit, hold_to_limit, optimizer_elements
 from expkit.measure.stability import pauses, recompiled, unstable_because
 from expkit.measure.statistics import Rounds, Summary, nested, summarize
 from expkit.measure.stopping import fitted
+from expkit.measure.threads import overused, overused_again
 from expkit.measure.warmup import WarmUp, run_before, warm_up
 from expkit.tracking.journal import Journal
 from expkit.tracking.stored import Stored
@@ -74,7 +75,8 @@ class Result:
     """What one cell's measurement found; filled as it goes.
 
     Attributes:
-        outcome: ok, diverged, wrong_answer, not_synchronized, off_the_clock, failed or interrupted.
+        outcome: ok, diverged, wrong_answer, not_synchronized, off_the_clock, beyond_limit,
+            failed or interrupted.
         reason: what is wrong, for one that ran and is not ok.
         first_bad_step: the first step with a non-finite loss, from 0.
         path: how steps are computed, as the program says it.
@@ -86,7 +88,8 @@ class Result:
         losses: of the first repeat's steps; of a diverged run those to the end of the bad chunk.
         stopped_by: the limit that ended the repeats.
         facts: what the program worked with.
-        unlike: where that is not what the configuration says, or not what the other cells have.
+        broken: where that is not what the configuration or the backend says.
+        differences: where it is not what the first cell beside it has.
         checked: how the answer was checked, or why it was not.
         unstable: every reason to distrust the times.
         limit: the least that the machine leaves a step; None where that is not known.
@@ -108,13 +111,19 @@ class Result:
     params: dict[str, HostArray] = field(default_factory=dict)
     stopped_by: str | None = None
     facts: parity.Facts = field(default_factory=dict)
-    unlike: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
     checked: str = ""
     unstable: list[str] = field(default_factory=list)
     breakdown: Breakdown | None = None
     limit: StepLimit | None = None
     sent: Sent | None = None
     timed: bool = True
+
+    @property
+    def unlike(self) -> list[str]:
+        """Every way in which it is not like for like."""
+        return self.broken + self.differences
 
     @property
     def summary(self) -> Summary | None:
@@ -237,9 +246,8 @@ class Measurement:
         self._watch(Now("noting what the program works with"))
         result.facts = parity.facts(backend, cell.workload, self._program, cell.log_every)
         threads = cell.resolved["backend"].get("threads")
-        broken = parity.broken_claims(backend, threads, result.facts)
-        self.journal.write("facts", facts=result.facts, broken=broken)
-        result.unlike += broken
+        result.broken = parity.broken_claims(backend, threads, result.facts)
+        self.journal.write("facts", facts=result.facts, broken=result.broken)
         if found:
             self._refuse(found.outcome, found.reason)
         return found is None
@@ -359,7 +367,8 @@ class Measurement:
                 cpu_seconds.append(process_time() - ran)
                 stopped = process_time()
                 fresh = program.losses(done)
-                usual = self._fetching + FETCHES * n * self._number_seconds
+                # Once all losses: a program may hand them out anew at every reading.
+                usual = self._fetching + (done + FETCHES * n) * self._number_seconds
                 self._beside.append(process_time() - stopped - usual)
                 self._clocked.append(seconds[-1])
                 losses.append(fresh[: max(0, cell.workload.steps - done)])
@@ -561,11 +570,41 @@ class Measurement:
         result.unstable += recompiled(result.processes[0], result.chunk_seconds)
         result.unstable += worked_meanwhile(self._at_work)
         with self.quiet():
-            if isinstance(workload.problem, Counted):
-                moved = optimizer_elements(self._program.arrays())
-                limits = machine_limits(self.cell.backend)
-                if limits.settled:
-                    result.limit = step_limit(limits, workload.problem.work(), moved)
+            if not self._beyond_threads() and self._beyond_limit(
+                summary.median / (result.chunk_ends[-1] + 1)
+            ):
+                return
             result.breakdown = breakdown(
                 self._program, self._synchronize, self._room, result.step_seconds, self._every
             )
+
+    def _beyond_limit(self, step_seconds: float) -> bool:
+        """Hold a step's time against the machine's limit; no program is faster than that."""
+        problem, result = self.cell.workload.problem, self.result
+        if not isinstance(problem, Counted):
+            return False
+        moved = optimizer_elements(self._program.arrays())
+        found = hold_to_limit(self.cell.backend, problem.work(), moved, step_seconds)
+        result.limit = found.limit
+        if found.doubt:
+            result.unstable.append(f"limit: {found.doubt}")
+        if found.beyond:
+            self._refuse("beyond_limit", found.beyond)
+        return bool(found.beyond)
+
+    def _beyond_threads(self) -> bool:
+        """Note where more processors were in use on the clock than the threads claimed."""
+        result = self.result
+        if "threads" not in result.facts:
+            return False
+        claimed = int(result.facts["threads"])
+        wall_s, cpu_s = (sum(map(sum, s)) for s in (result.chunk_seconds, result.cpu_seconds))
+        used = overused(claimed, wall_s, cpu_s)
+        if used is not None:
+            self._watch(Now("looking again how many processors are in use"))
+            used = overused_again(claimed, self._program, self._synchronize, self._room)
+        if used is None:
+            return False
+        result.broken.append(f"threads: says {claimed}, used {used:.1f} processors on the clock")
+        self.journal.write("facts", facts=result.facts, broken=result.broken)
+        return True

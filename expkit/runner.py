@@ -25,7 +25,7 @@ from expkit.measure.environment import Activity, Snapshot, environment
 from expkit.measure.looking import Look
 from expkit.measure.rounds import run_rounds
 from expkit.measure.statistics import Rounds
-from expkit.measure.verdict import judge
+from expkit.measure.verdict import held
 from expkit.measurement import Measurement, Now, Result
 from expkit.processes import measured_elsewhere
 from expkit.tracking import address
@@ -140,7 +140,10 @@ def run_together(
                 stopped_by, activity = drive(ready)
                 _measure_elsewhere(ready, watch)
             for part in ready:
+                known = len(part.result.unlike)
                 part.conclude(stopped_by, activity)
+                if len(part.result.unlike) > known:  # what only the clock could show
+                    _tell_unlike(part)
             _judge(parts)
         about = environment() if timed else _environment_of_process()
         measured()
@@ -170,13 +173,16 @@ def _measure_elsewhere(parts: Sequence[Measurement], watch: Watch) -> None:
 def _hold_side_by_side(parts: Sequence[Measurement]) -> None:
     """The parity gate: note in each cell what is unlike the first, and stop if that is asked."""
     for part in parts[1:]:
-        unlike = parity.differences(parts[0].result.facts, part.result.facts)
-        part.result.unlike += unlike
+        part.result.differences = parity.differences(parts[0].result.facts, part.result.facts)
     for part in parts:
-        if unlike := part.result.unlike:
-            part.journal.tags({"parity": "not like for like: " + "; ".join(unlike)})
-            if part.cell.measure.parity == "require":
-                raise ParityError(unlike)
+        _tell_unlike(part)
+
+
+def _tell_unlike(part: Measurement) -> None:
+    if unlike := part.result.unlike:
+        part.journal.tags({"parity": "not like for like: " + "; ".join(unlike)})
+        if part.cell.measure.parity == "require":
+            raise ParityError(unlike)
 
 
 def _judge(parts: Sequence[Measurement]) -> None:
@@ -184,7 +190,7 @@ def _judge(parts: Sequence[Measurement]) -> None:
     first, threshold = parts[0], parts[0].cell.measure.threshold
     for part in parts[1:]:
         if first.result.outcome == part.result.outcome == "ok":
-            found = judge(first.result.rounds, part.result.rounds, threshold)
+            found = held(first.result, part.result, threshold)
             part.journal.tags({"verdict": f"{found.word} ({found.ratio:.3f} times the first's)"})
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from textwrap import dedent
@@ -127,3 +129,29 @@ def planted(expkit: Expkit) -> Expkit:
     modules = {file.name: file.read_text() for file in PLANTED.glob("*.py")}
     expkit.plugin({**modules, "conf/backend/planted.yaml": option})
     return expkit
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Done]]:
+    """The command line in this process, in an empty folder."""
+    from expkit.cli import main
+
+    monkeypatch.setenv("EXPKIT_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+
+    def go(*words: str) -> Done:
+        try:
+            status = main(words)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0
+        return Done(status, *capsys.readouterr())
+
+    yield go
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    gc.enable()  # the command line turns it off

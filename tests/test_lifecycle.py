@@ -298,6 +298,20 @@ def test_the_command_that_sends_later_can_be_pasted(expkit: Expkit) -> None:
     assert words == ["sync", str(only(expkit.folders()))]
 
 
+def test_a_server_that_does_not_answer_is_waited_for_once(expkit: Expkit) -> None:
+    expkit.env |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}
+    run = ("problem=linear", "seed=1,2,3", "sweep.timing=false", "tracking=none")
+    assert expkit("-m", *run, "steps=20").status == 0
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        uri = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        done = expkit("sync", "--uri", uri)
+    first, last = done.err.splitlines()
+    assert (done.status, "timeout" in first.lower()) == (1, True), done
+    assert last == f"expkit: not sent: 2 more runs; {uri} does not answer"
+
+
 def refused(expkit: Expkit, uri: str) -> list[str]:
     """Measure a run that its server refuses; returns the command that sends it later."""
     expkit.env["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"

@@ -16,7 +16,8 @@ import pytest
 
 from expkit.config import compose_cell
 from expkit.contracts import Backend, Counted, Differentiated, Operation, Problem, Work
-from expkit.measure.limits import Limits, machine_limits, optimizer_elements, step_limit
+from expkit.measure import limits as measured
+from expkit.measure.limits import Limits, optimizer_elements, step_limit
 from expkit.problems.add import Add
 from expkit.problems.large_dot import LargeDot
 from expkit.problems.linear import Linear
@@ -140,6 +141,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the limits are kept; not there yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "expkit" / "limits.json"
+
+
+def machine_limits(backend: Backend) -> Limits:
+    found = measured.machine_limits(backend)
+    assert found is not None
+    return found
 
 
 def configured(*words: str) -> Backend:

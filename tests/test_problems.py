@@ -47,6 +47,15 @@ def test_linear_finds_the_line() -> None:
     assert params["intercept"] == pytest.approx(INTERCEPT, abs=1e-6)
 
 
+@pytest.mark.parametrize("optimizer", ["momentum", "adam", "rmsprop"])
+def test_the_other_optimizers_come_near_the_line(optimizer: str) -> None:
+    _, found = reference(
+        compose_cell("problem=linear", f"optimizer={optimizer}", "seed=0").workload
+    )
+    far = np.hypot(float(found["slope"]) - SLOPE, float(found["intercept"]) - INTERCEPT)
+    assert far < np.hypot(2, 3) / 4
+
+
 def test_large_dot_converges_where_it_is_small() -> None:
     losses, _ = reference(compose_cell("+experiment=large_dot_small").workload)
     assert np.median(losses[-100:]) < 1e-3 * np.median(losses[:100])

@@ -135,11 +135,11 @@ class WrongLater(Steps):
     placed = 0
 
     def reallocate(self) -> None:
-        self.placed += 1  # the first time when it is made
+        self.placed += 1  # when it is made, and when it is looked at before the first round
         super().reallocate()
 
     def losses(self, start: int = 0) -> HostArray:
-        return super().losses(start) * (1 + 1e-6 * (self.placed > 2))
+        return super().losses(start) * (1 + 1e-6 * (self.placed > 3))
 
 
 class Replays(Steps):

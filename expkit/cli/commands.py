@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ The two cells share a process. With --isolate each has one of its own, so that t
 work beside the other; that is the default where a backend is not expkit's own.
 
 Exit status: 0 if B is FASTER or the SAME, 1 if it is SLOWER or one of them failed, 3 if it CAN'T
-be TOLD, 4 if their times may not be compared.
+be TOLD, 4 if their work is UNLIKE or their times may not be compared.
 """
 
 
@@ -130,7 +131,10 @@ def add_resume(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     words = "the sweep's id or folder, by default the last one; words for the launcher"
     parser.add_argument("words", nargs="*", metavar="SWEEP", help=words)
-    again = "run cells again that came to this: diverged, wrong_answer or not_synchronized"
+    again = (
+        "run cells again that came to this: "
+        "diverged, wrong_answer, not_synchronized, off_the_clock or beyond_limit"
+    )
     parser.add_argument("--retry", type=_outcomes, action="append", default=[], help=again)
     parser.add_argument("--uri", help="the tracking address, whole; or another than it began with")
     parser.add_argument(
@@ -155,12 +159,13 @@ def _outcomes(words: str) -> list[str]:
 
 def _sync(place: Path, uri: str | None, outputs: Path) -> int:
     from expkit.tracking.sent import pending
-    from expkit.tracking.upload import Uploader
+    from expkit.tracking.upload import Uploader, is_unanswered
 
     if not place.is_dir():
         return complain(f"{place}: no such folder")
     uploader, status, count = Uploader(), OK, 0
     refused: set[str] = set()
+    mute: Counter[str] = Counter()
     for folder in pending(place, uri and address.kept(uri)):
         named = whole = uri or ""
         try:
@@ -168,6 +173,9 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
                 continue
             named = uri or journal.address(folder)
             if named in refused:
+                continue
+            if named in mute:
+                mute[named] += 1
                 continue
             if uri:
                 known.remember(uri, folder, outputs)
@@ -179,9 +187,15 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
         except Exception as error:  # whatever MLflow, its server or a file raises
             said = address.explain(one_line(error), whole)
             status = max(status, complain(f"{folder}: {said}", FAILED))
+            if is_unanswered(error):
+                mute[named] = 0
         else:
             count += 1
             print(f"{folder}: sent as run {run_id}")
+    for named, left in mute.items():
+        if left:
+            runs = f"{left} more {'run' if left == 1 else 'runs'}"
+            complain(f"not sent: {runs}; {address.kept(named)} does not answer", FAILED)
     if count:
         print(f"sent {count} {'run' if count == 1 else 'runs'}")
     elif status == OK:

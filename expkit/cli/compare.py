@@ -35,6 +35,14 @@ if TYPE_CHECKING:
 SHIPPED = "expkit_plugins"
 """The package of the backends that ship with expkit."""
 
+STATUSES = {
+    verdict.FASTER: OK,
+    verdict.SAME: OK,
+    verdict.SLOWER: FAILED,
+    verdict.CANT_TELL: CANT_TELL,
+    verdict.UNLIKE: MAY_NOT_COMPARE,
+}
+
 
 def compare(
     a: str,
@@ -189,5 +197,4 @@ def _tell(
     if found.verdict is None:
         refused = any(run.outcome != "ok" for run in (found.a, found.b))
         return FAILED if refused else MAY_NOT_COMPARE
-    statuses = {verdict.SLOWER: FAILED, verdict.CANT_TELL: CANT_TELL}
-    return statuses.get(found.verdict.word, OK)
+    return STATUSES[found.verdict.word]

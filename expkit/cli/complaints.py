@@ -45,6 +45,12 @@ def explain(error: Exception, words: Sequence[str]) -> str:
     if isinstance(error, OverrideParseException):
         rule = "with quotes around a value that holds any of , : { } [ ] ( ) or begins with a space"
         return f"{error.override}: cannot be read; takes key=value, {rule}"
+    if isinstance(error, KeyError) and (word := _with(words, "hydra.job.env_copy=")):
+        takes = f"variables that are set: {error.args[0]} is not"
+        return f"hydra.job.env_copy: got {word.partition('=')[2]}, takes {takes}"
+    if isinstance(error, ValueError) and str(error).startswith("Unable to configure"):
+        why = error.__cause__ or error
+        return f"hydra.job_logging: {error}: {why}; takes what Python's logging.config takes"
     for kind in ("interval", "range"):
         if kind in str(error).lower() and (word := _with(words, f"={kind}(")):
             key, _, value = word.partition("=")

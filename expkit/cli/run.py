@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -192,7 +193,8 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, *, verbose: b
     try:
         main = hydra.main("pkg://expkit.conf", "config", version_base="1.3")
         try:
-            main(command)()
+            with _folder_first():
+                main(command)()
         finally:
             command.finish()
     except Exception as error:  # Hydra's, OmegaConf's and YAML's; a cell's do not get here
@@ -208,6 +210,47 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, *, verbose: b
     finally:
         sys.argv = before
     return command.statuses
+
+
+@contextmanager
+def _folder_first() -> Iterator[None]:
+    """See that a run's folder is free before Hydra writes its own files into it.
+
+    Hydra has no hook there that may refuse. Where it fails before the run begins, as over a logger
+    that cannot be made, the folder that it has made is removed.
+    """
+    hydra: Any = import_module("hydra._internal.hydra")
+    run_job: Callable[..., JobReturn] = hydra.run_job
+
+    def checked(*, config: DictConfig, **others: Any) -> JobReturn:
+        folder = Path(config.hydra.run.dir).absolute()
+        require_free(folder)
+        is_new = not folder.exists()
+        try:
+            return run_job(config=config, **others)
+        except Exception:
+            if is_new:
+                tidy(folder)
+            raise
+
+    hydra.run_job = checked
+    try:
+        yield
+    finally:
+        hydra.run_job = run_job
+
+
+def require_free(folder: Path) -> None:
+    """See that a folder is a run's own.
+
+    Raises:
+        UserError: something is in it.
+    """
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    if names:
+        held = "a run" if journal.FILE in names else "other files"
+        takes = "takes an empty or new folder"
+        raise UserError(f"hydra.run.dir: {folder} holds {held} already; {takes}")
 
 
 def require_plain(outputs: Path) -> None:
@@ -314,9 +357,6 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: boo
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir).absolute()
-    if held := _held(folder, {hydra_config.output_subdir, f"{hydra_config.job.name}.log"}):
-        takes = "takes an empty or new folder"
-        return complain(f"hydra.run.dir: {folder} holds {held} already; {takes}")
 
     def work() -> int:
         words = config.as_typed(hydra_config.overrides.task)
@@ -330,14 +370,6 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: boo
         return OK if result.outcome == "ok" else FAILED
 
     return reported(work, folder)
-
-
-def _held(folder: Path, hydras: set[str | None]) -> str | None:
-    """What is in a folder that a run is to have to itself, beside what Hydra has just put there."""
-    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    if journal.FILE in names:
-        return "a run"
-    return "other files" if names - hydras else None
 
 
 def reported(work: Callable[[], int], folder: Path) -> int:

@@ -347,6 +347,8 @@ def begin(
     if manifest.sweep.dry_run:
         show(report.planned(manifest, manifest.cells, apart=launcher is not None))
         return OK
+    if launcher is not None:
+        elsewhere.require_here(launcher)
     with locked(manifest.folder):
         if resumed:
             manifest = _checked(manifest, retry)

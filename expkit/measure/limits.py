@@ -11,12 +11,15 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import operator
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time, time
 from typing import Any, TypeAlias
@@ -27,20 +30,29 @@ import threadpoolctl
 
 from expkit import cache
 from expkit.contracts import Array, Backend, Work
+from expkit.measure.devices import is_host
 from expkit.measure.environment import cpu_model
 
-METHOD = 1
+METHOD = 2
 """Counted up when the measurement changes, so that older figures are measured again."""
 READING_S = 2e-3
-"""A reading lasts at least this long: starting threads takes some 50 microseconds."""
+"""A reading lasts at least this long: starting a thread takes some 50 microseconds."""
+THREAD_S = 2.5e-4
+"""And this long for every thread."""
 LADDER_S = 0.25
 """The whole ladder is walked again and again for this long: what disturbs one walk may leave the
 next alone.
 """
-ROW = 2048
-"""Elements of an inner product: 32 kB for the two rows, within a first-level cache."""
+LADDER_LIMIT_S = 0.6
+"""And for as long as this where some rung was never left alone."""
+ROW = 1024
+"""Elements of an inner product: 16 kB for the two rows, within a first-level cache."""
 FIRST_RUNG = 2 * ROW * 8
 """Bytes a thread."""
+STORES = 1.5
+"""Of what a core reads from its first-level cache: it stores a vector beside every two that it
+loads, and no call of NumPy's is long enough in there to show it.
+"""
 LAST_RUNG = 1 << 27
 """Bytes on all threads together. Where a last-level cache is larger its rate stands for the
 memory's: the limit is then too high, so a share too low, never too high.
@@ -54,10 +66,18 @@ HOST_PRODUCT = 512
 """Rows and columns of the product of one thread."""
 PRODUCT_READINGS_S = 0.05
 """How long readings of one size go on."""
+PRODUCT_LIMIT_S = 0.3
+"""And on the host, where none was left alone."""
 RETRY_S = 600.0
 """How long figures of a busy machine stand before they are measured again."""
 OWN_CORES = 0.75
 """Processor time over the wall's, a thread, from which every thread had a core of its own."""
+BEYOND = 1.05
+"""The share of a limit above which a time is not believed: a limit is the best of readings, and a
+reading is off by a few percent.
+"""
+MEASURED = 4
+"""How often a limit is measured before a time is refused for it."""
 
 
 Bandwidth: TypeAlias = tuple[tuple[int, float], ...]
@@ -71,8 +91,9 @@ class Limits:
         bandwidth: working set in bytes, smallest first, with the bytes/s read and written over it.
         flops_per_second: of a matrix product.
         itemsize: bytes of an element.
-        settled: whether every thread had a core of its own. Where not, a limit may be far too low:
-            show no share of it. It is measured again after RETRY_S, and the best is kept.
+        settled: whether every thread had a core of its own, in some reading of each size. Where
+            not, a limit may be far too low: show no share of it. It is measured again after
+            RETRY_S, and the best is kept.
     """
 
     bandwidth: Bandwidth
@@ -121,6 +142,50 @@ class StepLimit:
         return self.seconds / step_seconds
 
 
+@dataclass(frozen=True)
+class Found:
+    """A time held against the limit.
+
+    Attributes:
+        limit: None where none is known.
+        beyond: why no program can have taken so little; empty where it can.
+        doubt: why the limit is not to be trusted where it says so; empty where there is no doubt.
+    """
+
+    limit: StepLimit | None
+    beyond: str = ""
+    doubt: str = ""
+
+
+def hold_to_limit(backend: Backend, work: Work, moved: float, step_seconds: float) -> Found:
+    """Hold a step's time against the least that the machine leaves it.
+
+    What seems to be beyond the limit may be beyond a limit that was measured while others used the
+    memory, or at a slower clock. So the limit is measured anew, more than once, and the best of it
+    counts.
+
+    Args:
+        moved: elements that the optimizer moves, see `optimizer_elements`.
+    """
+    settled = True
+    for measured in range(1, MEASURED + 1):
+        limits = machine_limits(backend, anew=measured > 1)
+        if limits is None:
+            return Found(None)
+        limit = step_limit(limits, work, moved)
+        settled = settled and limits.settled
+        share = limit.share(step_seconds)
+        if share <= BEYOND:
+            return Found(limit if limits.settled else None)
+    most = f"{100 * share:,.0f}% of the most that this machine's {limit.binds} allows"
+    said = f"a step seems to take {step_seconds:.2g} s, {most}"
+    if not settled:
+        return Found(None, doubt=f"{said}, as measured while others had its cores")
+    return Found(
+        limit, beyond=f"{said}, measured {MEASURED} times: work was left out or done off the clock"
+    )
+
+
 def step_limit(limits: Limits, work: Work, optimizer_elements: float = 0) -> StepLimit:
     """The larger of the times for a step's memory traffic and for its arithmetic.
 
@@ -150,25 +215,31 @@ def optimizer_elements(arrays: Mapping[str, Array]) -> int:
     return 2 * sum(int(math.prod(a.shape)) for a in own)
 
 
-def machine_limits(backend: Backend) -> Limits:
+def machine_limits(backend: Backend, *, anew: bool = False) -> Limits | None:
     """The limits of a backend's device in its dtype and threads, from the user's cache.
 
     Measured where the cache has none, which takes about half a second, so never on the clock. The
     backend must be configured. The cache is `expkit/limits.json` under XDG_CACHE_HOME or
-    `~/.cache`; one that is damaged or cannot be written only costs the measurement.
+    `~/.cache`; one that is damaged or cannot be written only costs the measurement. None for a
+    device whose arrays cannot be multiplied and added, or a dtype whose size its name does not say.
+
+    Args:
+        anew: measure whatever the cache has. The better of both is returned, `settled` if this time
+            was.
     """
     key = ", ".join(f"{name} {value}" for name, value in _conditions(backend).items())
     folder = cache.folder()
     with _held(folder):
         kept = _read(folder)
         known = _parsed(kept.get(key))
-        if known is not None and (known.settled or _is_recent(kept[key])):
+        if known is not None and not anew and (known.settled or _is_recent(kept[key])):
             return known
         found = _measured(backend)
-        if known is not None:
-            found = found.joined(known)
-        _write(folder, kept | {key: {"at": time(), **asdict(found)}})
-    return found
+        if found is None:
+            return None
+        best = found if known is None else found.joined(known)
+        _write(folder, kept | {key: {"at": time(), **asdict(best)}})
+    return replace(best, settled=found.settled) if anew else best
 
 
 def _seconds(limit: StepLimit) -> float:
@@ -237,65 +308,100 @@ def _write(folder: Path, kept: Mapping[str, Any]) -> None:
 # The measurement.
 
 
-def _measured(backend: Backend) -> Limits:
+def _measured(backend: Backend) -> Limits | None:
     about = backend.describe()
-    itemsize = int(backend.xp.finfo(backend.asarray(np.zeros(1)).dtype).bits) // 8
-    flops = _product_rate(backend.random(0).normal, backend.synchronize)
-    if about["device"] != "cpu":
-        return Limits(_device_bandwidth(backend, itemsize), flops, itemsize, settled=True)
-    threads = int(about["threads"])
-    flops = max(flops, _host_product_rate(threads, "float64" if itemsize == 8 else "float32"))
-    bandwidth, settled = _host_bandwidth(threads)
-    return Limits(bandwidth, flops, itemsize, settled)
+    bits = re.search(r"\d+$", str(about["dtype"]))
+    if bits is None:
+        return None
+    itemsize = int(bits[0]) // 8
+    try:
+        flops = _product_rate(backend)
+        if not is_host(about["device"]):
+            return Limits(_device_bandwidth(backend, itemsize), flops, itemsize, settled=True)
+    except Exception:  # arrays that cannot be multiplied, or that do not fit
+        if not is_host(about["device"]):
+            return None
+        flops = 0.0
+    threads = int(about.get("threads", len(os.sched_getaffinity(0))))
+    own, products = _host_product_rate(threads, "float64" if itemsize == 8 else "float32")
+    bandwidth, passes = _host_bandwidth(threads)
+    return Limits(bandwidth, max(flops, own), itemsize, products and passes)
 
 
-def _pass_seconds(passes: Callable[[int], object], synchronize: Callable[[], None]) -> float:
-    """Seconds of one pass in a reading of at least READING_S."""
+def _pass_seconds(
+    passes: Callable[[int], object], wait: Callable[[], None], least_s: float = READING_S
+) -> float:
+    """Seconds of one pass in a reading of at least this long."""
     n = 1
     while True:
-        synchronize()
+        wait()
         start = perf_counter()
         passes(n)
-        synchronize()
+        wait()
         seconds = perf_counter() - start
-        if seconds >= READING_S:
+        if seconds >= least_s:
             return seconds / n
         n *= 2
 
 
-def _product_rate(
-    normal: Callable[[tuple[int, ...]], Array], synchronize: Callable[[], None]
-) -> float:
+class _Chain:
+    """Steps of a backend's own arrays, each of which takes the result of the one before.
+
+    So a library that runs calls side by side, or not before they are asked for, does all of them
+    until `wait` returns: it reads an element of the last, which no synchronize can forget.
+    """
+
+    def __init__(self, backend: Backend, first: Array, step: Callable[[Array], Array]) -> None:
+        self._backend, self._last, self._step = backend, first, step
+        self(1)  # a library sets itself up in its first call, or compiles
+        self.wait()
+
+    def __call__(self, passes: int) -> None:
+        for _ in range(passes):
+            self._last = self._step(self._last)
+
+    def wait(self) -> None:
+        last = self._last
+        self._backend.to_numpy(last[(slice(1),) * last.ndim])
+        self._backend.synchronize()
+
+
+def _product_rate(backend: Backend) -> float:
     """Operations/s of a matrix product, over growing sizes until one takes PRODUCT_S."""
     best = 0.0
     for n in PRODUCT_SIZES:
-        seconds = _product_seconds(normal((n, n)), normal((n, n)), synchronize)
+        mean = backend.asarray(np.full((n, n), 1 / n))  # of a column: ones stay ones
+        chain = _Chain(backend, backend.asarray(np.ones((n, n))), partial(operator.matmul, mean))
+        seconds = _best_seconds(chain, chain.wait)
         best = max(best, 2 * n**3 / seconds)
         if seconds >= PRODUCT_S:
             break
     return best
 
 
-def _product_seconds(a: Array, b: Array, synchronize: Callable[[], None]) -> float:
-    def products(passes: int) -> None:
-        for _ in range(passes):
-            a @ b
-
-    products(1)  # a library sets itself up in its first call
-    return _best_seconds(products, synchronize)
-
-
-def _best_seconds(passes: Callable[[int], object], synchronize: Callable[[], None]) -> float:
+def _best_seconds(passes: Callable[[int], object], wait: Callable[[], None]) -> float:
     """The best of readings of one pass, over PRODUCT_READINGS_S."""
     best, end = math.inf, perf_counter() + PRODUCT_READINGS_S
     while perf_counter() < end:
-        best = min(best, _pass_seconds(passes, synchronize))
+        best = min(best, _pass_seconds(passes, wait))
     return best
 
 
-def _host_product_rate(threads: int, dtype: str) -> float:
+class _Cores:
+    """Whether every thread had a core, in a stretch of time."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads, self._wall, self._processor = threads, perf_counter(), process_time()
+
+    def own(self) -> bool:
+        wall, processor = perf_counter() - self._wall, process_time() - self._processor
+        return processor > OWN_CORES * self._threads * wall
+
+
+def _host_product_rate(threads: int, dtype: str) -> tuple[float, bool]:
     """Operations/s of NumPy's matrix products, one on each thread, so that no thread waits for
-    another: a busy neighbour then costs a share and not nearly all.
+    another: a busy neighbour then costs a share and not nearly all. And whether every thread had a
+    core, in some reading.
 
     Next to the backend's own this also bounds halves, which a library without instructions for
     them may multiply slowly: float32 can hold them all.
@@ -314,8 +420,14 @@ def _host_product_rate(threads: int, dtype: str) -> float:
         def passes(n: int) -> None:
             list(pool.map(repeated, [n] * threads))
 
-        seconds = _best_seconds(passes, _at_once)
-    return threads * 2 * HOST_PRODUCT**3 / seconds
+        best, settled, start = math.inf, False, perf_counter()
+        while (took := perf_counter() - start) < PRODUCT_READINGS_S or (
+            took < PRODUCT_LIMIT_S and not settled
+        ):
+            cores = _Cores(threads)
+            best = min(best, _pass_seconds(passes, _at_once))
+            settled = settled or cores.own()
+    return threads * 2 * HOST_PRODUCT**3 / best, settled
 
 
 def _at_once() -> None:
@@ -324,12 +436,13 @@ def _at_once() -> None:
 
 def _host_bandwidth(threads: int) -> tuple[Bandwidth, bool]:
     """Bytes/s by size on all threads, each going over a part of its own, and whether every thread
-    had a core.
+    had a core, in some reading of each size.
 
     Two kinds of pass, and the faster counts: reading, which is fastest in the nearest caches, and
     updating in place, which is fastest further out, where data go both ways at once.
     """
     sizes = _ladder(FIRST_RUNG, LAST_RUNG // threads)
+    left = set(sizes)  # where no reading had its cores yet
     with ThreadPoolExecutor(threads) as pool:
         # Ones: untouched zeros would all be the same page.
         parts = list(pool.map(np.ones, [sizes[-1] // 8] * threads))
@@ -343,14 +456,17 @@ def _host_bandwidth(threads: int) -> tuple[Bandwidth, bool]:
             def updating(passes: int) -> None:
                 list(pool.map(_update_all, rung, [passes] * threads))
 
-            read, updated = (_pass_seconds(kind, _at_once) for kind in (reading, updating))
-            return threads * size * max(1 / read, 2 / updated)
+            cores = _Cores(threads)
+            least_s = max(READING_S, THREAD_S * threads)
+            read, updated = (_pass_seconds(kind, _at_once, least_s) for kind in (reading, updating))
+            if cores.own():
+                left.discard(size)
+            stored = STORES if size == FIRST_RUNG else 1
+            return threads * size * max(stored / read, 2 / updated)
 
-        wall, processor = perf_counter(), process_time()
-        best = _walked(sizes, rate)
-        cores = (process_time() - processor) / (perf_counter() - wall)
+        best = _walked(sizes, rate, lambda: not left)
     bandwidth = tuple((threads * size, best[size]) for size in sizes)
-    return bandwidth, cores > OWN_CORES * threads
+    return bandwidth, not left
 
 
 def _read_all(part: npt.NDArray[np.float64], passes: int) -> None:
@@ -371,25 +487,23 @@ def _update_all(part: npt.NDArray[np.float64], passes: int) -> None:
 def _device_bandwidth(backend: Backend, itemsize: int) -> Bandwidth:
     """Bytes/s by size, the better of a sum of two vectors and their inner product."""
     sizes = _ladder(*DEVICE_RUNGS)
-    normal, longest = backend.random(0).normal, sizes[-1] // (2 * itemsize)
-    whole_a, whole_b = normal((longest,)), normal((longest,))
+    ones = backend.asarray(np.ones(sizes[-1] // (2 * itemsize)))
+    chains = {}
+    for size in sizes:
+        part = ones[: size // (2 * itemsize)]
+        total = _Chain(backend, part - part, partial(operator.add, part))
+        product = _Chain(backend, part @ part, partial(_added_product, part, part - part))
+        chains[size] = total, product
 
     def rate(size: int) -> float:
-        n = size // (2 * itemsize)
-        a, b = whole_a[:n], whole_b[:n]
+        added, multiplied = (_pass_seconds(chain, chain.wait) for chain in chains[size])
+        return size / 2 * max(3 / added, 2 / multiplied)
 
-        def sums(passes: int) -> None:
-            for _ in range(passes):
-                a + b
+    return tuple(_walked(sizes, rate, lambda: True).items())
 
-        def products(passes: int) -> None:
-            for _ in range(passes):
-                a @ b
 
-        added, multiplied = (_pass_seconds(kind, backend.synchronize) for kind in (sums, products))
-        return itemsize * n * max(3 / added, 2 / multiplied)
-
-    return tuple(_walked(sizes, rate).items())
+def _added_product(a: Array, b: Array, total: Array) -> Array:
+    return total + a @ b
 
 
 def _ladder(first: int, last: int) -> list[int]:
@@ -400,11 +514,14 @@ def _ladder(first: int, last: int) -> list[int]:
     return [*sizes, last // first * first] if last > first else sizes
 
 
-def _walked(sizes: list[int], rate: Callable[[int], float]) -> dict[int, float]:
-    """The best rate of each size, from walk after walk for LADDER_S."""
-    best, end = dict.fromkeys(sizes, 0.0), perf_counter() + LADDER_S
+def _walked(
+    sizes: list[int], rate: Callable[[int], float], enough: Callable[[], bool]
+) -> dict[int, float]:
+    """The best rate of each size, from walk after walk: for LADDER_S, and until it is enough."""
+    best, start = dict.fromkeys(sizes, 0.0), perf_counter()
     while True:
         for size in sizes:
             best[size] = max(best[size], rate(size))
-        if perf_counter() > end:
+        took = perf_counter() - start
+        if took > LADDER_LIMIT_S or (took > LADDER_S and enough()):
             return best

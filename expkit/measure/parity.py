@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from expkit.authors import stream
 from expkit.contracts import Array, Backend, Program, Workload
+from expkit.measure.devices import HOST, device_name
 from expkit.measure.environment import cpu_model, gpu_driver, versions
 
 Facts = Mapping[str, str]
@@ -31,9 +33,15 @@ WORK = {
     "log_every": "log_every (steps between two readings)",
     "start": "start (hash of the first parameters)",
     "data": "data (hash)",
-    "stream": "random stream (hash of its first values)",
+    "stream": "random stream",
 }
 """Facts of the work itself. A backend says TF32 and precision only where it has them."""
+DRAWN = 10_000
+"""Values by which a random stream is known."""
+QUARTILE = 0.6745
+"""Half of all standard normal values are nearer to 0."""
+ODD = 0.08
+"""How far mean, standard deviation and that half may be off: 8 standard errors and more."""
 PLACE = {
     "host": "machine",
     "cpu": "processor",
@@ -55,7 +63,7 @@ def facts(backend: Backend, workload: Workload, program: Program, log_every: int
         for name in ("data", "params")
     }
     device = _device(arrays, about)
-    if device != "cpu" and (driver := gpu_driver()) is not None:
+    if device != HOST and (driver := gpu_driver()) is not None:
         said["driver"] = driver
     return said | {
         "dtype": _listed(_dtype(array) for array in arrays.values()) or str(about["dtype"]),
@@ -66,7 +74,7 @@ def facts(backend: Backend, workload: Workload, program: Program, log_every: int
         "log_every": str(log_every),
         "start": _hash(backend, groups["params"]),
         "data": _hash(backend, groups["data"]),
-        "stream": _stream_hash(backend, workload),
+        "stream": _stream(backend, workload),
         "host": platform.node(),
         "cpu": cpu_model(),
         "cores": str(len(os.sched_getaffinity(0))),
@@ -101,6 +109,32 @@ def differences(a: Facts, b: Facts, names: Mapping[str, str] = WORK) -> list[str
     ]
 
 
+class Worked(Protocol):
+    """What did the work: a result, a stored run, or a cell of a sweep.
+
+    Attributes:
+        facts: what its program worked with.
+        broken: where that is not what it says of itself.
+    """
+
+    @property
+    def facts(self) -> Facts: ...
+
+    @property
+    def broken(self) -> Sequence[str]: ...
+
+
+def unlike(a: Worked, b: Worked, names: tuple[str, str] = ("A", "B")) -> list[str]:
+    """Where two do not do the same work, or one of them not what it says: a line each.
+
+    Args:
+        names: what the two are called in what is said of one alone.
+    """
+    sides = zip(names, (a, b), strict=True)
+    claims = (f"{name}: {claim}" for name, side in sides for claim in side.broken)
+    return [*differences(a.facts, b.facts), *claims]
+
+
 def _dtype(array: Array) -> str:
     return str(array.dtype).rpartition(".")[2]
 
@@ -110,13 +144,13 @@ def _device(arrays: Mapping[str, Array], about: Mapping[str, str | int | float])
 
     `cuda:0` is one model here and another there, so its number says nothing of the work.
     """
-    model = str(about["device"])
-    places = {str(getattr(array, "device", "cpu")) for array in arrays.values()} or {model}
-    if model == "cpu":
+    model = device_name(about["device"])
+    places = {device_name(getattr(array, "device", HOST)) for array in arrays.values()} or {model}
+    if model == HOST:
         return _listed(places)
     if "capability" in about:
         model += f" (compute capability {about['capability']})"
-    return _listed("cpu" if place == "cpu" else model for place in places)
+    return _listed(HOST if place == HOST else model for place in places)
 
 
 def _listed(values: Iterable[str]) -> str:
@@ -132,7 +166,22 @@ def _hash(backend: Backend, arrays: Mapping[str, Array]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _stream_hash(backend: Backend, workload: Workload) -> str:
-    """Of the first thousand values as the backend sees them; on its own stream, its own."""
-    values = backend.to_numpy(stream(backend, workload).normal((1000,)))
-    return f"{workload.stream} {hashlib.sha256(values.data).hexdigest()[:12]}"
+def _stream(backend: Backend, workload: Workload) -> str:
+    """The first values as the backend sees them.
+
+    Of the host's own their hash. Where each library draws by itself, as `stream=device` asks it to,
+    the bits are another in each, and the work is alike if both draw standard normal values.
+    """
+    if workload.stream == "shared":
+        values = backend.to_numpy(stream(backend, workload).normal((DRAWN,)))
+        return f"shared {hashlib.sha256(values.data).hexdigest()[:12]}"
+    try:
+        values = backend.to_numpy(stream(backend, workload).normal((DRAWN,)))
+    except Exception:  # a backend without a generator runs what draws nothing
+        return f"{workload.stream}, none"
+    mean, deviation = float(values.mean()), float(values.std())
+    inner = float(np.mean(np.abs(values) < QUARTILE))
+    if max(abs(mean), abs(deviation - 1), abs(inner - 0.5)) < ODD:
+        return f"{workload.stream}, standard normal"
+    within = f"{inner:.0%} within {QUARTILE} of 0"
+    return f"{workload.stream}, mean {mean:.2g}, standard deviation {deviation:.2g}, {within}"

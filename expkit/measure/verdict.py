@@ -1,15 +1,18 @@
-"""Which of two is faster, or that it cannot be told."""
+"""Which of two is faster, that it cannot be told, or that they do not do the same work."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, log
 from statistics import median
+from typing import Protocol
 
+from expkit.measure import parity
 from expkit.measure.statistics import Rounds, median_interval
 
 FASTER, SLOWER, SAME, CANT_TELL = "FASTER", "SLOWER", "SAME", "CAN'T TELL"
+UNLIKE = "UNLIKE"
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class Verdict:
     """What rounds of two interleaved sources, A and B, say about B.
 
     Attributes:
-        word: FASTER, SLOWER, SAME or CAN'T TELL: B, held against A.
+        word: FASTER, SLOWER, SAME or CAN'T TELL: B, held against A; UNLIKE where they do not do
+            the same work, whatever the ratio.
         ratio: B's time over A's, the median over rounds.
         interval: its 95 % confidence interval; None for fewer than 6 rounds.
         rounds: how many there were.
@@ -29,8 +33,28 @@ class Verdict:
     rounds: int
 
 
+class Side(parity.Worked, Protocol):
+    """One of two that are compared: what it worked with, and how long that took."""
+
+    @property
+    def rounds(self) -> Rounds: ...
+
+
+def held(a: Side, b: Side, threshold: float) -> Verdict:
+    """The one rule by which B is held against A, wherever two are compared.
+
+    Only like work is faster or slower: of unlike work the ratio is told, and the word is UNLIKE.
+
+    Args:
+        a, b: measured in turn. Rounds that only one of them came to are left out.
+    """
+    common = min(len(a.rounds), len(b.rounds))
+    found = judge(a.rounds[:common], b.rounds[:common], threshold)
+    return replace(found, word=UNLIKE) if parity.unlike(a, b) else found
+
+
 def judge(a: Rounds, b: Rounds, threshold: float) -> Verdict:
-    """Hold B against A, round by round, both of the same rounds.
+    """Hold the times of B against those of A, round by round, both of the same rounds.
 
     A round's ratio is that of its medians; the interval of their median assumes no distribution.
     With the whole interval beyond 1 + threshold (or its inverse) B is slower (faster) by more than

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from expkit.measure import parity
 from expkit.measure.statistics import summarize
-from expkit.measure.verdict import CANT_TELL, FASTER, SLOWER, Verdict, judge
+from expkit.measure.verdict import CANT_TELL, FASTER, SLOWER, UNLIKE, Verdict, held
 from expkit.report.units import percent, seconds
 from expkit.tracking.stored import Stored
 
@@ -18,7 +18,7 @@ class Comparison:
     """B held against A.
 
     Attributes:
-        unlike: where they do not do the same work.
+        unlike: where they do not do the same work, or one not what it says.
         barriers: why their times may not be compared; empty where they may.
         verdict: None where there are barriers.
     """
@@ -39,8 +39,7 @@ def hold(a: Stored, b: Stored, threshold: float) -> Comparison:
     ]
     untimed = (name for name, run in (("A", a), ("B", b)) if not run.timed)
     barriers += [f"{name} ran beside other cells, so it was not timed" for name in untimed]
-    unlike = parity.differences(a.facts, b.facts)
-    unlike += [f"{name}: {claim}" for name, run in (("A", a), ("B", b)) for claim in run.broken]
+    unlike = parity.unlike(a, b)
     interleaved = a.interleaved is not None and a.interleaved == b.interleaved
     if not interleaved:
         barriers.append("they were not interleaved: what the machine did meanwhile is in one alone")
@@ -48,9 +47,7 @@ def hold(a: Stored, b: Stored, threshold: float) -> Comparison:
     barriers += parity.differences(a.facts, b.facts, parity.PLACE)
     if barriers:
         return Comparison(a, b, unlike, barriers, None)
-    common = min(len(a.rounds), len(b.rounds))
-    verdict = judge(a.rounds[:common], b.rounds[:common], threshold)
-    return Comparison(a, b, unlike, [], verdict)
+    return Comparison(a, b, unlike, [], held(a, b, threshold))
 
 
 def table(
@@ -122,4 +119,6 @@ def _in_words(verdict: Verdict, threshold: float) -> str:
         return (
             f"CAN'T TELL at a threshold of {threshold:.0%}: measure longer, or on a calmer machine"
         )
+    if verdict.word == UNLIKE:
+        return "UNLIKE: they do not do the same work, so neither is called faster"
     return f"SAME: they differ by less than {threshold:.0%}"

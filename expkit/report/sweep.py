@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from expkit.measure import parity
 from expkit.measure.statistics import summarize
 from expkit.report.comparison import hold
 from expkit.report.plots import Course
@@ -266,8 +267,7 @@ def _verdict(cell: Planned, run: Stored, runs: dict[int, Stored | None]) -> tupl
     ends = "no interval"
     if found.verdict.interval:
         ends = "{:.2f} to {:.2f}".format(*found.verdict.interval)
-    unlike = " (unlike work)" if _differences(cell, runs) else ""
-    return f"{found.verdict.ratio:.3f} ({ends})", found.verdict.word + unlike
+    return f"{found.verdict.ratio:.3f} ({ends})", found.verdict.word
 
 
 def _unlike(cells: Sequence[Planned], runs: dict[int, Stored | None]) -> list[str]:
@@ -285,13 +285,14 @@ def _unstable(cells: Sequence[Planned], runs: dict[int, Stored | None]) -> list[
 
 
 def _differences(cell: Planned, runs: dict[int, Stored | None]) -> list[str]:
-    """Where a cell does not do its baseline's work; not the optimizer, which its title tells."""
+    """Where a cell does not do its baseline's work, or not what it says."""
     run = runs[cell.index]
     base = None if cell.baseline is None else runs[cell.baseline]
-    if base is None or run is None or {run.outcome, base.outcome} != {"ok"}:
+    if run is None or run.outcome != "ok":
         return []
-    found = hold(base, run, cell.cell.measure.threshold).unlike
-    return [line for line in found if not line.startswith("optimizer: ")]
+    if base is None or base.outcome != "ok":
+        return run.broken
+    return parity.unlike(base, run, ("the baseline", "this cell"))
 
 
 def _failures(manifest: Manifest, runs: dict[int, Stored | None]) -> list[str]:

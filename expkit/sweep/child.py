@@ -88,16 +88,28 @@ def _run(request: Message, channel: _Channel) -> None:
 def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, str]:
     cell, timed, tags = thaw(request["cell"]), request["timed"], request["tags"]
 
+    ready: list[Measurement] = []  # the one there is, if it can be timed
+
     def drive(parts: Sequence[Measurement]) -> tuple[str | None, Activity]:
+        ready.extend(parts)
         if timed:
             return _obey(parts, channel)
         for part in parts:
             part.repeat()
         return None, Activity(None, None, None)
 
-    def pause(kind: str) -> None:
+    def prepared() -> None:
         if timed:
-            channel.ask(kind)
+            channel.ask("prepared")
+
+    def measured() -> None:
+        """Say what was found after the last repeat, and take how it stands against others."""
+        if not timed:
+            return
+        found = [{"outcome": p.result.outcome, "broken": p.result.broken} for p in ready]
+        tags = channel.ask("measured", found=found)["tags"]
+        for part in ready if tags else ():
+            part.journal.tags(tags)
 
     def draw(cell: Cell, result: Result, folder: Path) -> list[str]:
         return _drawn(cell, result, channel) if timed and cell.tracking.pictures else []
@@ -111,7 +123,8 @@ def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, st
     _log(folder, request["cell"].get("log"))
     cell.backend.configure()
     _keep_libraries()
-    pause("here")
+    if timed:
+        channel.ask("here")
     try:
         (result,) = runner.run_together(
             [(cell, folder)],
@@ -119,8 +132,8 @@ def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, st
             silent,
             draw,
             tags=tags,
-            prepared=lambda: pause("prepared"),
-            measured=lambda: pause("measured"),
+            prepared=prepared,
+            measured=measured,
             drive=drive,
             timed=timed,
         )
@@ -180,8 +193,6 @@ def _obey(parts: Sequence[Measurement], channel: _Channel) -> tuple[str | None, 
             request = channel.ask("placed")
         else:
             request = channel.ask("repeated", seconds=part.repeat())
-    part.result.unlike += request["unlike"]
-    part.journal.tags(request["tags"])
     return request["stopped_by"], Activity(**request["activity"])
 
 

@@ -160,6 +160,16 @@ def launcher_of(context: HydraContext, config: DictConfig) -> Launcher | None:
     )
 
 
+def require_here(launcher: Launcher) -> None:
+    """Let a launcher of ours refuse a machine that lacks what it needs, before anything is written.
+
+    Raises:
+        UserError: it lacks something.
+    """
+    if check := getattr(launcher, "require_here", None):
+        check()
+
+
 def _kept(config: DictConfig) -> DictConfig:
     """The configuration without passwords: launchers write what they are given to disk."""
     kept = copy.deepcopy(config)

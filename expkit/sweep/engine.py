@@ -30,7 +30,7 @@ from expkit.measure import parity
 from expkit.measure.environment import Activity, Snapshot, gpus
 from expkit.measure.looking import Look
 from expkit.measure.rounds import run_rounds
-from expkit.measure.verdict import judge
+from expkit.measure.verdict import held
 from expkit.report import plots
 from expkit.runner import record_failure
 from expkit.sweep.manifest import Manifest, Planned
@@ -145,6 +145,8 @@ class Member:
     left_s: float
     rounds: list[list[float]] = field(default_factory=list)
     facts: Mapping[str, str] = field(default_factory=dict)
+    broken: Sequence[str] = ()
+    """Where its program does not work with what it says."""
     expected_s: float = 0.0
     ready: bool = False
     refused: bool = False
@@ -190,6 +192,14 @@ class Member:
         if tracker := self.attempt.ledger.tracker:
             tracker.refresh(self.attempt.folder)
         return seconds
+
+    def conclude(self, stopped_by: str | None, activity: Mapping[str, float | None]) -> None:
+        """End its repeats, and take in what is found after the last."""
+        answer = self.ask(do="stop", stopped_by=stopped_by, activity=activity)
+        if not self.ended:
+            (found,) = answer["found"]
+            self.broken = found["broken"]
+            self.refused = self.refused or found["outcome"] != "ok"
 
     @property
     def lives(self) -> bool:
@@ -361,14 +371,11 @@ def _take_turns(members: Sequence[Member], *, compared: bool) -> None:
         activity = asdict(Activity.between(start, Snapshot.take(pids=pids)))
         for member in ready:
             if not member.ended:
-                tags, unlike = _held_against(member, members)
-                member.ask(
-                    do="stop", stopped_by=stopped_by, activity=activity, tags=tags, unlike=unlike
-                )
+                member.conclude(stopped_by, activity)
     waiting = [member for member in members if not member.ended]
     for member in waiting:
         with suppress(Ended):  # told by the next line
-            member.worker.tell(do="finish")
+            member.worker.tell(do="finish", tags=_held_against(member, members))
         member.attempt.ledger.send(member.attempt)
     for member in waiting:
         answer = member.ask()
@@ -401,7 +408,8 @@ def _require_alike(members: Sequence[Member]) -> None:
     """With `measure.parity=require`, end what does not do its baseline's work."""
     for member in members:
         required = member.ready and member.planned.cell.measure.parity == "require"
-        if required and (unlike := _unlike(member, members)):
+        base = _baseline(member, members) if required else None
+        if base and (unlike := parity.differences(base.facts, member.facts)):
             member.ask(do="refuse", unlike=unlike)
 
 
@@ -415,29 +423,22 @@ def _rounds(ready: Sequence[Member], *, compared: bool) -> str | None:
     return run_rounds(ready, measure, look.enough, look.width)
 
 
-def _held_against(member: Member, members: Sequence[Member]) -> tuple[dict[str, str], list[str]]:
-    """A cell's verdict against its baseline, as a tag, and where the two do unlike work."""
-    base, unlike = _baseline(member, members), _unlike(member, members)
+def _held_against(member: Member, members: Sequence[Member]) -> dict[str, str]:
+    """How a cell stands against its baseline, as tags: its verdict, and where they are unlike."""
+    base = _baseline(member, members)
+    if base is None or not member.ready:
+        return {}
+    unlike = parity.unlike(base, member, (base.planned.title, "this cell"))
     tags = {"parity": "not like for like: " + "; ".join(unlike)} if unlike else {}
-    if base and base.lives and member.lives:
-        verdict = judge(base.rounds, member.rounds, member.planned.cell.measure.threshold)
+    if base.lives and member.lives:
+        verdict = held(base, member, member.planned.cell.measure.threshold)
         tags["verdict"] = f"{verdict.word} ({verdict.ratio:.3f} times {base.planned.title})"
-    return tags, unlike
+    return tags
 
 
 def _baseline(member: Member, members: Sequence[Member]) -> Member | None:
     found = [m for m in members if m.planned.index == member.planned.baseline and m.ready]
     return found[0] if found else None
-
-
-def _unlike(member: Member, members: Sequence[Member]) -> list[str]:
-    """Where a cell does not do the work that its baseline does; not the optimizer, by intent."""
-    base = _baseline(member, members)
-    if base is None:
-        return []
-    meant = {"optimizer"} if base.planned.cell.names != member.planned.cell.names else set()
-    names = {key: said for key, said in parity.WORK.items() if key not in meant}
-    return parity.differences(base.facts, member.facts, names)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from expkit.tracking import journal
 
 FINISHED = ("ok", "diverged")
 """Outcomes that are a result."""
-ALIKE = ("wrong_answer", "not_synchronized")
+ALIKE = ("wrong_answer", "not_synchronized", "off_the_clock", "beyond_limit")
 """Failures that come again as long as nobody mends their cause."""
 FAILED = ("failed", "unavailable", "interrupted")
 """Failures of the moment or of the machine."""

@@ -24,6 +24,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("PGCONNECT_TIMEOUT", "20")
 
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -62,6 +63,15 @@ class _Telling:
             return answer
 
         return ask
+
+
+def is_unanswered(error: BaseException | None) -> bool:
+    """Whether an upload failed because its server does not answer: no other would fare better."""
+    while error is not None:
+        if isinstance(error, requests.ConnectionError | requests.Timeout):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class Uploader:

@@ -6,6 +6,7 @@ that died; and the first that failed ends the waiting for all others, which go o
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 
-from expkit.errors import UserError
+from expkit.errors import Unavailable, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PROGRAMS = ("sbatch", "squeue", "scancel")
 QUEUE = ("squeue", "--me", "--array", "--noheader", "--format=%i|%T")
 ASK_S = 15
 """How often the queue is asked in the long run."""
@@ -30,6 +32,17 @@ END_S = 60.0
 
 class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
     """A job for every cell; returns when all have ended, and leaves none behind."""
+
+    def require_here(self) -> None:
+        """See that SLURM's commands are on this machine, before anything is written.
+
+        Raises:
+            Unavailable: one of them is not.
+        """
+        for program in PROGRAMS:
+            if shutil.which(program) is None:
+                remedy = "start the sweep on a machine that submits to SLURM"
+                raise Unavailable(f"hydra/launcher=slurm: no {program} on PATH", remedy)
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int

@@ -116,7 +116,7 @@ class TorchBackend:
             "device": self.device,
             "dtype": self.dtype,
             "threads": torch.get_num_threads(),
-            "matmul_precision": torch.get_float32_matmul_precision(),
+            "matmul_precision": self._matmul_precision(),
             "torch": torch.__version__,
             "huge_pages": os.environ.get(HUGE_PAGES, "0"),
         }
@@ -127,10 +127,27 @@ class TorchBackend:
                 "capability": f"{gpu.major}.{gpu.minor}",
                 "gpu_uuid": f"GPU-{gpu.uuid}",  # as nvidia-smi writes it
                 "cuda": str(torch.version.cuda),
-                "tf32": int(torch.backends.cuda.matmul.allow_tf32),
+                "tf32": self._tf32(),
                 "gpu_bytes": gpu.total_memory,
             }
         return about
+
+    def _matmul_precision(self) -> str:
+        """PyTorch's setting; where its old and its new ones were mixed, it tells the new alone."""
+        try:
+            return str(self.xp.get_float32_matmul_precision())
+        except RuntimeError:
+            backends = self.xp.backends
+            where = backends.mkldnn if self.device == "cpu" else backends.cuda
+            return f"fp32_precision={where.matmul.fp32_precision}"
+
+    def _tf32(self) -> int:
+        """Whether products in float32 may be rounded to TF32."""
+        matmul = self.xp.backends.cuda.matmul
+        try:
+            return int(matmul.allow_tf32)
+        except RuntimeError:  # the settings were mixed, and the new one counts
+            return int(matmul.fp32_precision == "tf32")
 
     @cached_property
     def _from_numpy(self) -> Callable[[npt.NDArray[Any]], torch.Tensor]:

@@ -1,5 +1,7 @@
 """The PyTorch backends keep to the contract."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from time import sleep
 from typing import Any
@@ -132,3 +134,20 @@ def test_a_parameter_that_the_loss_does_not_use_stays() -> None:
     program = backend.build(Workload(Unused(n=50), Sgd(1e-6), 3, 0, "shared"))
     program.advance(3)
     np.testing.assert_array_equal(program.params()["unused"], np.ones(2))
+
+
+MIXED = """
+import torch
+torch.backends.fp32_precision = "tf32"
+from expkit_plugins.torch.backend import TorchBackend
+backend = TorchBackend()
+print(backend.describe()["matmul_precision"], backend._tf32())
+"""
+
+
+def test_a_backend_describes_itself_where_settings_of_precision_were_mixed() -> None:
+    """In a process of its own: they cannot be put back."""
+    if not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("this PyTorch has the old settings alone")
+    done = subprocess.run([sys.executable, "-c", MIXED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "fp32_precision=tf32 1\n"), done.stderr

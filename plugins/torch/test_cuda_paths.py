@@ -1,4 +1,4 @@
-"""The CUDA path, as far as a CPU can tell: listed in tests/attack/test_cuda.py.
+"""The CUDA path, as far as a CPU can tell; tests/attack/test_cuda.py looks from outside.
 
 Where there is no GPU, `Gpu` stands in for torch.cuda. Its graphs hold what a step's operations were
 and do them again in the same memory, so a number that a capture would freeze is frozen here too;

@@ -71,6 +71,7 @@ def edit(sweep: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_a_folder_takes_one_run(expkit: Expkit) -> None:
     place = expkit.place / "mine"
+    place.mkdir()  # an empty one is taken
     assert expkit(*FAST, f"hydra.run.dir={place}").status == 0
     before = {file.name: file.read_bytes() for file in place.iterdir()}
     again = expkit(*FAST, "backend=numpy", f"hydra.run.dir={place}")
@@ -90,11 +91,6 @@ def test_nothing_is_written_among_a_persons_files(
     assert said.startswith(f"expkit: {word.partition('=')[0]}: {Path.cwd()} holds other files")
     assert said.count("\n") == 1
     assert [file.name for file in Path.cwd().iterdir()] == ["mine.txt"]
-
-
-def test_an_empty_folder_is_taken(expkit: Expkit) -> None:
-    (expkit.place / "mine").mkdir()
-    assert expkit(*FAST, f"hydra.run.dir={expkit.place / 'mine'}").status == 0
 
 
 def test_two_journals_cannot_begin_in_one_folder(tmp_path: Path) -> None:
@@ -118,28 +114,7 @@ def test_a_journal_of_two_runs_is_not_pooled(
 
 # Resume reads the manifest and nothing else
 
-NASTY = [
-    "a\\b",
-    "end\\",
-    "it's",
-    'say "x"',
-    "a b",
-    "a$b",
-    "a${b}",
-    "a${b",
-    "${oc.env:HOME}",
-    "a{b",
-    "a}b",
-    "two\nlines",
-    "größe",
-    "a,b",
-    "a=b",
-    "[x]",
-    "(x",
-    "~a",
-    "a#b",
-    "%s",
-]
+NASTY = ["a\\b", "end\\", "a${b}", "a${b", "${oc.env:HOME}"]
 
 
 @pytest.mark.parametrize("name", NASTY)
@@ -167,15 +142,6 @@ def test_an_outputs_folder_may_have_any_name_but_a_reference(expkit: Expkit) -> 
     done = expkit(*FAST)
     assert (done.status, done.err.count("\n")) == (2, 1)
     assert not refused.exists()
-
-
-@pytest.mark.parametrize("words", [["."], ["nowhere"], [DAY], []])
-def test_without_a_sweep_nothing_starts(
-    words: list[str], outputs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["resume", *words]) == 2
-    assert capsys.readouterr().err.startswith("expkit: resume: ")
-    assert not outputs.exists()
 
 
 def test_a_stored_word_runs_nothing(sweep: Path, tmp_path: Path) -> None:
@@ -263,12 +229,6 @@ def test_what_would_end_alike_is_left_alone_unless_asked(
     assert len(list(sweep.glob("1*"))) == 1
     manifest = Manifest.load(sweep)
     assert [cell.index for cell in manifest.missing([outcome])] == [1]
-
-
-@pytest.mark.parametrize("outcome", ["failed", "unavailable", "interrupted", "running"])
-def test_what_may_end_otherwise_is_run_again(outcome: str, sweep: Path) -> None:
-    ended_as(sweep, "1", outcome)
-    assert [cell.index for cell in Manifest.load(sweep).missing()] == [1]
 
 
 def test_a_diverged_cell_is_run_again_on_demand(expkit: Expkit) -> None:
@@ -392,21 +352,13 @@ def test_those_held_against_a_damaged_cell_are_resumed(
 
 
 WHOLE: dict[str, Callable[[dict[str, Any]], object]] = {
-    "a newer version": lambda r: r.update(version=2),
-    "a version that is a text": lambda r: r.update(version="1"),
-    "a sweep setting that there is not": lambda r: r["sweep"].update(more=1),
-    "a setting of a wrong type": lambda r: r["sweep"].update(workers="many"),
     "a setting that is a reference": lambda r: r["sweep"].update(baseline="${oc.env:HOME}"),
-    "no settings": lambda r: r.pop("sweep"),
-    "no cells": lambda r: r.pop("cells"),
     "cells by name": lambda r: r.update(cells={}),
     "words in one": lambda r: r.update(words="-m"),
     "a word that is a number": lambda r: r.update(words=[1]),
     "groups that are numbers": lambda r: r.update(groups=[1]),
-    "skipped without a reason": lambda r: r.update(skipped=[["title"]]),
     "again that is a list": lambda r: r.update(again=[]),
     "again that is no number": lambda r: r.update(again={"one": 1}),
-    "a key that has no meaning": lambda r: r.update(more=1),
 }
 
 
@@ -423,13 +375,10 @@ def test_a_manifest_that_is_wrong_as_a_whole_is_one_line(
     assert everything(sweep) == before
 
 
-@pytest.mark.parametrize(
-    "text", [b"", b"[]", b"null", b"\0\xff\xfe", b"[" * 100_000, b'{"cells": [']
-)
-def test_a_manifest_that_is_none_is_one_line(
-    text: bytes, sweep: Path, capsys: pytest.CaptureFixture[str]
+def test_a_manifest_of_nothing_but_brackets_is_one_line(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (sweep / "sweep.json").write_bytes(text)
+    (sweep / "sweep.json").write_bytes(b"[" * 100_000)
     assert main(["resume"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"expkit: sweep {sweep / 'sweep.json'}: ")
@@ -532,16 +481,6 @@ def test_a_cell_of_a_damaged_journal_is_run_again_and_said(expkit: Expkit, finis
     assert f"\n3 cells finished; {folder}\n" in done.out
     again = expkit("resume")
     assert (again.status, again.err) == (0, "")
-
-
-def test_a_journal_that_was_cut_off_is_ended_as_interrupted(sweep: Path) -> None:
-    file = sweep / "1" / journal.FILE
-    for cut in (0, 1, 9, 40, file.stat().st_size // 2):
-        file.write_bytes((sweep / "0" / journal.FILE).read_bytes()[:cut])
-        manifest = Manifest.load(sweep)
-        manifest.close_orphans()
-        assert load(file.parent).outcome == "interrupted"
-        assert [missing.index for missing in manifest.missing()] == [1]
 
 
 def test_one_damaged_journal_does_not_hide_what_is_finished_elsewhere(expkit: Expkit) -> None:

@@ -214,12 +214,6 @@ def test_a_repeat_that_takes_long_is_alone_in_its_placement(others: int) -> None
     assert [source.rounds for source in sources] == [[1] * 6] * len(sources)
 
 
-def test_short_repeats_are_as_many_as_asked_for() -> None:
-    source = Slow(0.2)
-    run_rounds([source], Measure(11, 40, 2, budget_s=0.0), lambda: None)
-    assert source.rounds == [2] * 5 + [1]
-
-
 def test_the_reference_takes_no_longer_than_its_time() -> None:
     cell = compose_cell("problem=large_dot", "problem.n=4000000")
     started = time.process_time()

@@ -99,6 +99,7 @@ def test_parts_that_do_not_make_the_step_are_not_shown_but_why(
     within = replace(off, step_seconds=sum(parts.values()) / (1 - 0.9 * ADDS_UP))
     assert "forward" in rows(within)[0][1]
     assert "parts/forward_seconds" in within.metrics()
+    assert plots.draw_shown(replace(what, breakdown=within), tmp_path) == ["step.png"]
 
 
 class Uneven:
@@ -142,11 +143,6 @@ def test_the_parts_are_of_the_same_kind_of_middle_as_the_step(
     assert every(100).adds_up
     assert abs(every(100).unattributed) < 0.05 * step_s
     assert not every(1).adds_up, "single steps leave out what strikes one in ten"
-
-
-def test_the_bar_is_drawn_where_the_parts_add_up(tmp_path: Path) -> None:
-    what = plots.Shown("x", np.empty(0), found().breakdown, {})
-    assert plots.draw_shown(what, tmp_path) == ["step.png"]
 
 
 def test_verbose_is_an_option_of_every_command_that_shows_a_table(expkit: Expkit) -> None:

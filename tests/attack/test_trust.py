@@ -308,22 +308,6 @@ def test_a_run_is_ended_by_its_own_journal_alone(store: Store) -> None:
     assert store.status(run_id) == "RUNNING"
 
 
-def test_a_run_of_a_dead_process_is_ended_by_its_journal(store: Store) -> None:
-    folder, opening = store.run("mine")
-    (folder / journal.FILE).write_text(json.dumps(opening | {"owner": DEAD}) + "\n")
-    (folder / "notes.txt").write_text("measured")
-    measured = Journal(folder)
-    measured.artifact("notes.txt")
-    measured._file.close()
-    run_id = store.marked(**{"expkit.folder": str(folder), "expkit.journal": opening["id"]})
-    (folder / sent.FILE).write_text(
-        json.dumps({"uri": address.local(store.outputs), "run_id": run_id, "offset": 0})
-    )
-    send(store, store.run("again")[0])
-    assert (store.status(run_id), store.artifacts(run_id)) == ("KILLED", {"notes.txt"})
-    assert journal.is_ended(folder)
-
-
 def test_no_file_outside_of_a_runs_folder_is_sent(
     store: Store, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -476,7 +460,6 @@ WRITTEN = {
     "ODBC": ("mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3DS3cr", "mssql+pyodbc:///"),
     "a fragment": ("https://host/a#S3cr", "https://host/a"),
     "IPv6": ("http://me:S3cr@[::1]:5000", "http://me@[::1]:5000"),
-    "nothing": ("http://host:5000/a@b?x=1".replace("@", "%40"), "http://host:5000/a%40b?x=1"),
     "a path": ("sqlite:////a b@c:d/m.db", "sqlite:////a b@c:d/m.db"),
 }
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.util
-import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +13,6 @@ import pytest
 import yaml
 
 from expkit import __version__, config
-from expkit.cli import main
 from expkit.report import plots
 from expkit.report.sweep import course, search
 from expkit.sweep import plan
@@ -42,32 +39,6 @@ OPTIONS = {
     "latin.yaml": "a: é\n".encode("latin-1"),
 }
 Run = Callable[..., "Done"]
-
-
-@pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Run]:
-    """The command line in this process, in an empty folder."""
-    from conftest import Done
-
-    monkeypatch.setenv("EXPKIT_OUTPUTS", str(tmp_path / "outputs"))
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.chdir(tmp_path)
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-
-    def go(*words: str) -> Done:
-        try:
-            status = main(words)
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 0
-        return Done(status, *capsys.readouterr())
-
-    yield go
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    gc.enable()  # the command line turns it off
 
 
 def is_one_line(done: Done, place: Path, *names: str) -> None:
