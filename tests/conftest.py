@@ -122,16 +122,6 @@ def expkit(tmp_path: Path) -> Iterator[Expkit]:
 
 
 @pytest.fixture
-def planted(expkit: Expkit) -> Expkit:
-    """The command line with the backend `planted`."""
-    option = "_target_: broken_plugin.Planted\nfault: honest\ndtype: float64\n"
-    option += "threads: null\nfast: false\n"
-    modules = {file.name: file.read_text() for file in PLANTED.glob("*.py")}
-    expkit.plugin({**modules, "conf/backend/planted.yaml": option})
-    return expkit
-
-
-@pytest.fixture
 def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., Done]]:
@@ -155,3 +145,13 @@ def run(
     root.handlers[:] = handlers
     root.setLevel(level)
     gc.enable()  # the command line turns it off
+
+
+@pytest.fixture
+def planted(expkit: Expkit) -> Expkit:
+    """The command line with the backend `planted`."""
+    option = "_target_: broken_plugin.Planted\nfault: honest\ndtype: float64\n"
+    option += "threads: null\nfast: false\n"
+    modules = {file.name: file.read_text() for file in PLANTED.glob("*.py")}
+    expkit.plugin({**modules, "conf/backend/planted.yaml": option})
+    return expkit

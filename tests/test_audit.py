@@ -252,7 +252,7 @@ def test_the_answer_line_tells_which_steps_were_checked(
     monkeypatch.setattr(answer, "ELEMENT_STEPS", 1)
     ended, said = outcome(StepProgram, tmp_path, monkeypatch, *QUICK)
     assert ended == "ok"
-    assert "the first 12 of 600 steps, and on some after step " in said
+    assert "the first 12 of 600 steps, and on a few from step" in said
     places = [int(word) for word in said.replace(",", "").split() if word.isdigit()][2:]
     assert places
     assert all(12 <= place < 600 for place in places)

@@ -159,9 +159,10 @@ def covered(answer: Answer, steps: int, dtype: str, places: Sequence[int] = ()) 
         )
         if places:
             at = " and ".join(str(place) for place in places)
+            steps_at = "step" if len(places) == 1 else "steps"
             text = (
-                f"matches float64 NumPy on the first {answer.steps} of {steps} steps, and on some "
-                f"after step {at}, drawn at random"
+                f"matches float64 NumPy on the first {answer.steps} of {steps} steps, and on a "
+                f"few from {steps_at} {at} on, drawn at random"
             )
     if answer.tight < answer.steps:
         unclear = answer.steps - answer.tight
