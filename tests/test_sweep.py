@@ -36,6 +36,7 @@ from expkit.tracking.stored import Stored
 if TYPE_CHECKING:
     from conftest import Done, Expkit
 
+pytestmark = pytest.mark.usefixtures("stocked")
 QUICK = ("measure.repeats_min=2", "measure.budget_s=0", "measure.warmup=0")
 LINEAR = ("-m", "problem=linear", "steps=20", *QUICK)
 FRAGILE = {
@@ -128,14 +129,14 @@ def samples(run: Stored) -> list[dict[str, Any]]:
 
 
 def test_every_cell_is_checked_before_the_first_runs(expkit: Expkit) -> None:
-    done = expkit(*LINEAR, "optimizer=sgd,adam", "optimizer.lr=0.1,abc")
+    done = expkit(*LINEAR, "optimizer=sgd,adam", "optimizer.lr=0.1,abc", "tracking=none")
     assert done.status == 2
     assert done.err == "expkit: optimizer.lr: got 'abc', takes a number\n"
     assert not expkit.outputs.exists() or not list(expkit.outputs.rglob("*.json*"))
 
 
 def test_a_dry_run_says_what_would_run_and_runs_nothing(expkit: Expkit) -> None:
-    done = expkit(*LINEAR, "backend=numpy", "seed=range(3)", "sweep.dry_run=true")
+    done = expkit(*LINEAR, "backend=numpy", "seed=range(3)", "sweep.dry_run=true", "tracking=none")
     assert done.status == 0, done.err
     assert "3 cells" in done.out
     assert all(f"numpy · sgd, seed={seed}" in done.out for seed in range(3))
@@ -239,14 +240,14 @@ def test_what_cannot_be_composed_is_told_as_hydra_tells_it(words: tuple[str, ...
 
 @pytest.mark.parametrize("word", ["sweep.workers=0", "sweep.limit_s=-1", "sweep.objective=luck"])
 def test_bad_settings_of_a_sweep_are_one_line(expkit: Expkit, word: str) -> None:
-    done = expkit(*LINEAR, "seed=1,2", word)
+    done = expkit(*LINEAR, "seed=1,2", word, "tracking=none")
     assert done.status == 2
     assert done.err.startswith(f"expkit: {word.partition('=')[0]}: got")
     assert done.err.count("\n") == 1
 
 
 def test_an_unknown_baseline_is_one_line(expkit: Expkit) -> None:
-    done = expkit(*LINEAR, "seed=1,2", "sweep.baseline=jax")
+    done = expkit(*LINEAR, "seed=1,2", "sweep.baseline=jax", "tracking=none")
     assert (done.status, done.err) == (
         2,
         "expkit: sweep.baseline: got 'jax', takes one of numpy, sgd\n",
@@ -453,7 +454,7 @@ def test_seeds_are_not_held_against_each_other(expkit: Expkit) -> None:
 
 
 def test_an_unknown_key_among_lists_is_told_what_there_is(expkit: Expkit) -> None:
-    done = expkit("-m", "problem=linear,sine", "optimzer=sgd")
+    done = expkit("-m", "problem=linear,sine", "optimzer=sgd", "tracking=none")
     assert done.status == 2
     assert done.err.startswith("expkit: optimzer: no such key; the top level takes problem, ")
 
@@ -545,6 +546,7 @@ def test_a_run_is_made_once_though_a_kill_came_before_its_id_was_noted(expkit: E
 
 
 def test_a_database_is_made_anew_where_a_kill_came_while_it_was_made(expkit: Expkit) -> None:
+    (expkit.outputs / "mlflow.db").unlink()
     assert expkit("problem=linear", "steps=20", *QUICK, "tracking=none").status == 0
     (folder,) = expkit.folders()
     killed = expkit.python(f"""
@@ -796,13 +798,17 @@ def test_unlike_work_is_told_in_the_table(expkit: Expkit) -> None:
 
 
 def test_cells_of_two_measures_are_told_apart(expkit: Expkit) -> None:
-    done = expkit("-m", "problem=linear", "measure=quick,standard", "sweep.dry_run=true")
+    done = expkit(
+        "-m", "problem=linear", "measure=quick,standard", "sweep.dry_run=true", "tracking=none"
+    )
     assert "linear, measure=quick · numpy · sgd\n" in done.out
     assert "linear, measure=standard · numpy · sgd\n" in done.out
 
 
 def test_what_a_preset_changes_tells_cells_apart(expkit: Expkit) -> None:
-    done = expkit("-m", "+experiment=large_dot_numpy,large_dot_small", "sweep.dry_run=true")
+    done = expkit(
+        "-m", "+experiment=large_dot_numpy,large_dot_small", "sweep.dry_run=true", "tracking=none"
+    )
     lines = [line[8:] for line in done.out.splitlines() if line.startswith("    ")]
     assert len(set(lines)) == 2
     assert all("problem.n=" in line for line in lines)

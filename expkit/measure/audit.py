@@ -46,6 +46,8 @@ REMEMBERED = 3.0
 BLATANT, BLATANT_S = 10.0, 5e-3
 DRAWN = 2
 NUMBERS = 100
+READING_NOISE_S = 2e-4
+"""What reading the losses once may take longer than it did before, by chance."""
 GROWTH = 4
 TOGETHER_S = 5e-4
 """Two clocks that are read within this are read together."""
@@ -64,19 +66,6 @@ class Finding:
 
     outcome: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Cycle:
-    """Seconds of a reset, n steps on the clock, and the reading of what they left.
-
-    Of `before` and `after`, the time of the wall or, where that is more, the processor's time of
-    the processes that this one has started.
-    """
-
-    before: float
-    clocked: float
-    after: float
 
 
 class Audit:
@@ -99,11 +88,11 @@ class Audit:
         self._fetch_seconds = FETCHES * number_seconds
         self._rng = np.random.default_rng()
         self._step_seconds = math.inf
+        program.reset()
         self._cycle(1)
+        self._resetting = median(_once(program.reset, synchronize) for _ in range(HEARINGS))
         # Around one step, as its loss has to be fetched too, where there is room for more.
-        idle = [self._cycle(min(1, room - 1)) for _ in range(HEARINGS)]
-        self._reading = median(cycle.after for cycle in idle)
-        self._resetting = median(cycle.before for cycle in idle)
+        self._reading = median(self._cycle(min(1, room - 1))[1] for _ in range(HEARINGS))
         self.fetching = median(self._fetching() for _ in range(HEARINGS))
         """Processor seconds that reading the loss of one step takes."""
 
@@ -132,21 +121,22 @@ class Audit:
     def _left_after(self, n: int) -> Finding | None:
         hearing = 0
         while hearing < HEARINGS:
-            cycle = self._cycle(n)
-            if cycle.clocked < CLOCKED_S and n < self._room:
-                n = min(self._room, 1 + int(1.5 * n * CLOCKED_S / max(cycle.clocked, 1e-9)))
+            clocked, after = self._cycle(n)
+            beyond = after - self._reading
+            blatant = beyond > BLATANT * clocked + BLATANT_S
+            if clocked < CLOCKED_S and n < self._room and not blatant:
+                n = min(self._room, 1 + int(1.5 * n * CLOCKED_S / max(clocked, 1e-9)))
                 continue
-            beyond = cycle.after - self._reading
-            allowed = SHARE * max(cycle.clocked, CLOCKED_S) + n * self._fetch_seconds
+            allowed = SHARE * max(clocked, CLOCKED_S) + n * self._fetch_seconds
             if beyond <= max(allowed, NOISE * self._reading):
                 return None
             # What takes this long is no burst: twice will do.
-            hearing += HEARINGS // 2 if beyond > BLATANT * cycle.clocked + BLATANT_S else 1
+            hearing += HEARINGS // 2 if blatant else 1
         return Finding(
             "not_synchronized",
             f"{_seconds(beyond)} of work was left when synchronize had returned: {n} steps took "
-            f"{_seconds(cycle.clocked)} on the clock, and reading their losses and parameters that "
-            "much longer than those of one",
+            f"{_seconds(clocked)} on the clock, and reading their losses and parameters that much "
+            "longer than those of one",
         )
 
     def ahead(self, build: Callable[[int], Program], built_s: float) -> Finding | None:
@@ -203,20 +193,18 @@ class Audit:
         return placing + (building if building <= BUILDING_S else 0.0)
 
     def _fetching(self) -> float:
-        self._program.reset()
         self._program.advance(1)
         self._synchronize()
         start = process_time()
         self._program.losses()
-        return process_time() - start
+        used = process_time() - start
+        self._program.reset()
+        return used
 
-    def _cycle(self, n: int) -> Cycle:
+    def _cycle(self, n: int) -> tuple[float, float]:
+        """Seconds of n steps on the clock, and of the reading of what they left and a reset."""
         program, synchronize = self._program, self._synchronize
         synchronize()
-        started = _Stopwatch()
-        program.reset()
-        synchronize()
-        before = started.seconds()
         # By the wall alone: while this thread waits for a core, others of the program may work.
         start = perf_counter()
         program.advance(n)
@@ -227,7 +215,9 @@ class Audit:
         started = _Stopwatch()
         program.losses()
         program.params()
-        return Cycle(before, clocked, started.seconds())
+        program.reset()
+        synchronize()
+        return clocked, started.seconds()
 
 
 def number_seconds(backend: Backend) -> float:
@@ -250,7 +240,8 @@ def left_in_readings(clocked: Sequence[float], beside: Sequence[float]) -> Findi
         clocked: seconds of each reading.
         beside: processor seconds of reading the losses after it, beyond what that takes by itself.
     """
-    off = [(b, c) for b, c in zip(beside, clocked, strict=True) if b > SHARE * c]
+    pairs = zip(beside, clocked, strict=True)
+    off = [(b, c) for b, c in pairs if b > max(SHARE * c, READING_NOISE_S)]
     if 2 * len(off) <= len(clocked):
         return None
     left, seen = (median(seconds) for seconds in zip(*off, strict=True))

@@ -95,7 +95,7 @@ def test_nor_does_the_parent(expkit: Expkit) -> None:
     assert (done.status in (0, 1, 3), marked(marks)) == (True, ""), done
 
 
-def test_nor_does_mlflows_server(expkit: Expkit, empty: Path) -> None:
+def test_nor_does_mlflows_server_which_ends_with_its_command(expkit: Expkit, empty: Path) -> None:
     with_database(expkit, empty)
     marks = hostile(expkit)
     port = str(free_port())
@@ -104,7 +104,8 @@ def test_nor_does_mlflows_server(expkit: Expkit, empty: Path) -> None:
     assert any(line.startswith("http://127.0.0.1") for line in server.stdout), server.stderr
     with urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
         assert answer.status == 200
-    os.killpg(server.pid, signal.SIGINT)
+    server.send_signal(signal.SIGTERM)
+    assert (server.wait(20), expkit.processes()) == (143, [])
     expkit.end(server)
     assert marked(marks) == ""
 
