@@ -7,6 +7,7 @@ kind is a program of its own, mostly a few lines beside the step-by-step program
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from expkit_plugins.numpy.backend import NumpyBackend
@@ -29,6 +30,12 @@ class Planted(NumpyBackend):  # type: ignore[misc]
     """
 
     fault: str = "honest"
+
+    def configure(self) -> None:
+        needs = (FAULTS | TWINS)[self.fault].needs
+        if needs:
+            import_module(f"{needs}.array")  # it may bring a BLAS of its own, with its own threads
+        super().configure()
 
     def synchronize(self, program: Program | None = None) -> None:
         finish = getattr(program, "finish", None)
