@@ -259,7 +259,7 @@ def test_the_answer_line_tells_which_steps_were_checked(
 
 
 def test_a_program_that_remembers_is_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("measure.repeats_min=6", "problem.n=5000")
+    words = ("measure.repeats_min=6", "problem.n=20000")
     ended, _ = outcome(Remembering, tmp_path, monkeypatch, *words)
     assert ended in ("off_the_clock", "not_synchronized")
 

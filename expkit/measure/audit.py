@@ -44,7 +44,9 @@ of them is noisier than a short work is long."""
 NOISE = 0.75
 """The share of what reading takes by itself that cannot be its noise."""
 REMEMBERED = 3.0
-BLATANT, BLATANT_S = 10.0, 5e-3
+MORE = 16.0
+"""Times as many steps at most, where some were too few."""
+BLATANT, BLATANT_S = 10.0, 1e-3
 DRAWN = 2
 NUMBERS = 100
 READING_NOISE_S = 2e-4
@@ -124,7 +126,8 @@ class Audit:
             beyond = after - self._reading
             blatant = beyond > BLATANT * clocked + BLATANT_S
             if clocked < CLOCKED_S and n < self._room and not blatant:
-                n = min(self._room, 1 + int(1.5 * n * CLOCKED_S / max(clocked, 1e-9)))
+                more = 1.5 * CLOCKED_S / max(clocked, 1e-9)
+                n = min(self._room, 1 + int(n * min(more, MORE)))
                 continue
             allowed = SHARE * max(clocked, CLOCKED_S) + n * self._fetch_seconds
             allowed = max(allowed, NOISE * self._reading)
@@ -266,7 +269,7 @@ def remembered(steps: Callable[[], Callable[[], object]], seen_s: float) -> Find
         started = _Stopwatch()
         take()
         seconds = started.seconds()
-        if seconds <= max(REMEMBERED * seen_s, CLOCKED_S):
+        if seconds <= max(REMEMBERED * seen_s, CLOCKED_S / 4):
             return None
     return Finding(
         "off_the_clock",
