@@ -137,8 +137,8 @@ def test_a_short_program_repeats_within_a_reading_until_the_clock_can_tell(
     cell = compose_cell(*words.split(), "steps=1", NONE, *TWELVE)
     found = runner.run(cell, tmp_path / "run", None, lambda *_: None, lambda *_: [])
     assert found.outcome == "ok"
+    readings = sorted(readings[:12])  # after them it is timed once more from another start
     assert len(readings) == 12
-    readings.sort()
     # By half, as the machine may be faster in a repeat than it was when the passes were counted.
     assert readings[6] >= 0.5 * READING_RESOLUTIONS * resolution_seconds()
     assert found.summary is not None
