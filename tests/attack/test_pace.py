@@ -179,7 +179,8 @@ def test_a_terminal_is_told_of_every_stage(expkit: Expkit) -> None:
         "warming up",
         "computing the right answer",
         "repeat 1",
-        "from another start",
+        "checking later steps, and another start",
+        "checking that all work was done on the clock",
         "looking where the time of a step goes",
     )
     places = [text.find(stage) for stage in stages]
