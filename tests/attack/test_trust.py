@@ -92,7 +92,7 @@ def test_nor_does_the_parent(expkit: Expkit) -> None:
     marks = hostile(expkit)
     sides = ("backend=numpy", "backend=numpy backend.threads=1", "measure=quick")
     done = expkit("compare", *sides, *FAST, "tracking=none")
-    assert (done.status in (0, 1, 3), marked(marks)) == (True, ""), done
+    assert (done.status in (0, 1, 3, 4), marked(marks)) == (True, ""), done
 
 
 def test_nor_does_mlflows_server_which_ends_with_its_command(expkit: Expkit, empty: Path) -> None:
