@@ -12,7 +12,8 @@ For a faster program of a backend's own:
 - the start: `first_data` and `first_params` are on the host; `place`, `place_params` and
   `first_slots` put the same on the device;
 - the draws: `stream` is the random stream that a workload asks for; where the host draws that is a
-  `SharedRandom`, over the generator that `host_rng` makes;
+  `SharedRandom`, over the generator that `host_rng` makes; `skip` draws what steps would and drops
+  it, for `Program.load`;
 - `named_arrays`: what `Program.arrays` returns;
 - `unmarked`: the mark of a step that nobody traces.
 
