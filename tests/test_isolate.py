@@ -88,8 +88,7 @@ def rows(done: Done, name: str) -> list[str]:
 
 
 def test_with_isolate_two_cells_of_our_own_are_held_against_each_other_too(expkit: Expkit) -> None:
-    small, large = "problem.n=100", "problem.n=10000"
-    done = expkit("compare", small, large, *SINE, *TWELVE, "--isolate")
+    done = expkit("compare", "backend.fast=true", "backend.fast=false", *SINE, *TWELVE, "--isolate")
     assert done.err == "", done
     assert OWN in done.out
     assert rows(done, "verdict")[0].startswith("SLOWER")

@@ -174,9 +174,9 @@ class Audit:
         """Whether what is done `once` takes longer for this many times more steps."""
         one = more = math.inf
         for _ in range(HEARINGS):
-            one = min(one, self._made(build, self._room))
-            more = min(more, self._made(build, (1 + times) * self._room))
-            grown = more - one
+            this, larger = (self._made(build, n * self._room) for n in (1, 1 + times))
+            one, more = min(one, this), min(more, larger)
+            grown = min(larger - this, more - one)  # by turns, and in the best case of each
             if grown <= max(AHEAD * clocked * times, once / 2):
                 return None
         return Finding(
