@@ -46,8 +46,8 @@ PLUGIN = """
         raises: bool = False
 
         def build(self, workload):
-            if self.spins:
-                threading.Thread(target=work, daemon=True).start()
+            if self.spins and not any(thread.name == "spins" for thread in threading.enumerate()):
+                threading.Thread(target=work, name="spins", daemon=True).start()
             program = Raising if self.raises else StepProgram
             return program(self, workload, manual(self.xp))
 

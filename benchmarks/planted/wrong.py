@@ -139,7 +139,7 @@ class WrongLater(Steps):
         super().reallocate()
 
     def losses(self, start: int = 0) -> HostArray:
-        return super().losses(start) * (1 + 1e-6 * (self.placed > 3))
+        return super().losses(start) * (1 + 1e-6 * (self.placed > 4))
 
 
 class Replays(Steps):
