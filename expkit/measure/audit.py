@@ -44,6 +44,8 @@ of them is noisier than a short work is long."""
 NOISE = 0.75
 """The share of what reading takes by itself that cannot be its noise."""
 REMEMBERED = 3.0
+LONG_STEP_S = 0.05
+"""From which on noise is small beside a step: once will do."""
 MORE = 16.0
 """Times as many steps at most, where some were too few."""
 BLATANT, BLATANT_S = 10.0, 1e-3
@@ -92,10 +94,11 @@ class Audit:
         self._rng = np.random.default_rng()
         self._step_seconds = math.inf
         program.reset()
-        self._cycle(1)
-        self._resetting = median(_once(program.reset, synchronize) for _ in range(HEARINGS))
+        self._long = self._cycle(1)[0] > LONG_STEP_S
+        often = 1 if self._long else HEARINGS
+        self._resetting = median(_once(program.reset, synchronize) for _ in range(often))
         # Around one step, as its loss has to be fetched too, where there is room for more.
-        self._reading = median(self._cycle(min(1, room - 1))[1] for _ in range(HEARINGS))
+        self._reading = median(self._cycle(min(1, room - 1))[1] for _ in range(often))
 
     def left(self, lengths: Sequence[int], step_seconds: float) -> Finding | None:
         """What is still computed when losses and parameters are read.
@@ -109,7 +112,8 @@ class Audit:
         most = max(least, min(self._room, int(CYCLE_S / each)))
         drawn = map(int, self._rng.integers(least, most, size=DRAWN, endpoint=True))
         timed = {min(max(n, least), most) for n in lengths}
-        found = next(filter(None, map(self._left_after, (*timed, *drawn))), None)
+        asked = (least,) if self._long else (*timed, *drawn)
+        found = next(filter(None, map(self._left_after, asked)), None)
         self._program.reset()
         return found
 
