@@ -161,7 +161,7 @@ def test_a_cell_that_is_named_twice_runs_once(expkit: Expkit) -> None:
 
 def test_editing_an_option_file_changes_nothing_in_a_sweep_that_runs(expkit: Expkit) -> None:
     expkit.plugin(FRAGILE)
-    words = ("-m", "problem=fragile", "problem.how=slow", "seed=1,2", *QUICK)
+    words = ("-m", "problem=fragile", "problem.how=fine", "seed=1,2,3,4", *QUICK)
     process = expkit.start(*words, "tracking=none", "sweep.workers=1")
     wait_for(lambda: list(expkit.outputs.glob("sweeps/*/*/sweep.json")))
     option = expkit.place / "site/broken_plugin/conf/problem/fragile.yaml"
