@@ -139,13 +139,18 @@ def scatter(backend: Backend) -> list[Array]:
 
 
 def first_data(workload: Workload) -> dict[str, HostArray]:
-    """The problem's fixed arrays on the host: made once, and placed as often as wanted.
+    """The problem's fixed arrays on the host: made once for a workload, whoever asks, and placed
+    as often as wanted. Not to be written to.
 
     Raises:
         PluginError: a value that is no array of numbers, with its name.
     """
     problem = workload.problem
-    return _arrays(problem, "data", problem.data(host_rng(workload.seed, "data")))
+    key = (id(problem), workload.seed)
+    if key not in workload.made:
+        found = _arrays(problem, "data", problem.data(host_rng(workload.seed, "data")))
+        workload.made[key] = problem, found  # with the problem, whose number it holds
+    return dict(workload.made[key][1])
 
 
 def first_params(workload: Workload) -> dict[str, HostArray]:

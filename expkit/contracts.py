@@ -188,6 +188,7 @@ class Workload:
         optimizer: None for an operation.
         steps: the most steps a program is asked for between two resets.
         stream: `shared` or `device`, see `Recommended`.
+        made: what `expkit.authors.first_data` keeps; `dataclasses.replace` hands it on.
     """
 
     problem: Problem | Operation
@@ -195,6 +196,7 @@ class Workload:
     steps: int
     seed: int
     stream: str
+    made: dict[tuple[int, int], Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 class Program(Protocol):

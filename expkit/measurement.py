@@ -236,12 +236,13 @@ class Measurement:
                 self._watch(Now("warming up"))
                 warm = warm_up(self._program, self._synchronize, cell.workload.steps)
                 self._number_seconds = number_seconds(backend) if self._learns else 0.0
-                found = self._audited_early(warm.step_seconds)
+                short = warm.step_seconds * self._room < LONG * CLOCKED_S
+                found = self._audited_early() if short else None
                 if found is None:
                     result.warm_up = self._run_before(self._fit_readings(warm), warm.first_seconds)
                     self._step_seconds = result.warm_up.step_seconds
                     self._watch(Now("checking that all work is done on the clock"))
-                    found = self._audited()
+                    found = self._audited(ahead=not short)
         self._note_path()
         self._watch(Now("noting what the program works with"))
         result.facts = parity.facts(backend, cell.workload, self._program, cell.log_every)
@@ -256,8 +257,8 @@ class Measurement:
         """A program with room for this many."""
         return self.cell.backend.build(dataclasses.replace(self.cell.workload, steps=steps))
 
-    def _audited(self) -> Finding | None:
-        """Work of this program that the clock does not see."""
+    def _audited(self, *, ahead: bool) -> Finding | None:
+        """Work of this program that the clock does not see; also what is done ahead of it."""
         program, room = self._program, self._room
         if room * self._step_seconds < CLOCKED_S:
             room *= 1 + int(CLOCKED_S / (room * max(self._step_seconds, 1e-9)))
@@ -266,27 +267,30 @@ class Measurement:
         audit = Audit(program, synchronize, room, self._number_seconds)
         lengths = (self._every, self._room % self._every or self._every)
         found = audit.left(lengths, self._step_seconds)
-        built_s = self.result.setup_seconds or 0.0
-        return found or audit.ahead(self._build, built_s)
+        if found or not ahead:
+            return found
+        return audit.ahead(self._build)
 
-    def _audited_early(self, step_seconds: float) -> Finding | None:
+    def _audited_early(self) -> Finding | None:
         """The same of steps that all but take no time: before they are made many."""
-        if step_seconds * self._room >= LONG * CLOCKED_S:
-            return None
         audit = Audit(self._program, self._synchronize, self._room, self._number_seconds)
-        return audit.all_left() or audit.ahead(self._build, self.result.setup_seconds or 0.0)
+        return audit.all_left() or audit.ahead(self._build)
 
     def _audited_again(self) -> Finding | None:
         """The same after the last repeat, and over the repeats themselves."""
-        found = left_in_readings(self._clocked, self._beside) or self._audited()
-        if found or not answer.another_start(self.cell.backend, self.cell.workload, self._rng):
+        found = left_in_readings(self._clocked, self._beside) or self._audited(ahead=False)
+        backend, workload = self.cell.backend, self.cell.workload
+        if found or not answer.another_start(backend, workload, self._rng):
             return found
-        return remembered(self._elsewhere, self._every * self.result.step_seconds)
 
-    def _elsewhere(self) -> Callable[[], object]:
-        """Load a start that the program has not seen; returns what takes a reading's steps."""
-        start = answer.another_start(self.cell.backend, self.cell.workload, self._rng)
-        self._program.load(start)
+        def elsewhere() -> None:
+            self._program.load(answer.another_start(backend, workload, self._rng))
+
+        return remembered(partial(self._from, self._program.reset), partial(self._from, elsewhere))
+
+    def _from(self, start: Callable[[], None]) -> Callable[[], object]:
+        """Bring the program to a start; returns what takes a reading's steps."""
+        start()
         self._synchronize()
         return partial(timed, self._program, self._synchronize, min(self._every, self._room))
 

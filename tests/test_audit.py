@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
@@ -111,13 +112,11 @@ def audited(shares: dict[str, float], room: int = 200, **given: Any) -> str | No
     def build(steps: int) -> Program:
         return cast(Program, Working(steps, shares, **given))
 
-    started = perf_counter()
     program = build(room)
-    built_s = perf_counter() - started
     # What a step takes on the clock.
     step_s = STEP_S * (shares.get("advance", 0) + shares.get("synchronize", 0)) or 1e-7
     audit = Audit(program, cast(Any, program).synchronize, room)
-    found = audit.left([room // 2], step_s) or audit.ahead(build, built_s)
+    found = audit.left([room // 2], step_s) or audit.ahead(build)
     return None if found is None else found.outcome
 
 
@@ -163,10 +162,13 @@ def test_readings_are_held_against_what_reading_their_losses_took() -> None:
 
 @pytest.mark.parametrize(("unseen", "remembers"), [(0.01, False), (0.1, True)])
 def test_a_start_not_seen_before_takes_as_long(unseen: float, remembers: bool) -> None:
-    found = remembered(lambda: partial(spin, unseen), 0.01)
+    def seen() -> Callable[[], object]:
+        return partial(spin, 0.01)
+
+    found = remembered(seen, lambda: partial(spin, unseen))
     assert (found is not None) == remembers
     burst = iter([0.1, 0.01])
-    assert remembered(lambda: partial(spin, next(burst)), 0.01) is None
+    assert remembered(seen, lambda: partial(spin, next(burst))) is None
 
 
 # Later steps, and another start

@@ -6,7 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -69,20 +69,21 @@ class Compiling(NumpyBackend):  # type: ignore[misc]
     """NumPy with a compiler."""
 
     made: type[Compiled] = Compiled
-    seen: tuple[list[int], ...] = ()
+    seen: list[list[int]] = field(default_factory=list)
+    """Of each program that was built."""
 
     def build(self, workload: Workload) -> Program:
-        self.seen[0].clear()  # of the program that is built last
-        return self.made(self, workload, self.seen[0])
+        self.seen.append([])
+        return self.made(self, workload, self.seen[-1])
 
 
 def measured(place: Path, made: type[Compiled], *words: str) -> tuple[Result, str, list[int]]:
     """What comes of sine on such a backend, its table, and the lengths that it was asked for."""
     cell = compose_cell("problem=sine", "tracking=none", *words)
-    seen: list[int] = []
-    cell = replace(cell, backend=Compiling(made=made, seen=(seen,)))
+    backend = Compiling(made=made)
+    cell = replace(cell, backend=backend)
     found = runner.run(cell, place / "run", None, lambda *_: None, lambda *_: [])
-    return found, table(cell, found, place), seen
+    return found, table(cell, found, place), max(backend.seen, key=len)
 
 
 SIX = ("measure.repeats_min=6", "measure.repeats_max=6", "measure.repeats_per_placement=1")

@@ -135,11 +135,11 @@ class WrongLater(Steps):
     placed = 0
 
     def reallocate(self) -> None:
-        self.placed += 1  # when it is made, and when it is looked at before the first round
+        self.placed += 1  # when it is made, too
         super().reallocate()
 
     def losses(self, start: int = 0) -> HostArray:
-        return super().losses(start) * (1 + 1e-6 * (self.placed > 4))
+        return super().losses(start) * (1 + 1e-6 * (self.placed > 2))
 
 
 class Replays(Steps):

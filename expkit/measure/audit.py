@@ -27,11 +27,15 @@ import numpy as np
 
 from expkit.contracts import Backend, Program
 
+Take = Callable[[], Callable[[], object]]
+
 SHARE = 0.05
 """Of the clocked time, what may pass after it on account of the steps, besides fetching losses."""
-FETCHES = 4.0
+FETCHES = 1.5
 """How often a loss may be fetched, in the time that the backend takes to fetch a number."""
-AHEAD = 0.25
+HARDLY = 5.0
+"""How many times as slow."""
+AHEAD = 0.15
 """Of the clocked time, what may pass before it on account of the steps."""
 HEARINGS = 7
 CLOCKED_S = 4e-3
@@ -57,7 +61,8 @@ GROWTH = 4
 TOGETHER_S = 5e-4
 """Two clocks that are read within this are read together."""
 BUILDING_S = 0.5
-"""A program whose building takes longer, as a compiler's does, is not built again for this."""
+"""Where building takes longer, as a compiler's does, two more programs are built at most, and what
+building takes by itself is not looked at."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,11 @@ class Audit:
         """`left` of a program whose steps all but take no time on the clock: whether that is all
         there is, before it is asked for so many that they do.
         """
-        return self._left_after(self._room)
+        found = self._left_after(self._room)
+        for _ in range(READINGS):  # of a time that is to be relied on
+            self._cycle(self._room)
+        self._program.reset()
+        return found
 
     def _left_after(self, n: int) -> Finding | None:
         hearing = 0
@@ -152,7 +161,7 @@ class Audit:
             "longer than those of one",
         )
 
-    def ahead(self, build: Callable[[int], Program], built_s: float) -> Finding | None:
+    def ahead(self, build: Callable[[int], Program]) -> Finding | None:
         """What was computed before the clock: in `reset`, `reallocate` or when building.
 
         Only where these calls take long beside the steps are other programs built, for more and
@@ -160,28 +169,38 @@ class Audit:
 
         Args:
             build: makes the program for this many steps.
-            built_s: what making the present one took.
         """
         clocked = self._room * self._step_seconds
-        once = self._resetting + _once(self._program.reallocate, self._synchronize)
-        once += built_s if built_s <= BUILDING_S else 0.0
-        times = 1
+        building, placing = self._made(build, self._room)
+        quick = building <= BUILDING_S
+        once = placing + (building if quick else 0.0)
+        times = 1.0 if quick else MORE
         while AHEAD * clocked * times < GROWTH * once:
-            if found := self._grown(build, times, clocked, once):
+            found = self._grown(build, int(times), clocked, once, quick)
+            if found or not quick:
                 return found
             times *= GROWTH
         return None
 
     def _grown(
-        self, build: Callable[[int], Program], times: int, clocked: float, once: float
+        self, build: Callable[[int], Program], times: int, clocked: float, once: float, quick: bool
     ) -> Finding | None:
         """Whether what is done `once` takes longer for this many times more steps."""
-        one = more = math.inf
+
+        def seconds(steps: int) -> float:
+            building, placing = self._made(build, steps)
+            return placing + (building if quick else 0.0)
+
+        allowed = max(AHEAD * clocked * times, once / 2)
+        this, one, more = once, math.inf, math.inf
         for _ in range(HEARINGS):
-            this, larger = (self._made(build, n * self._room) for n in (1, 1 + times))
+            larger = seconds((1 + times) * self._room)
+            if larger - this <= allowed:
+                return None
+            this = seconds(self._room)
             one, more = min(one, this), min(more, larger)
             grown = min(larger - this, more - one)  # by turns, and in the best case of each
-            if grown <= max(AHEAD * clocked * times, once / 2):
+            if grown <= allowed:
                 return None
         return Finding(
             "off_the_clock",
@@ -190,8 +209,8 @@ class Audit:
             "and reset",
         )
 
-    def _made(self, build: Callable[[int], Program], steps: int) -> float:
-        """Seconds of building a program for so many steps, placing it anew and resetting it."""
+    def _made(self, build: Callable[[int], Program], steps: int) -> tuple[float, float]:
+        """Seconds of building a program for so many steps; of placing it anew and resetting it."""
         started = _Stopwatch()
         program = build(steps)
         self._synchronize()
@@ -202,8 +221,7 @@ class Audit:
         self._synchronize()
         program.losses()
         program.params()
-        placing = started.seconds()
-        return placing + (building if building <= BUILDING_S else 0.0)
+        return building, started.seconds()
 
     def _cycle(self, n: int) -> tuple[float, float]:
         """Seconds of n steps on the clock, and of the reading of what they left and a reset."""
@@ -230,16 +248,22 @@ class Audit:
 
 
 def number_seconds(backend: Backend) -> float:
-    """What fetching a number from the device takes, one of many, as a step-by-step program does."""
-    pair, found = backend.asarray(np.ones(2)), []
+    """What fetching a number from the device takes, one of many, as a step-by-step program does:
+    stacked, or one by one where that is hardly slower.
+    """
+    pair, stacked, single = backend.asarray(np.ones(2)), [], []
     for _ in range(HEARINGS):
         numbers = [backend.xp.sum(pair) for _ in range(NUMBERS)]  # losses: NumPy's are scalars
         backend.synchronize()
         start = perf_counter()
         backend.to_numpy(backend.xp.stack(numbers))
+        stacked.append((perf_counter() - start) / NUMBERS)
+        start = perf_counter()
+        for number in numbers:
+            backend.to_numpy(number)
+        single.append((perf_counter() - start) / NUMBERS)
         numbers.clear()
-        found.append((perf_counter() - start) / NUMBERS)
-    return median(found)
+    return max(median(stacked), min(median(single), HARDLY * median(stacked)))
 
 
 def left_in_readings(clocked: Sequence[float], beside: Sequence[float]) -> Finding | None:
@@ -261,25 +285,28 @@ def left_in_readings(clocked: Sequence[float], beside: Sequence[float]) -> Findi
     )
 
 
-def remembered(steps: Callable[[], Callable[[], object]], seen_s: float) -> Finding | None:
+def remembered(seen: Take, unseen: Take) -> Finding | None:
     """Whether steps take much longer from a start that was not seen before.
 
     Args:
-        steps: gets ready to take as many steps from such a start; returns what takes them.
-        seen_s: what they took when they were timed.
+        seen, unseen: each gets ready to take the same steps, from the start of every repeat and
+            from another one; returns what takes them.
     """
     for _ in range(HEARINGS):
-        take = steps()
-        started = _Stopwatch()
-        take()
-        seconds = started.seconds()
-        if seconds <= max(REMEMBERED * seen_s, CLOCKED_S / 4):
+        known, other = (_taken(take()) for take in (seen, unseen))
+        if other <= max(REMEMBERED * known, CLOCKED_S / 4):
             return None
     return Finding(
         "off_the_clock",
-        f"the timed steps took {_seconds(seen_s)}, as many from a start not seen before "
-        f"{_seconds(seconds)}: the program remembers instead of computing",
+        f"the timed steps take {_seconds(known)}, as many from a start not seen before "
+        f"{_seconds(other)}: the program remembers instead of computing",
     )
+
+
+def _taken(take: Callable[[], object]) -> float:
+    started = _Stopwatch()
+    take()
+    return started.seconds()
 
 
 class _Stopwatch:

@@ -170,6 +170,7 @@ def drawn(words: list[str], env: dict[str, str], cwd: Path) -> Iterator[str]:
 
 def test_a_terminal_is_told_of_every_stage(expkit: Expkit) -> None:
     limits = ["measure.repeats_min=6", "measure.repeats_per_placement=1", "measure.budget_s=0"]
+    limits.append("measure.settle_s=0")
     words = ["problem=large_dot", "problem.n=200000", "steps=40", "log_every=4", *limits]
     plain = ["tracking=none", "tracking.pictures=false"]
     text = "".join(drawn([*words, *plain], expkit.env, expkit.place))
