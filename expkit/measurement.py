@@ -41,7 +41,7 @@ from expkit.tracking.tracker import Sent, Tracker
 FLUSH_S = 1.0
 """How much measured time a kill may cost the journal."""
 
-PLACES = 4
+PLACES = 2
 """At most, where later steps are checked, if the reference ends before the last."""
 LONG = 10
 """Times what the audit wants of steps on the clock: such a program is not looked at early."""
@@ -257,28 +257,34 @@ class Measurement:
         """A program with room for this many."""
         return self.cell.backend.build(dataclasses.replace(self.cell.workload, steps=steps))
 
-    def _audited(self, *, ahead: bool) -> Finding | None:
-        """Work of this program that the clock does not see; also what is done ahead of it."""
+    def _audit(self) -> Audit:
+        """Of this program; where its steps take next to no time, of one that has room for more."""
         program, room = self._program, self._room
-        if room * self._step_seconds < CLOCKED_S:
-            room *= 1 + int(CLOCKED_S / (room * max(self._step_seconds, 1e-9)))
+        if self._step_seconds and room * self._step_seconds < CLOCKED_S:
+            room *= 1 + int(CLOCKED_S / (room * self._step_seconds))
             program = self._build(room)
         synchronize = partial(self.cell.backend.synchronize, program)
-        audit = Audit(program, synchronize, room, self._number_seconds)
-        lengths = (self._every, self._room % self._every or self._every)
-        found = audit.left(lengths, self._step_seconds)
-        if found or not ahead:
-            return found
-        return audit.ahead(self._build)
+        return Audit(program, synchronize, room, self._number_seconds)
 
     def _audited_early(self) -> Finding | None:
-        """The same of steps that all but take no time: before they are made many."""
-        audit = Audit(self._program, self._synchronize, self._room, self._number_seconds)
-        return audit.all_left() or audit.ahead(self._build)
+        """Work that the clock does not see, of steps that all but take no time: before they are
+        made many.
+        """
+        audit = self._audit()
+        return audit.all_left() or audit.meanwhile() or audit.ahead(self._build)
+
+    def _audited(self, *, ahead: bool) -> Finding | None:
+        """The same of the program that will be timed; of what was done `ahead` where asked."""
+        audit = self._audit()
+        found = audit.left(self._lengths, self._step_seconds)
+        return found or (audit.ahead(self._build) if ahead else None)
 
     def _audited_again(self) -> Finding | None:
         """The same after the last repeat, and over the repeats themselves."""
-        found = left_in_readings(self._clocked, self._beside) or self._audited(ahead=False)
+        if found := left_in_readings(self._clocked, self._beside):
+            return found
+        audit = self._audit()
+        found = audit.left(self._lengths, self._step_seconds) or audit.meanwhile()
         backend, workload = self.cell.backend, self.cell.workload
         if found or not answer.another_start(backend, workload, self._rng):
             return found
@@ -286,7 +292,14 @@ class Measurement:
         def elsewhere() -> None:
             self._program.load(answer.another_start(backend, workload, self._rng))
 
-        return remembered(partial(self._from, self._program.reset), partial(self._from, elsewhere))
+        timed_s = self._every * self.result.step_seconds
+        starts = (self._program.reset, elsewhere)
+        return remembered(timed_s, *(partial(self._from, start) for start in starts))
+
+    @property
+    def _lengths(self) -> tuple[int, int]:
+        """Steps of a reading, and of the last of a repeat."""
+        return self._every, self._room % self._every or self._every
 
     def _from(self, start: Callable[[], None]) -> Callable[[], object]:
         """Bring the program to a start; returns what takes a reading's steps."""
@@ -484,12 +497,12 @@ class Measurement:
     def _wrong_later(self, found: answer.Answer) -> str | None:
         """At places drawn at random after the reference's last step."""
         cell, program, backend = self.cell, self._program, self.cell.backend
-        each = max(self._step_seconds, answer.drawing_seconds(backend, cell.workload))
+        each = max(self._step_seconds, answer.drawing_seconds(backend, cell.workload), 1e-9)
         steps = answer.FEW_STEPS if self._learns else 1
-        last = min(cell.workload.steps - steps, int(self._check_s / each))
+        last = min(cell.workload.steps - steps, int(self._check_s / 2 / each))
         if found.steps > last:
             return None
-        affordable = int(2 * self._check_s / (each * cell.workload.steps))
+        affordable = int(self._check_s / (each * cell.workload.steps))
         count = min(PLACES, max(1, affordable))
         places = self._rng.integers(found.steps, last + 1, size=count)
         program.reset()
@@ -519,7 +532,7 @@ class Measurement:
     def _reference_from(self, state: dict[str, HostArray], step: int) -> answer.Answer:
         backend, workload = self.cell.backend, self.cell.workload
         dtype = str(backend.describe()["dtype"])
-        limit_s = self._check_s / (1 + PLACES)
+        limit_s = self._check_s / (4 * PLACES)
         return answer.reference_from(backend, workload, dtype, state, step, limit_s)
 
     @property

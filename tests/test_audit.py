@@ -106,17 +106,44 @@ class Working:
         return {}
 
 
-def audited(shares: dict[str, float], room: int = 200, **given: Any) -> str | None:
+class Lazy(Working):
+    """Works seven steps at a time; what is left is done when losses are read."""
+
+    def advance(self, n: int) -> None:
+        self.left = n % 7
+        spin((n - self.left) * STEP_S)
+
+
+class Hurrying(Working):
+    """Somebody else works from the reset on, and whoever asks for a step waits for that."""
+
+    done = 0.0
+
+    def reset(self) -> None:
+        self.done = perf_counter() + self.room * STEP_S
+
+    def advance(self, n: int) -> None:
+        while perf_counter() < self.done:
+            pass
+
+
+def audited(
+    shares: dict[str, float],
+    room: int = 200,
+    made: type[Working] = Working,
+    asked: int = 100,
+    **given: Any,
+) -> str | None:
     """The outcome that the audit of such a program comes to."""
 
     def build(steps: int) -> Program:
-        return cast(Program, Working(steps, shares, **given))
+        return cast(Program, made(steps, shares, **given))
 
     program = build(room)
     # What a step takes on the clock.
     step_s = STEP_S * (shares.get("advance", 0) + shares.get("synchronize", 0)) or 1e-7
     audit = Audit(program, cast(Any, program).synchronize, room)
-    found = audit.left([room // 2], step_s) or audit.ahead(build)
+    found = audit.left([asked], step_s) or audit.meanwhile() or audit.ahead(build)
     return None if found is None else found.outcome
 
 
@@ -139,6 +166,17 @@ def test_work_that_synchronize_leaves_is_found(call: str, share: float) -> None:
 @pytest.mark.parametrize("call", ["reset", "reallocate", "build"])
 def test_work_done_ahead_is_found(call: str, share: float) -> None:
     assert audited({"advance": 1 - share, call: share}) == "off_the_clock"
+
+
+@pytest.mark.parametrize("asked", [10, 11, 12])
+def test_what_is_left_of_a_few_steps_is_found(asked: int) -> None:
+    """However little it is beside the noise of reading the clock once."""
+    assert audited({"losses": 1.0}, made=Lazy, asked=asked, fixed=2e-5) == "not_synchronized"
+    assert audited({"advance": 1.0}, asked=asked, fixed=2e-5) is None
+
+
+def test_what_is_computed_while_nobody_asks_is_found() -> None:
+    assert audited({"advance": 1.0}, made=Hurrying) == "off_the_clock"
 
 
 def test_work_of_a_child_process_is_found() -> None:
@@ -165,10 +203,10 @@ def test_a_start_not_seen_before_takes_as_long(unseen: float, remembers: bool) -
     def seen() -> Callable[[], object]:
         return partial(spin, 0.01)
 
-    found = remembered(seen, lambda: partial(spin, unseen))
+    found = remembered(0.01, seen, lambda: partial(spin, unseen))
     assert (found is not None) == remembers
     burst = iter([0.1, 0.01])
-    assert remembered(seen, lambda: partial(spin, next(burst))) is None
+    assert remembered(0.01, seen, lambda: partial(spin, next(burst))) is None
 
 
 # Later steps, and another start
@@ -258,6 +296,17 @@ def test_the_answer_line_tells_which_steps_were_checked(
     places = [int(word) for word in said.replace(",", "").split() if word.isdigit()][2:]
     assert places
     assert all(12 <= place < 600 for place in places)
+
+
+def test_draws_too_quick_for_the_clock_are_no_trouble(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run without times, which knows of no step either what it takes."""
+    monkeypatch.setattr(answer, "drawing_seconds", lambda *_: 0.0)
+    cell = compose_cell("problem=linear", "steps=20", "tracking=none", *QUICK)
+    jobs = [(cell, tmp_path / "run")]
+    [found] = runner.run_together(jobs, None, lambda *_: None, lambda *_: [], tags={}, timed=False)
+    assert found.outcome == "ok"
 
 
 def test_a_program_that_remembers_is_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

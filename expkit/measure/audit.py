@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from time import perf_counter, thread_time
+from time import perf_counter, sleep, thread_time
 
 import numpy as np
 
@@ -31,7 +31,7 @@ Take = Callable[[], Callable[[], object]]
 
 SHARE = 0.05
 """Of the clocked time, what may pass after it on account of the steps, besides fetching losses."""
-FETCHES = 1.5
+FETCHES = 1.25
 """How often a loss may be fetched, in the time that the backend takes to fetch a number."""
 HARDLY = 5.0
 """How many times as slow."""
@@ -47,6 +47,10 @@ READINGS = 3
 of them is noisier than a short work is long."""
 NOISE = 0.75
 """The share of what reading takes by itself that cannot be its noise."""
+FEW_NOISE = 0.1
+"""The same, of the middle of many."""
+RESTS, RESTED = 1.5, 0.25
+"""A rest lasts this many times as long as the steps; what they may take less by after it."""
 REMEMBERED = 3.0
 LONG_STEP_S = 0.05
 """From which on noise is small beside a step: once will do."""
@@ -101,7 +105,6 @@ class Audit:
         program.reset()
         self._long = self._cycle(1)[0] > LONG_STEP_S
         often = 1 if self._long else HEARINGS
-        self._resetting = median(_once(program.reset, synchronize) for _ in range(often))
         # Around one step, as its loss has to be fetched too, where there is room for more.
         self._reading = median(self._cycle(min(1, room - 1))[1] for _ in range(often))
 
@@ -119,6 +122,9 @@ class Audit:
         timed = {min(max(n, least), most) for n in lengths}
         asked = (least,) if self._long else (*timed, *drawn)
         found = next(filter(None, map(self._left_after, asked)), None)
+        if not self._long and not found:
+            short = {n for n in lengths if 1 < n < least}
+            found = next(filter(None, map(self._left_after_few, short)), None)
         self._program.reset()
         return found
 
@@ -160,6 +166,58 @@ class Audit:
             f"{_seconds(clocked)} on the clock, and reading their losses and parameters that much "
             "longer than those of one",
         )
+
+    def _left_after_few(self, n: int) -> Finding | None:
+        """The same of fewer steps than can be told from noise at once: in the middle of many."""
+        for _ in range(HEARINGS):
+            turns: list[tuple[float, float, float]] = []
+            started = perf_counter()
+            while len(turns) < HEARINGS or perf_counter() - started < CYCLE_S:
+                turns.append((*self._cycle(n), self._cycle(1)[1]))
+            clocked, after, after_one = (median(seconds) for seconds in zip(*turns, strict=True))
+            beyond = after - after_one
+            if beyond <= SHARE * clocked + (n - 1) * self._fetch_seconds + FEW_NOISE * after_one:
+                return None
+        return Finding(
+            "not_synchronized",
+            f"{_seconds(beyond)} of work was left when synchronize had returned, in the middle of "
+            f"{len(turns)}: {n} steps took {_seconds(clocked)} on the clock, and reading their "
+            "losses and parameters that much longer than those of one",
+        )
+
+    def meanwhile(self) -> Finding | None:
+        """What goes on being computed, by a thread or a process, while nobody asks for a step:
+        after a rest less of the same steps is left to be done.
+        """
+        n = self._room
+        if self._step_seconds * n > CLOCKED_S:
+            n = min(n, 2 + int(CLOCKED_S / self._step_seconds))
+        at_once = rested = math.inf
+        for _ in range(HEARINGS):
+            this = self._whole(n, 0.0)
+            later = self._whole(n, RESTS * this)
+            at_once, rested = min(at_once, this), min(rested, later)
+            if max(later / this, rested / at_once) > 1 - RESTED:
+                self._program.reset()
+                return None
+        return Finding(
+            "off_the_clock",
+            f"{n} steps and reading what they leave take {_seconds(at_once)} right after a reset, "
+            f"and {_seconds(rested)} after a rest: they are computed while nobody asks for them",
+        )
+
+    def _whole(self, n: int, rest_s: float) -> float:
+        """Seconds of n steps and of reading what they leave, so long after a reset."""
+        self._program.reset()
+        self._synchronize()
+        if rest_s:
+            sleep(rest_s)
+        started = _Stopwatch()
+        self._program.advance(n)
+        self._synchronize()
+        self._program.losses()
+        self._program.params()
+        return started.seconds()
 
     def ahead(self, build: Callable[[int], Program]) -> Finding | None:
         """What was computed before the clock: in `reset`, `reallocate` or when building.
@@ -285,20 +343,23 @@ def left_in_readings(clocked: Sequence[float], beside: Sequence[float]) -> Findi
     )
 
 
-def remembered(seen: Take, unseen: Take) -> Finding | None:
+def remembered(timed_s: float, seen: Take, unseen: Take) -> Finding | None:
     """Whether steps take much longer from a start that was not seen before.
 
     Args:
+        timed_s: what they took when they were timed.
         seen, unseen: each gets ready to take the same steps, from the start of every repeat and
             from another one; returns what takes them.
     """
     for _ in range(HEARINGS):
-        known, other = (_taken(take()) for take in (seen, unseen))
-        if other <= max(REMEMBERED * known, CLOCKED_S / 4):
+        other = _taken(unseen())
+        if other <= max(REMEMBERED * timed_s, CLOCKED_S / 4) or other <= REMEMBERED * _taken(
+            seen()
+        ):
             return None
     return Finding(
         "off_the_clock",
-        f"the timed steps take {_seconds(known)}, as many from a start not seen before "
+        f"the timed steps took {_seconds(timed_s)}, as many from a start not seen before "
         f"{_seconds(other)}: the program remembers instead of computing",
     )
 
@@ -336,13 +397,6 @@ def _own() -> tuple[float, float]:
         now = perf_counter()
         if now - start < TOGETHER_S:
             return start - queued, now - queued
-
-
-def _once(work: Callable[[], None], synchronize: Callable[[], None]) -> float:
-    started = _Stopwatch()
-    work()
-    synchronize()
-    return started.seconds()
 
 
 def _seconds(seconds: float) -> str:
