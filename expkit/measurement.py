@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from statistics import median
 from time import perf_counter, process_time
 
@@ -41,8 +42,10 @@ from expkit.tracking.tracker import Sent, Tracker
 FLUSH_S = 1.0
 """How much measured time a kill may cost the journal."""
 
-PLACES = 2
+PLACES = 3
 """At most, where later steps are checked, if the reference ends before the last."""
+LATER_SHARE, ELSEWHERE_SHARE = 0.6, 0.2
+"""Of the time for checking, what the reference may take for later steps, and for another start."""
 LONG = 10
 """Times what the audit wants of steps on the clock: such a program is not looked at early."""
 CHECKED_SHARE = 0.25
@@ -181,6 +184,8 @@ class Measurement:
         """Of fetching one number from the device."""
         self._step_seconds = 0.0
         """Of a step, as warming up left it."""
+        self._reference_step_s = 0.0
+        """What the reference takes for a step."""
         self._rng = np.random.default_rng()
         self._places: list[int] = []
         """Steps, drawn at random, from which on some were held against the reference too."""
@@ -486,7 +491,8 @@ class Measurement:
         start = answer.another_start(self.cell.backend, self.cell.workload, self._rng)
         if not start:
             return None
-        right = self._reference_from(start, 0)
+        steps = min(self._few_steps(ELSEWHERE_SHARE), self.cell.workload.steps)
+        right = self._reference_from(start, 0, steps)
         program.load(start)
         program.advance(right.steps)
         self._synchronize()
@@ -495,45 +501,60 @@ class Measurement:
         return wrong and f"from another start {wrong}"
 
     def _wrong_later(self, found: answer.Answer) -> str | None:
-        """At places drawn at random after the reference's last step."""
-        cell, program, backend = self.cell, self._program, self.cell.backend
-        each = max(self._step_seconds, answer.drawing_seconds(backend, cell.workload), 1e-9)
-        steps = answer.FEW_STEPS if self._learns else 1
-        last = min(cell.workload.steps - steps, int(self._check_s / 2 / each))
-        if found.steps > last:
-            return None
-        affordable = int(self._check_s / (each * cell.workload.steps))
-        count = min(PLACES, max(1, affordable))
-        places = self._rng.integers(found.steps, last + 1, size=count)
+        """After the reference's last step: at the end, or as far as there is time to go, and at
+        places drawn at random before it.
+        """
+        program, backend = self._program, self.cell.backend
+        windows = self._windows(found.steps)
         program.reset()
         done = 0
-        for place in np.unique(places):
+        for place, steps in windows:
             while done < place:  # in the lengths that are timed, as far as they go
-                n = min(self._every, int(place) - done)
+                n = min(self._every, place - done)
                 program.advance(n)
                 done += n
-            if done > place:
-                continue
             self._synchronize()
             arrays = program.arrays().items()
             state = {k: backend.to_numpy(x) for k, x in arrays if not k.startswith("data.")}
             program.advance(steps)
             done += steps
             self._synchronize()
-            right = self._reference_from(state, int(place))
-            wrong = right.wrong_losses(program.losses(int(place)), int(place))
-            if wrong is None and right.steps == steps:
-                wrong = right.wrong_params(program.params(), int(place))
+            right = self._reference_from(state, place, steps)
+            wrong = right.wrong_losses(program.losses(place), place)
+            wrong = wrong or right.wrong_params(program.params(), place)
             if wrong:
                 return wrong
-            self._places.append(int(place))
+            self._places.append(place)
         return None
 
-    def _reference_from(self, state: dict[str, HostArray], step: int) -> answer.Answer:
+    def _windows(self, known: int) -> list[tuple[int, int]]:
+        """Where to look behind the steps that are `known`, in order, and at how many steps."""
+        workload, backend = self.cell.workload, self.cell.backend
+        if known == workload.steps:
+            return []
+        each = max(self._step_seconds, answer.drawing_seconds(backend, workload), 1e-9)
+        left = self._few_steps(LATER_SHARE, most=PLACES * answer.FEW_STEPS)
+        most = answer.FEW_STEPS if self._learns else 1
+        at_end = min(most, left, workload.steps - known)
+        last = min(workload.steps - at_end, int(self._check_s / each))
+        if last < known:
+            return []
+        left -= at_end
+        count = min(PLACES - 1, -(-left // most))
+        each_has = min(most, left // count) if count else 0
+        ends = np.linspace(known, last - each_has + 1, count + 1).astype(int)
+        parts = [(a, b - each_has + 1) for a, b in pairwise(ends)]
+        places = [int(self._rng.integers(a, b)) for a, b in parts if a < b]
+        return [*((place, each_has) for place in places), (last, at_end)]
+
+    def _few_steps(self, share: float, most: int = answer.FEW_STEPS) -> int:
+        """Steps that the reference can take in a share of the time for checking; one at least."""
+        return max(1, min(most, int(share * self._check_s / self._reference_step_s)))
+
+    def _reference_from(self, state: dict[str, HostArray], step: int, steps: int) -> answer.Answer:
         backend, workload = self.cell.backend, self.cell.workload
         dtype = str(backend.describe()["dtype"])
-        limit_s = self._check_s / (4 * PLACES)
-        return answer.reference_from(backend, workload, dtype, state, step, limit_s)
+        return answer.reference_from(backend, workload, dtype, state, step, steps)
 
     @property
     def _check_s(self) -> float:
@@ -547,9 +568,11 @@ class Measurement:
         if not self._learns:
             elements += sum(x.size for x in program.params().values())
         claimed = str(cell.backend.describe()["dtype"])  # arrays of another have to be as right
+        started = perf_counter()
         found = answer.reference(cell.backend, cell.workload, claimed, elements, self._check_s)
         if isinstance(found, str):
             return f"not checked: {found}"
+        self._reference_step_s = (perf_counter() - started) / found.steps
         self._answer = found
         return answer.covered(found, cell.workload.steps, claimed)
 

@@ -39,7 +39,7 @@ LEARNING = ("sine", "linear", "large_dot")
 ALL = (*LEARNING, "matmul")
 LONG = ("sine_long", "linear_long", "large_dot_long")
 FEW = ("sine_few", "linear_few", "large_dot_few")
-WIDE = ("sine_200k", "linear_wide", "large_dot_1m", "matmul_600")
+WIDE = ("sine_1m", "linear_wide", "large_dot_1m", "matmul_600")
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def _kill(process: Any) -> None:
 FAULTS = {
     "unsynchronized": Kind(Queued, ALL),
     "left_queued": Kind(LeftQueued),
-    "queued_share": Kind(QueuedShare),
+    "queued_share": Kind(QueuedShare, ("large_dot", "sine_200k", "linear_wide")),
     "in_child": Kind(InChild),
 }
 TWINS = {

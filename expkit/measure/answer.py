@@ -11,6 +11,7 @@ error (Monte Carlo arithmetic: Parker, Pierce and Eggert 2000), and what that ch
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -202,18 +203,16 @@ def reference_from(
     workload: Workload,
     dtype: str,
     state: Mapping[str, HostArray],
-    step: int = 0,
-    limit_s: float = LIMIT_S,
+    step: int,
+    steps: int,
 ) -> Answer:
-    """The right answer to a few steps that go on from a state: one at least, as many as the time
-    allows.
+    """The right answer to so many steps that go on from a state.
 
     Args:
         state: as `Program.load` takes it, in numbers that the dtype holds.
         step: how many steps went before it.
     """
-    most = min(FEW_STEPS, workload.steps - step)
-    return _answer(backend, workload, dtype, (1, most), limit_s, state, step)
+    return _answer(backend, workload, dtype, (steps, steps), math.inf, state, step)
 
 
 def another_start(

@@ -47,7 +47,7 @@ READINGS = 3
 of them is noisier than a short work is long."""
 NOISE = 0.75
 """The share of what reading takes by itself that cannot be its noise."""
-FEW_NOISE = 0.1
+FEW_NOISE = 0.05
 """The same, of the middle of many."""
 RESTS, RESTED = 1.5, 0.25
 """A rest lasts this many times as long as the steps; what they may take less by after it."""
@@ -123,7 +123,7 @@ class Audit:
         asked = (least,) if self._long else (*timed, *drawn)
         found = next(filter(None, map(self._left_after, asked)), None)
         if not self._long and not found:
-            short = {n for n in lengths if 1 < n < least}
+            short = {n for n in lengths if n > 1 and n * self._step_seconds < CLOCKED_S}
             found = next(filter(None, map(self._left_after_few, short)), None)
         self._program.reset()
         return found
@@ -282,7 +282,7 @@ class Audit:
         return building, started.seconds()
 
     def _cycle(self, n: int) -> tuple[float, float]:
-        """Seconds of n steps on the clock, and of the reading of what they left and a reset."""
+        """Seconds of n steps on the clock, and of the reading of what they left."""
         program, synchronize = self._program, self._synchronize
         synchronize()
         # By the wall alone: while this thread waits for a core, others of the program may work.
@@ -297,11 +297,10 @@ class Audit:
         started = _Stopwatch()
         program.losses()
         program.params()
-        program.reset()
-        synchronize()
         after = started.seconds()
         if collecting:
             gc.enable()
+        program.reset()
         return clocked, after
 
 
