@@ -142,7 +142,7 @@ def audited(
     program = build(room)
     # What a step takes on the clock.
     step_s = STEP_S * (shares.get("advance", 0) + shares.get("synchronize", 0)) or 1e-7
-    audit = Audit(program, cast(Any, program).synchronize, room)
+    audit = Audit(program, cast(Any, program).synchronize, room, number_seconds=1e-9)
     found = audit.left([asked], step_s) or audit.meanwhile() or audit.ahead(build)
     return None if found is None else found.outcome
 

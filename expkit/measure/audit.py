@@ -96,7 +96,8 @@ class Audit:
 
         Args:
             room: the most steps that the program takes between two resets.
-            number_seconds: what fetching a number takes, see `number_seconds`.
+            number_seconds: what fetching a loss takes, see the function of this name; 0 for an
+                operation, which has none.
         """
         self._program, self._synchronize, self._room = program, synchronize, room
         self._fetch_seconds = FETCHES * number_seconds
@@ -122,7 +123,7 @@ class Audit:
         timed = {min(max(n, least), most) for n in lengths}
         asked = (least,) if self._long else (*timed, *drawn)
         found = next(filter(None, map(self._left_after, asked)), None)
-        if not self._long and not found:
+        if self._fetch_seconds and not self._long and not found:
             short = {n for n in lengths if n > 1 and n * self._step_seconds < CLOCKED_S}
             found = next(filter(None, map(self._left_after_few, short)), None)
         self._program.reset()
@@ -168,12 +169,14 @@ class Audit:
         )
 
     def _left_after_few(self, n: int) -> Finding | None:
-        """The same of fewer steps than can be told from noise at once: in the middle of many."""
+        """The same of fewer steps than can be told from noise at once: in the middle of many, and
+        of losses alone, which are asked for first and are few.
+        """
         for _ in range(HEARINGS):
             turns: list[tuple[float, float, float]] = []
             started = perf_counter()
             while len(turns) < HEARINGS or perf_counter() - started < CYCLE_S:
-                turns.append((*self._cycle(n), self._cycle(1)[1]))
+                turns.append((*self._cycle(n, params=False), self._cycle(1, params=False)[1]))
             clocked, after, after_one = (median(seconds) for seconds in zip(*turns, strict=True))
             beyond = after - after_one
             if beyond <= SHARE * clocked + (n - 1) * self._fetch_seconds + FEW_NOISE * after_one:
@@ -182,7 +185,7 @@ class Audit:
             "not_synchronized",
             f"{_seconds(beyond)} of work was left when synchronize had returned, in the middle of "
             f"{len(turns)}: {n} steps took {_seconds(clocked)} on the clock, and reading their "
-            "losses and parameters that much longer than those of one",
+            "losses that much longer than that of one",
         )
 
     def meanwhile(self) -> Finding | None:
@@ -281,7 +284,7 @@ class Audit:
         program.params()
         return building, started.seconds()
 
-    def _cycle(self, n: int) -> tuple[float, float]:
+    def _cycle(self, n: int, *, params: bool = True) -> tuple[float, float]:
         """Seconds of n steps on the clock, and of the reading of what they left."""
         program, synchronize = self._program, self._synchronize
         synchronize()
@@ -296,7 +299,8 @@ class Audit:
         gc.disable()  # what a collection takes here is of all that was allocated before
         started = _Stopwatch()
         program.losses()
-        program.params()
+        if params:
+            program.params()
         after = started.seconds()
         if collecting:
             gc.enable()
