@@ -285,7 +285,7 @@ class Audit:
         return building, started.seconds()
 
     def _cycle(self, n: int, *, params: bool = True) -> tuple[float, float]:
-        """Seconds of n steps on the clock, and of the reading of what they left."""
+        """Seconds of n steps on the clock; of reading what they left, and of waiting in a reset."""
         program, synchronize = self._program, self._synchronize
         synchronize()
         # By the wall alone: while this thread waits for a core, others of the program may work.
@@ -304,8 +304,11 @@ class Audit:
         after = started.seconds()
         if collecting:
             gc.enable()
+        started = _Stopwatch()
         program.reset()
-        return clocked, after
+        synchronize()
+        # Not what it computes itself: memory that steps have used is given back here.
+        return clocked, after + started.waited()
 
 
 def number_seconds(backend: Backend) -> float:
@@ -384,6 +387,11 @@ class _Stopwatch:
     def seconds(self) -> float:
         cpu, (own, _) = thread_time() - self._cpu, _own()
         return max(own - self._own, cpu, _children_seconds() - self._children)
+
+    def waited(self) -> float:
+        """Those in which this thread did nothing."""
+        (own, _), cpu = _own(), thread_time() - self._cpu
+        return max(0.0, own - self._own - cpu)
 
 
 def _own() -> tuple[float, float]:
