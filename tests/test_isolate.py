@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NONE = "tracking=none"
 SINE = ("problem=sine", "steps=300", NONE)
 TWELVE = ("measure.repeats_min=12", "measure.repeats_max=12")
-SHORT = ("problem.n=50", "--isolate")
+LINE = ("problem=linear", "steps=3000", "optimizer.lr=1e-5", NONE)
 """Where what a call takes is most of a step."""
 OWN = "measured  each cell in a process of its own"
 
@@ -90,7 +90,7 @@ def rows(done: Done, name: str) -> list[str]:
 
 
 def test_with_isolate_two_cells_of_our_own_are_held_against_each_other_too(expkit: Expkit) -> None:
-    done = expkit("compare", "backend.fast=true", "backend.fast=false", *SINE, *TWELVE, *SHORT)
+    done = expkit("compare", "backend.fast=true", "backend.fast=false", *LINE, *TWELVE, "--isolate")
     assert done.err == "", done
     assert OWN in done.out
     assert rows(done, "verdict")[0].startswith("SLOWER")
