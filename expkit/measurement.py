@@ -269,7 +269,8 @@ class Measurement:
             room *= 1 + int(CLOCKED_S / (room * self._step_seconds))
             program = self._build(room)
         synchronize = partial(self.cell.backend.synchronize, program)
-        return Audit(program, synchronize, room, self._number_seconds)
+        fetching = partial(number_seconds, self.cell.backend) if self._learns else None
+        return Audit(program, synchronize, room, fetching)
 
     def _audited_early(self) -> Finding | None:
         """Work that the clock does not see, of steps that all but take no time: before they are

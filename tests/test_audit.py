@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, repeat
 from time import perf_counter
 from typing import Any, cast
 
@@ -132,6 +133,7 @@ def audited(
     room: int = 200,
     made: type[Working] = Working,
     asked: int = 100,
+    fetching: Callable[[], float] = lambda: 1e-9,
     **given: Any,
 ) -> str | None:
     """The outcome that the audit of such a program comes to."""
@@ -142,7 +144,7 @@ def audited(
     program = build(room)
     # What a step takes on the clock.
     step_s = STEP_S * (shares.get("advance", 0) + shares.get("synchronize", 0)) or 1e-7
-    audit = Audit(program, cast(Any, program).synchronize, room, number_seconds=1e-9)
+    audit = Audit(program, cast(Any, program).synchronize, room, fetching)
     found = audit.left([asked], step_s) or audit.meanwhile() or audit.ahead(build)
     return None if found is None else found.outcome
 
@@ -177,6 +179,19 @@ def test_what_is_left_of_a_few_steps_is_found(asked: int) -> None:
 
 def test_what_is_computed_while_nobody_asks_is_found() -> None:
     assert audited({"advance": 1.0}, made=Hurrying) == "off_the_clock"
+
+
+def test_a_difference_of_microseconds_is_no_work() -> None:
+    """A call right after another finds its memory in the caches, one after a rest does not."""
+    assert audited({"advance": 1.0}, made=Hurrying, room=45) is None
+
+
+def test_a_machine_that_becomes_slower_leaves_no_work() -> None:
+    """What fetching a loss takes is asked again before anything is said."""
+    fetching = chain([1e-9], repeat(STEP_S / 2))
+    shares = {"advance": 1.0, "losses": 0.5}
+    assert audited(shares, fetching=partial(next, fetching)) is None
+    assert audited(shares) == "not_synchronized"
 
 
 def test_work_of_a_child_process_is_found() -> None:

@@ -6,9 +6,9 @@ looks for it in a program's other calls, whose time nobody would see:
 - after many steps, reading losses and parameters may take hardly longer than after one;
 - to build, place and reset a program for more steps may take hardly longer.
 
-Both are held against the time of the same steps on the clock, and seen several times before
-anything is said: a burst of another process does not repeat itself. The processor time of processes
-that this one has started counts as well.
+Both are held against the time of the same steps on the clock, and seen several times, longer and
+longer apart, before anything is said: a burst of another process does not repeat itself. The
+processor time of processes that this one has started counts as well.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import gc
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +38,12 @@ HARDLY = 5.0
 AHEAD = 0.15
 """Of the clocked time, what may pass before it on account of the steps."""
 HEARINGS = 7
+PAUSE_S = 0.01
+"""Before the second hearing; before the third twice as long, and so on."""
 CLOCKED_S = 4e-3
 """A shorter time on the clock tells nothing: more steps are taken, where there is room."""
+TOLD_S = 1e-3
+"""From which on a quarter less is no accident."""
 CYCLE_S = 1e-2
 """About the longest of those times, unless a step or reading the parameters takes longer."""
 READINGS = 3
@@ -90,17 +94,18 @@ class Audit:
         program: Program,
         synchronize: Callable[[], None],
         room: int,
-        number_seconds: float = 0.0,
+        fetching: Callable[[], float] | None = None,
     ) -> None:
         """Look at what the calls take without steps.
 
         Args:
             room: the most steps that the program takes between two resets.
-            number_seconds: what fetching a loss takes, see the function of this name; 0 for an
+            fetching: tells what fetching a loss takes now, see `number_seconds`; None for an
                 operation, which has none.
         """
         self._program, self._synchronize, self._room = program, synchronize, room
-        self._fetch_seconds = FETCHES * number_seconds
+        self._fetching, self._fetch_seconds = fetching, 0.0
+        self._price_fetches()
         self._rng = np.random.default_rng()
         self._step_seconds = math.inf
         program.reset()
@@ -108,6 +113,11 @@ class Audit:
         often = 1 if self._long else HEARINGS
         # Around one step, as its loss has to be fetched too, where there is room for more.
         self._reading = median(self._cycle(min(1, room - 1))[1] for _ in range(often))
+
+    def _price_fetches(self) -> None:
+        """What fetching a loss takes: more than before, where the machine has become slower."""
+        if self._fetching:
+            self._fetch_seconds = max(self._fetch_seconds, FETCHES * self._fetching())
 
     def left(self, lengths: Sequence[int], step_seconds: float) -> Finding | None:
         """What is still computed when losses and parameters are read.
@@ -142,6 +152,7 @@ class Audit:
     def _left_after(self, n: int) -> Finding | None:
         hearing = 0
         while hearing < HEARINGS:
+            sleep(PAUSE_S * hearing)
             clocked, after = self._cycle(n)
             beyond = after - self._reading
             blatant = beyond > BLATANT * clocked + BLATANT_S
@@ -161,6 +172,7 @@ class Audit:
                 return None
             # What takes this long is no burst: twice will do.
             hearing += HEARINGS // 2 if blatant else 1
+            self._price_fetches()
         return Finding(
             "not_synchronized",
             f"{_seconds(beyond)} of work was left when synchronize had returned: {n} steps took "
@@ -172,7 +184,7 @@ class Audit:
         """The same of fewer steps than can be told from noise at once: in the middle of many, and
         of losses alone, which are asked for first and are few.
         """
-        for _ in range(HEARINGS):
+        for _ in _hearings():
             turns: list[tuple[float, float, float]] = []
             started = perf_counter()
             while len(turns) < HEARINGS or perf_counter() - started < CYCLE_S:
@@ -183,6 +195,7 @@ class Audit:
             beyond = after - after_one
             if beyond <= SHARE * clocked + (n - 1) * self._fetch_seconds + FEW_NOISE * after_one:
                 return None
+            self._price_fetches()
         return Finding(
             "not_synchronized",
             f"{_seconds(beyond)} of work was left when synchronize had returned, in the middle of "
@@ -198,11 +211,11 @@ class Audit:
         if self._step_seconds * n > CLOCKED_S:
             n = min(n, 2 + int(CLOCKED_S / self._step_seconds))
         at_once = rested = math.inf
-        for _ in range(HEARINGS):
+        for _ in _hearings():
             this = self._whole(n, 0.0)
             later = self._whole(n, RESTS * this)
             at_once, rested = min(at_once, this), min(rested, later)
-            if max(later / this, rested / at_once) > 1 - RESTED:
+            if this < TOLD_S or max(later / this, rested / at_once) > 1 - RESTED:
                 self._program.reset()
                 return None
         return Finding(
@@ -256,7 +269,7 @@ class Audit:
 
         allowed = max(AHEAD * clocked * times, once / 2)
         this, one, more = once, math.inf, math.inf
-        for _ in range(HEARINGS):
+        for _ in _hearings():
             larger = seconds((1 + times) * self._room)
             if larger - this <= allowed:
                 return None
@@ -359,7 +372,7 @@ def remembered(timed_s: float, seen: Take, unseen: Take) -> Finding | None:
         seen, unseen: each gets ready to take the same steps, from the start of every repeat and
             from another one; returns what takes them.
     """
-    for _ in range(HEARINGS):
+    for _ in _hearings():
         other = _taken(unseen())
         if other <= max(REMEMBERED * timed_s, CLOCKED_S / 4) or other <= REMEMBERED * _taken(
             seen()
@@ -370,6 +383,12 @@ def remembered(timed_s: float, seen: Take, unseen: Take) -> Finding | None:
         f"the timed steps took {_seconds(timed_s)}, as many from a start not seen before "
         f"{_seconds(other)}: the program remembers instead of computing",
     )
+
+
+def _hearings() -> Iterator[int]:
+    for hearing in range(HEARINGS):
+        sleep(PAUSE_S * hearing)
+        yield hearing
 
 
 def _taken(take: Callable[[], object]) -> float:
