@@ -82,8 +82,8 @@ class LossAndGrad(Protocol):
 def host_rng(seed: int, purpose: str) -> np.random.Generator:
     """The host's generator for one purpose: `data`, `init` or `stream`. Philox, counter-based.
 
-    A program of your own that draws for `stream=shared` draws `standard_normal` from `stream`'s,
-    in float64, in the order in which the problem's `batch` asks.
+    A program of your own that draws for `stream=shared` takes float64 `standard_normal` values from
+    the generator for `stream`, in the order in which the problem's `batch` asks for them.
     """
     key = ("data", "init", "stream").index(purpose)
     sequence = np.random.SeedSequence(seed, spawn_key=(key,))

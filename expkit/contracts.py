@@ -172,8 +172,8 @@ class Small(Protocol):
     """A problem that says at what sizes, and in what forms, the contracts try it."""
 
     def small(self) -> Mapping[str, Problem | Operation]:
-        """This problem in every form whose step differs, such as whole data and minibatches, by
-        title, the plain one under "": each so small that a step takes no time.
+        """This problem in each form that has a step of its own, such as whole data and minibatches,
+        by title, with the plain form under "". Each is so small that a step takes next to no time.
 
         Where a problem has no such method its fields `n` and `batch_size` are made small.
         """
@@ -214,8 +214,8 @@ class Program(Protocol):
         ...
 
     def reallocate(self) -> None:
-        """Reset in fresh memory, without compiling again: where arrays lie moves times by
-        several percent, so every repeat lies elsewhere (Mytkowicz et al. 2009).
+        """Reset in fresh memory, without compiling again. Where arrays lie changes times by
+        several percent, so they lie elsewhere in every round (Mytkowicz et al. 2009).
         """
         ...
 

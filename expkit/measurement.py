@@ -602,7 +602,7 @@ class Measurement:
             self._check_again()
         if result.reason is not None:
             return
-        self._watch(Now("looking where the time of a step goes"))
+        self._watch(Now("tracing where a step's time goes"))
         result.outcome, result.stopped_by = "ok", stopped_by
         if isinstance(workload.problem, Plotted):
             result.params = self._program.params()
@@ -646,7 +646,7 @@ class Measurement:
         wall_s, cpu_s = (sum(map(sum, s)) for s in (result.chunk_seconds, result.cpu_seconds))
         used = overused(claimed, wall_s, cpu_s)
         if used is not None:
-            self._watch(Now("looking again how many processors are in use"))
+            self._watch(Now("counting the processors in use once more"))
             used = overused_again(claimed, self._program, self._synchronize, self._room)
         if used is None:
             return False

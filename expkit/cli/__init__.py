@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         Path.cwd()
     except OSError as error:  # it was deleted, or moved to where nobody may look
-        return complain(f"the current folder: {error.strerror}; go to one that is there: cd ~")
+        return complain(f"the current folder: {error.strerror}; change to one that exists: cd ~")
     if "--version" in argv:
         print(f"expkit {expkit.__version__}")
         return 0

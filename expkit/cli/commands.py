@@ -17,12 +17,12 @@ from expkit.tracking import address, journal, known
 from expkit.tracking.tracker import one_line
 
 COMPARE = """\
-Hold B against A.
+Compare B with A.
 
   expkit compare RUN RUN          two stored runs: their folders or MLflow ids
   expkit compare backend=numpy backend=torch problem=sine
-                                  two cells, measured now, their repeats in turn; a side of several
-                                  words is quoted, words after the first two are for both
+                                  two cells, measured now and in turn; quote a side of several
+                                  words; words after the two sides apply to both
 
 The two cells share a process. With --isolate each has one of its own, so that threads of one cannot
 work beside the other; that is the default where a backend is not expkit's own.
@@ -32,7 +32,7 @@ be TOLD, 4 if their work is UNLIKE or their times may not be compared.
 """
 
 
-VERBOSE = "also show what explains how the figures came about"
+VERBOSE = "also show how the figures were obtained"
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,7 +55,7 @@ def command(argv: Sequence[str]) -> int:
     add_resume(commands)
     sync = commands.add_parser("sync", help="send to MLflow what is not there yet")
     sync.add_argument("folder", type=Path, nargs="?", help="one run's folder, or any above it")
-    sync.add_argument("--uri", help="another tracking address than the runs were made for")
+    sync.add_argument("--uri", help="send to this tracking address, not to the one the runs name")
     sync.add_argument("--outputs", type=Path, default=default_outputs())
     own = commands.choices[argv[0]]  # a parser with commands does not take words after flags
     given = own.parse_intermixed_args(argv[1:], argparse.Namespace(command=argv[0]))
@@ -108,16 +108,16 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     """`expkit compare` and its help."""
     parser = commands.add_parser(
         "compare",
-        help="say which of two is faster, or that it cannot be told",
+        help="say which of two cells or runs is faster, if that can be told",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=COMPARE,
     )
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
-    parser.add_argument("words", nargs="*", default=[], help="of the configuration, for both cells")
+    parser.add_argument("words", nargs="*", default=[], help="key=value words for both cells")
     parser.add_argument("--verbose", action="store_true", help=VERBOSE)
     parser.add_argument("--threshold", type=_share, help="smallest difference that matters")
-    apart = "measure each cell in a process of its own, the other asleep meanwhile; or both in one"
+    apart = "measure each cell in a process of its own while the other sleeps, or both in one"
     parser.add_argument("--isolate", action=argparse.BooleanOptionalAction, help=apart)
     parser.add_argument("--outputs", type=Path, default=default_outputs())
 
@@ -126,17 +126,17 @@ def add_resume(commands: argparse._SubParsersAction[Parser]) -> None:
     """`expkit resume` and its help."""
     parser = commands.add_parser(
         "resume",
-        help="run what is missing of a sweep, or failed",
+        help="run the cells of a sweep that are missing or failed",
         usage="%(prog)s [SWEEP] [hydra.launcher.KEY=VALUE ...] [--retry OUTCOME] [OPTIONS]",
     )
     words = "the sweep's id or folder, by default the last one; words for the launcher"
     parser.add_argument("words", nargs="*", metavar="SWEEP", help=words)
     again = (
-        "run cells again that came to this: "
+        "also run cells again that ended with this outcome: "
         "diverged, wrong_answer, not_synchronized, off_the_clock or beyond_limit"
     )
     parser.add_argument("--retry", type=_outcomes, action="append", default=[], help=again)
-    parser.add_argument("--uri", help="the tracking address, whole; or another than it began with")
+    parser.add_argument("--uri", help="the sweep's tracking address with its password, or another")
     parser.add_argument(
         "--allow-target",
         action="store_true",

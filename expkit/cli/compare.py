@@ -112,7 +112,7 @@ def _now(sides: Sequence[Sequence[str]], isolate: bool | None, *, verbose: bool)
                 raise UserError(explain(error, words)) from error
         first = cells[0]
         if first.measure != cells[1].measure:
-            raise UserError("measure: got two, takes one for both: give it after the two sides")
+            raise UserError("measure: got two, takes one for both cells, after the two sides")
         apart = _is_apart(cells, isolate)
         name = f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
         place = first.outputs / "comparisons" / name

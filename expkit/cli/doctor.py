@@ -204,7 +204,7 @@ def others(env: Environment) -> Finding | None:
         return None
     return Finding(
         f"other processes use {cores:.2f} of {len(cpus)} CPUs",
-        "they take turns with a step, and cache, memory and power from it",
+        "they share the cores, caches, memory and power that a step needs",
         "stop what need not run; to see it: top -o %CPU",
     )
 
@@ -259,7 +259,7 @@ def oversubscribed(env: Environment) -> Finding | None:
     said = [f"{name}={value}" for name, value in variables.items()] or [f"BLAS uses {max(pools)}"]
     exports = [f"export {name}={usable}" for name in variables]
     return Finding(
-        f"more threads than the {usable} CPUs' worth that is allowed: {', '.join(said)}",
+        f"more threads than the {_count(usable, 'CPU')} that may be used: {', '.join(said)}",
         "threads of one step take turns, and each waits for the one that is not running",
         "; ".join([*exports, f"expkit backend.threads={usable} ..."]),
     )
@@ -355,7 +355,7 @@ def battery(env: Environment) -> Finding | None:
     if not env.get("on_battery"):
         return None
     return Finding(
-        "it runs on its battery",
+        "the machine runs on battery",
         "the firmware lowers clocks to save power, more as the battery empties",
         "plug it in",
     )
@@ -425,7 +425,7 @@ def huge_pages(env: Environment) -> Finding | None:
     if env.get("huge_pages") != "always":
         return None
     return Finding(
-        "transparent huge pages are for everyone (always)",
+        "transparent huge pages are enabled for every process (always)",
         "whether an array gets them depends on how fragmented memory is, and may change as it runs",
         "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
     )
@@ -460,7 +460,7 @@ def spread(env: Environment) -> Finding | None:
         return None
     return Finding(
         f"one in 20 loops of {seconds(wobble['median_s'])} takes over {wobble['high']:.0%} longer",
-        "this is what the causes, those above or unknown ones, come to",
+        "this is the sum of all causes, those above and those not found",
         "more repeats even it out: expkit measure=thorough ...",
     )
 
@@ -471,7 +471,7 @@ def random_placement(env: Environment) -> Finding | None:
         return None
     return Finding(
         "addresses are randomised (ASLR)",
-        "expkit averages over where arrays lie, new in every repeat; code and stack move by run",
+        "expkit places the arrays anew in every round; code and stack move from run to run",
         None,
     )
 
@@ -483,7 +483,7 @@ def garbage(env: Environment) -> Finding | None:
         return None
     return Finding(
         f"garbage is collected while expkit measures (after {thresholds[0]} new objects)",
-        "programs run with it; expkit keeps what was there before out of it, so it takes little",
+        "real programs run with it; expkit collects once before the clock, so it costs little",
         None,
     )
 

@@ -374,9 +374,9 @@ def begin(
 def _name(manifest: Manifest, folders: Mapping[int, str]) -> None:
     """Give cells' folders their other names, or say that they keep their numbers."""
     if refused := names.link(manifest, folders):
-        takes = "a name of its own for every cell, no number, inside the sweep's folder"
+        takes = "a different name for every cell, inside the sweep's folder and not a number"
         cells = count(len(refused), "cell")
-        complain(f"hydra.sweep.subdir: got {refused[0]!r}, takes {takes}; {cells} without a name")
+        complain(f"hydra.sweep.subdir: got {refused[0]!r}, takes {takes}; {cells} got no name")
 
 
 def _checked(manifest: Manifest, retry: Collection[str]) -> Manifest:

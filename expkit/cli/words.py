@@ -64,7 +64,7 @@ def _check_flags(given: Namespace) -> None:
         if getattr(given, name) and not given.cfg:
             raise UserError(f"--{name}: says how --cfg prints, so it takes --cfg job beside it")
     if given.experimental_rerun is not None:  # it would load any pickle
-        raise UserError("--experimental-rerun: no such option; config.yaml says what a run was")
+        raise UserError("--experimental-rerun: no such option; see config.yaml in the run's folder")
     if given.config_path is not None:
         takes = "takes nothing: --config-dir adds a folder of option files"
         raise UserError(f"--config-path: got {given.config_path!r}, {takes}")
@@ -135,7 +135,7 @@ def _check_option(group: str, file: Path) -> None:
         found = yaml.load(text.decode(), Loader=get_yaml_loader())
     except (UnicodeError, yaml.YAMLError) as error:
         said = re.sub(r'in "<unicode string>",\s*', "at ", " ".join(str(error).split()))
-        raise UserError(f"{group}: {file}: this is no YAML in UTF-8 ({said})") from error
+        raise UserError(f"{group}: {file}: it is not YAML in UTF-8 ({said})") from error
     if found is None and group not in config.NAMING_A_CLASS:
         return  # an option that says nothing leaves everything as it is
     if not isinstance(found, dict):

@@ -176,8 +176,8 @@ class Audit:
         return Finding(
             "not_synchronized",
             f"{_seconds(beyond)} of work was left when synchronize had returned: {n} steps took "
-            f"{_seconds(clocked)} on the clock, and reading their losses and parameters that much "
-            "longer than those of one",
+            f"{_seconds(clocked)} on the clock, and reading their losses and parameters took that "
+            "much longer than reading those of one step",
         )
 
     def _left_after_few(self, n: int) -> Finding | None:
@@ -198,9 +198,9 @@ class Audit:
             self._price_fetches()
         return Finding(
             "not_synchronized",
-            f"{_seconds(beyond)} of work was left when synchronize had returned, in the middle of "
-            f"{len(turns)}: {n} steps took {_seconds(clocked)} on the clock, and reading their "
-            "losses that much longer than that of one",
+            f"{_seconds(beyond)} of work was left when synchronize had returned, in the median of "
+            f"{len(turns)} tries: {n} steps took {_seconds(clocked)} on the clock, and reading "
+            "their losses took that much longer than reading that of one step",
         )
 
     def meanwhile(self) -> Finding | None:
@@ -346,7 +346,7 @@ def number_seconds(backend: Backend) -> float:
 
 
 def left_in_readings(clocked: Sequence[float], beside: Sequence[float]) -> Finding | None:
-    """What was computed beside the clock in half of the readings or more.
+    """What was computed off the clock in more than half of the readings.
 
     Args:
         clocked: seconds of each reading.
@@ -360,7 +360,7 @@ def left_in_readings(clocked: Sequence[float], beside: Sequence[float]) -> Findi
     return Finding(
         "not_synchronized",
         f"{len(off)} of {len(clocked)} timed readings took {_seconds(seen)} on the clock, and "
-        f"reading their losses {_seconds(left)} of a processor beside it",
+        f"reading their losses then took {_seconds(left)} of processor time off it",
     )
 
 
@@ -380,8 +380,8 @@ def remembered(timed_s: float, seen: Take, unseen: Take) -> Finding | None:
             return None
     return Finding(
         "off_the_clock",
-        f"the timed steps took {_seconds(timed_s)}, as many from a start not seen before "
-        f"{_seconds(other)}: the program remembers instead of computing",
+        f"the timed steps took {_seconds(timed_s)}, and as many steps from a start not seen before "
+        f"took {_seconds(other)}: the program remembers instead of computing",
     )
 
 

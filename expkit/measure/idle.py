@@ -25,7 +25,7 @@ for some 30 ms at most."""
 def threads_at_work() -> int:
     """How many threads beside the one that asks work now; 0 where the kernel does not say.
 
-    Where any do they are waited for, `PATIENCE_S` at most. Takes two milliseconds else.
+    Waits up to `PATIENCE_S` for those that do to stop; takes two milliseconds where none does.
     """
     started = perf_counter()
     while True:

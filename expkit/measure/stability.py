@@ -58,7 +58,7 @@ def unstable_because(
     middles = [median(repeats) for repeats in rounds]
     if summary.interval is None:
         unit = "placement" if summary.rounds == 1 else "placements"
-        reasons.append(f"too few: {summary.rounds} {unit}, an interval takes 6")
+        reasons.append(f"too few: {summary.rounds} {unit}; an interval needs 6")
     elif summary.half_width > measure.target_ci:
         asked = f"asked for ± {measure.target_ci:.1%}"
         reasons.append(f"wide: the interval is ± {summary.half_width:.1%}, {asked}")

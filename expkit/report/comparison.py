@@ -42,7 +42,7 @@ def hold(a: Stored, b: Stored, threshold: float) -> Comparison:
     unlike = parity.unlike(a, b)
     interleaved = a.interleaved is not None and a.interleaved == b.interleaved
     if not interleaved:
-        barriers.append("they were not interleaved: what the machine did meanwhile is in one alone")
+        barriers.append("they were not interleaved: other load may have slowed only one of them")
         barriers += unlike  # nothing but the name says that they were meant to be compared
     barriers += parity.differences(a.facts, b.facts, parity.PLACE)
     if barriers:

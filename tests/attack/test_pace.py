@@ -182,7 +182,7 @@ def test_a_terminal_is_told_of_every_stage(expkit: Expkit) -> None:
         "repeat 1",
         "checking later steps, and another start",
         "checking that all work was done on the clock",
-        "looking where the time of a step goes",
+        "tracing where a step's time goes",
     )
     places = [text.find(stage) for stage in stages]
     assert -1 not in places, text
