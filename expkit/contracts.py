@@ -223,7 +223,8 @@ class Program(Protocol):
         """Go on from another state, as if `step` steps were done. Never on the clock.
 
         Args:
-            arrays: by the names of `arrays`; what is not named is as after a reset.
+            arrays: by the names of `arrays`; what is not named is as after a reset. Data stay as
+                they are given here until `reallocate`.
             step: where the random stream goes on. The losses of earlier steps mean nothing.
         """
         ...

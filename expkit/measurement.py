@@ -189,9 +189,8 @@ class Measurement:
         self._rng = np.random.default_rng()
         self._places: list[int] = []
         """Steps, drawn at random, from which on some were held against the reference too."""
-        self._beside: list[float] = []
-        """Of each reading, the processor seconds that reading its losses took, beyond that."""
-        self._clocked: list[float] = []
+        self._clocked: list[tuple[int, float, float]] = []
+        """Of each reading: steps, seconds, and the processor's beyond reading its losses again."""
         self._at_work: list[int] = []
         """Threads that worked before each placement, where cells share this process."""
 
@@ -240,7 +239,7 @@ class Measurement:
             if result.timed:
                 self._watch(Now("warming up"))
                 warm = warm_up(self._program, self._synchronize, cell.workload.steps)
-                self._number_seconds = number_seconds(backend) if self._learns else 0.0
+                self._number_seconds = self._price_numbers()
                 short = warm.step_seconds * self._room < LONG * CLOCKED_S
                 found = self._audited_early() if short else None
                 if found is None:
@@ -269,8 +268,11 @@ class Measurement:
             room *= 1 + int(CLOCKED_S / (room * self._step_seconds))
             program = self._build(room)
         synchronize = partial(self.cell.backend.synchronize, program)
-        fetching = partial(number_seconds, self.cell.backend) if self._learns else None
-        return Audit(program, synchronize, room, fetching)
+        return Audit(program, synchronize, room, self._price_numbers)
+
+    def _price_numbers(self) -> float:
+        """Seconds of fetching a loss; an operation has none."""
+        return number_seconds(self.cell.backend) if self._learns else 0.0
 
     def _audited_early(self) -> Finding | None:
         """Work that the clock does not see, of steps that all but take no time: before they are
@@ -287,7 +289,10 @@ class Measurement:
 
     def _audited_again(self) -> Finding | None:
         """The same after the last repeat, and over the repeats themselves."""
-        if found := left_in_readings(self._clocked, self._beside):
+        number_s = max(self._number_seconds, self._price_numbers())
+        steps, clocked, read = zip(*self._clocked, strict=True)
+        beside = [more - FETCHES * n * number_s for n, more in zip(steps, read, strict=True)]
+        if found := left_in_readings(clocked, beside):
             return found
         audit = self._audit()
         found = audit.left(self._lengths, self._step_seconds) or audit.meanwhile()
@@ -299,19 +304,28 @@ class Measurement:
             self._program.load(answer.another_start(backend, workload, self._rng))
 
         timed_s = self._every * self.result.step_seconds
-        starts = (self._program.reset, elsewhere)
-        return remembered(timed_s, *(partial(self._from, start) for start in starts))
+        starts = (self._back, elsewhere)
+        found = remembered(timed_s, *(partial(self._from, start) for start in starts))
+        self._back()
+        return found
+
+    def _back(self) -> None:
+        """To the start of every repeat, after another one was loaded: a reset leaves the data."""
+        if self._learns:
+            self._program.reset()
+        else:
+            self._program.reallocate()
 
     @property
     def _lengths(self) -> tuple[int, int]:
         """Steps of a reading, and of the last of a repeat."""
         return self._every, self._room % self._every or self._every
 
-    def _from(self, start: Callable[[], None]) -> Callable[[], object]:
+    def _from(self, start: Callable[[], None]) -> Callable[[], float]:
         """Bring the program to a start; returns what takes a reading's steps."""
         start()
         self._synchronize()
-        return partial(timed, self._program, self._synchronize, min(self._every, self._room))
+        return partial(timed, self._program, self._synchronize, self._every)
 
     def _note_path(self) -> None:
         """How steps are computed, and why not faster."""
@@ -345,7 +359,7 @@ class Measurement:
         if self._passes > 1:
             self._every = self._room
         else:
-            self._every = cell.log_every * -(-needed // cell.log_every)
+            self._every = min(self._room, cell.log_every * -(-needed // cell.log_every))
         ends = range(self._every, self._room + self._every, self._every)
         self.result.chunk_ends = [min(end, workload.steps) - 1 for end in ends]
         return warm
@@ -372,7 +386,7 @@ class Measurement:
 
     def repeat(self) -> float | None:
         """All steps from the start, in chunks; between them, off the clock, look at the losses."""
-        cell, result, program = self.cell, self.result, self._program
+        result, program = self.result, self._program
         self.configure()
         program.reset()
         if self._warmup_steps and result.timed:
@@ -386,17 +400,10 @@ class Measurement:
         try:
             for done in range(0, self._room, self._every):
                 n = min(self._every, self._room - done)
-                ran = process_time()
-                seconds.append(timed(program, self._synchronize, n))
-                cpu_seconds.append(process_time() - ran)
-                stopped = process_time()
-                fresh = program.losses(done)
-                read = process_time()
-                program.losses(done)
-                usual = process_time() - read + FETCHES * n * self._number_seconds
-                self._beside.append(read - stopped - usual)
-                self._clocked.append(seconds[-1])
-                losses.append(fresh[: max(0, cell.workload.steps - done)])
+                clocked, cpu, fresh = self._reading(done, n)
+                seconds.append(clocked)
+                cpu_seconds.append(cpu)
+                losses.append(fresh)
                 bad = np.flatnonzero(~np.isfinite(losses[-1]))
                 if bad.size:
                     result.first_bad_step = done + int(bad[0])
@@ -421,6 +428,8 @@ class Measurement:
         self._keep(curve, written)
         if result.outcome == "diverged":
             return None
+        if not result.timed:
+            self._step_seconds = sum(seconds) / self._room
         seconds = [s / self._passes for s in seconds]
         if wrong := self._wrong(curve):
             self._refuse("wrong_answer", f"in repeat {repeat + 1} {wrong}")
@@ -433,6 +442,17 @@ class Measurement:
             self._keep_sample(0, len(rounds) - 1, seconds)
             self.journal.metric("time/wall_seconds", [sum(seconds)], repeat)
         return sum(seconds)
+
+    def _reading(self, done: int, n: int) -> tuple[float, float, HostArray]:
+        """Seconds of n steps, those of the processor, and, off the clock, the steps' losses."""
+        program, ran = self._program, process_time()
+        seconds = timed(program, self._synchronize, n)
+        stopped = process_time()
+        fresh = program.losses(done)
+        read = process_time()
+        program.losses(done)
+        self._clocked.append((n, seconds, (read - stopped) - (process_time() - read)))
+        return seconds, stopped - ran, fresh[: max(0, self.cell.workload.steps - done)]
 
     def take_in(self, run: Stored) -> None:
         """What another process measured of this cell."""
@@ -499,6 +519,7 @@ class Measurement:
         self._synchronize()
         wrong = right.wrong_losses(program.losses()) if self._learns else None
         wrong = wrong or right.wrong_params(program.params())
+        self._back()
         return wrong and f"from another start {wrong}"
 
     def _wrong_later(self, found: answer.Answer) -> str | None:
@@ -521,7 +542,7 @@ class Measurement:
             done += steps
             self._synchronize()
             right = self._reference_from(state, place, steps)
-            wrong = right.wrong_losses(program.losses(place), place)
+            wrong = right.wrong_losses(program.losses(place), place) if self._learns else None
             wrong = wrong or right.wrong_params(program.params(), place)
             if wrong:
                 return wrong
@@ -597,15 +618,14 @@ class Measurement:
 
     def conclude(self, stopped_by: str | None, activity: Activity) -> None:
         """After the clock: what remains to be learnt from the program that was timed."""
-        result, workload = self.result, self.cell.workload
+        result = self.result
         if result.reason is None:
+            self._keep_params()
             self._check_again()
         if result.reason is not None:
             return
         self._watch(Now("tracing where a step's time goes"))
         result.outcome, result.stopped_by = "ok", stopped_by
-        if isinstance(workload.problem, Plotted):
-            result.params = self._program.params()
         if not result.timed:
             return
         summary = summarize(result.rounds)
@@ -623,13 +643,29 @@ class Measurement:
                 self._program, self._synchronize, self._room, result.step_seconds, self._every
             )
 
+    def _keep_params(self) -> None:
+        """What the last repeat learnt, for the picture of it."""
+        program, workload = self._program, self.cell.workload
+        if not isinstance(workload.problem, Plotted):
+            return
+        if self._passes > 1:  # it went on after the last step
+            program.reset()
+            program.advance(workload.steps)
+            self._synchronize()
+        self.result.params = program.params()
+
     def _beyond_limit(self, step_seconds: float) -> bool:
         """Hold a step's time against the machine's limit; no program is faster than that."""
         problem, result = self.cell.workload.problem, self.result
         if not isinstance(problem, Counted):
             return False
         moved = optimizer_elements(self._program.arrays())
-        found = hold_to_limit(self.cell.backend, problem.work(), moved, step_seconds)
+        backend = self.cell.backend
+
+        def again() -> float:
+            return self._from(self._back)() / self._every
+
+        found = hold_to_limit(backend, problem.work(), moved, step_seconds, again)
         result.limit = found.limit
         if found.doubt:
             result.unstable.append(f"limit: {found.doubt}")

@@ -453,6 +453,17 @@ def test_where_the_limit_was_not_settled_it_is_named_as_doubtful(
     assert doubt.endswith("as measured while others had its cores")
 
 
+def test_a_machine_that_became_slower_accuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "OWN_CORES", 0.0)
+    backend = NumpyBackend(threads=1)
+    backend.configure()
+    work = Work(flops=1e15, elements=1)
+    found = limits.hold_to_limit(backend, work, 0.0, 1e-4, lambda: 1e9)
+    assert (found.limit, found.beyond) == (None, "")
+    assert found.doubt.endswith("as measured after it had become slower")
+    assert limits.hold_to_limit(backend, work, 0.0, 1e-4, lambda: 1e-4).beyond
+
+
 def test_nobody_is_accused_by_a_limit_that_is_too_low(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

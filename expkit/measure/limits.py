@@ -157,17 +157,21 @@ class Found:
     doubt: str = ""
 
 
-def hold_to_limit(backend: Backend, work: Work, moved: float, step_seconds: float) -> Found:
+def hold_to_limit(
+    backend: Backend, work: Work, moved: float, step_seconds: float, again: Callable[[], float]
+) -> Found:
     """Hold a step's time against the least that the machine leaves it.
 
     What seems to be beyond the limit may be beyond a limit that was measured while others used the
     memory, or at a slower clock. So the limit is measured anew, more than once, and the best of it
-    counts.
+    counts. A step that takes more than it now, when it took less before, casts doubt on it: the
+    machine has become slower.
 
     Args:
         moved: elements that the optimizer moves, see `optimizer_elements`.
+        again: times a step now.
     """
-    settled = True
+    settled, slower = True, False
     for measured in range(1, MEASURED + 1):
         limits = machine_limits(backend, anew=measured > 1)
         if limits is None:
@@ -177,10 +181,12 @@ def hold_to_limit(backend: Backend, work: Work, moved: float, step_seconds: floa
         share = limit.share(step_seconds)
         if share <= BEYOND:
             return Found(limit if limits.settled else None)
+        slower = slower or limit.share(again()) <= BEYOND
     most = f"{100 * share:,.0f}% of the most that this machine's {limit.binds} allows"
     said = f"a step seems to take {step_seconds:.2g} s, {most}"
-    if not settled:
-        return Found(None, doubt=f"{said}, as measured while others had its cores")
+    if not settled or slower:
+        why = "after it had become slower" if settled else "while others had its cores"
+        return Found(None, doubt=f"{said}, as measured {why}")
     return Found(
         limit, beyond=f"{said}, measured {MEASURED} times: work was left out or done off the clock"
     )

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +54,11 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
         with _patient():
             try:
                 found: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)
-            except Exception as error:  # a job's own does not get here, so none was submitted
-                raise UserError(
-                    f"hydra/launcher=slurm: {str(error).strip().splitlines()[-1]}"
-                ) from error
+            except Exception as error:  # a job's own does not get here
+                with suppress(UserError):  # what went wrong first is what is told
+                    cancel(name)
+                said = str(error).strip() or type(error).__name__
+                raise UserError(f"hydra/launcher=slurm: {said.splitlines()[-1]}") from error
             except BaseException:
                 cancel(name)
                 raise

@@ -73,8 +73,8 @@ class CapturedProgram:
         self.reset()
 
     def _converted(self, host: dict[str, HostArray]) -> dict[str, AnyArray]:
-        # One array at a time: the host's copy goes as soon as its own is made.
-        return {name: np.array(host.pop(name), self._backend.dtype) for name in list(host)}
+        # One array at a time: a host's copy that nobody keeps goes as soon as its own is made.
+        return {name: np.asarray(host.pop(name), self._backend.dtype) for name in list(host)}
 
     def _place(self) -> None:
         dtype = self._backend.dtype
