@@ -285,7 +285,7 @@ class Measurement:
         """The same of the program that will be timed; of what was done `ahead` where asked."""
         audit = self._audit()
         found = audit.left(self._lengths, self._step_seconds)
-        return found or (audit.ahead(self._build) if ahead else None)
+        return found or ((audit.meanwhile() or audit.ahead(self._build)) if ahead else None)
 
     def _audited_again(self) -> Finding | None:
         """The same after the last repeat, and over the repeats themselves."""

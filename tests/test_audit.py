@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,6 +46,13 @@ PER_SECOND = per_second()
 def spin(seconds: float) -> None:
     """Work that takes about so long, and not less because others have the core meanwhile."""
     loop(int(PER_SECOND * seconds))
+
+
+def taken_by(seconds: float) -> float:
+    """Seconds of such work now: more where the machine has become slower."""
+    start = perf_counter()
+    spin(seconds)
+    return perf_counter() - start
 
 
 def compute_in_child(seconds: float) -> None:
@@ -128,6 +136,20 @@ class Hurrying(Working):
             pass
 
 
+class Queueing(Working):
+    """A thread that needs the interpreter works; a reset alone waits for it."""
+
+    thread = threading.Thread()
+
+    def reset(self) -> None:
+        if self.thread.ident:
+            self.thread.join()
+
+    def advance(self, n: int) -> None:
+        self.thread = threading.Thread(target=spin, args=(n * STEP_S,))
+        self.thread.start()
+
+
 def audited(
     shares: dict[str, float],
     room: int = 200,
@@ -181,6 +203,11 @@ def test_what_is_computed_while_nobody_asks_is_found() -> None:
     assert audited({"advance": 1.0}, made=Hurrying) == "off_the_clock"
 
 
+def test_what_is_computed_while_the_audit_reads_its_clock_is_found() -> None:
+    found = [audited({}, made=Queueing, room=1000) for _ in range(12)]
+    assert found == ["not_synchronized"] * 12
+
+
 def test_a_difference_of_microseconds_is_no_work() -> None:
     """A call right after another finds its memory in the caches, one after a rest does not."""
     assert audited({"advance": 1.0}, made=Hurrying, room=45) is None
@@ -188,9 +215,9 @@ def test_a_difference_of_microseconds_is_no_work() -> None:
 
 def test_a_machine_that_becomes_slower_leaves_no_work() -> None:
     """What fetching a loss takes is asked again before anything is said."""
-    fetching = chain([1e-9], repeat(STEP_S / 2))
+    prices = chain([1e-9], (taken_by(100 * STEP_S) / 100 for _ in repeat(None)))
     shares = {"advance": 1.0, "losses": 0.5}
-    assert audited(shares, fetching=partial(next, fetching)) is None
+    assert audited(shares, fetching=partial(next, prices)) is None
     assert audited(shares) == "not_synchronized"
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -174,13 +175,24 @@ def test_in_processes_of_their_own_it_cannot(other: Expkit) -> None:
     assert "another thread" not in done.out
 
 
-def test_a_process_at_rest_has_no_thread_at_work_and_one_that_goes_on_is_seen() -> None:
+def without_the_lock() -> None:
+    hashlib.sha256(bytes(10**6)).digest()
+
+
+def with_the_lock() -> None:
+    sum(range(1000))
+
+
+@pytest.mark.parametrize("does", [without_the_lock, with_the_lock])
+def test_a_process_at_rest_has_no_thread_at_work_and_one_that_goes_on_is_seen(
+    does: Callable[[], None],
+) -> None:
     assert worked_meanwhile([threads_at_work() for _ in range(9)]) == []
     ended = threading.Event()
 
     def work() -> None:
         while not ended.is_set():
-            hashlib.sha256(bytes(10**6)).digest()
+            does()
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -124,7 +124,7 @@ class Trail:
     def walk(self) -> None:
         """One step."""
         self._scout.advance(1)
-        self._losses.append(float(self._scout.losses(self._first)[-1]))
+        self._losses.append(float(self._scout._kept.pop()))
         self._states.append(_copied(self._scout.arrays()))
 
     def walk_all(self) -> None:

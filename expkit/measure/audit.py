@@ -16,6 +16,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,8 +67,6 @@ NUMBERS = 100
 READING_NOISE_S = 2e-4
 """What reading the losses once may take longer than it did before, by chance."""
 GROWTH = 4
-TOGETHER_S = 5e-4
-"""Two clocks that are read within this are read together."""
 BUILDING_S = 0.5
 """Where building takes longer, as a compiler's does, two more programs are built at most, and what
 building takes by itself is not looked at."""
@@ -210,15 +209,19 @@ class Audit:
         n = self._room
         if self._step_seconds * n > CLOCKED_S:
             n = min(n, 2 + int(CLOCKED_S / self._step_seconds))
-        at_once = rested = math.inf
-        for _ in _hearings():
+        while (at_once := self._whole(n, 0.0)) < TOLD_S and n < self._room:
+            n = min(self._room, GROWTH * n)
+        rested, found = math.inf, at_once >= TOLD_S
+        for _ in _hearings() if found else ():
             this = self._whole(n, 0.0)
             later = self._whole(n, RESTS * this)
             at_once, rested = min(at_once, this), min(rested, later)
-            if this < TOLD_S or max(later / this, rested / at_once) > 1 - RESTED:
-                self._program.reset()
-                return None
+            found = max(later / this, rested / at_once) <= 1 - RESTED
+            if not found:
+                break
         self._program.reset()
+        if not found:
+            return None
         return Finding(
             "off_the_clock",
             f"{n} steps and reading what they leave take {_seconds(at_once)} right after a reset, "
@@ -252,7 +255,8 @@ class Audit:
         quick = building <= BUILDING_S
         once = placing + (building if quick else 0.0)
         times = 1.0 if quick else MORE
-        while AHEAD * clocked * times < GROWTH * once:
+        # What takes no time on the clock has no end of steps that may be asked for.
+        while AHEAD * max(clocked, TOLD_S) * times < GROWTH * once:
             found = self._grown(build, int(times), clocked, once, quick)
             if found or not quick:
                 return found
@@ -317,14 +321,13 @@ class Audit:
         program.losses()
         if params:
             program.params()
-        after = started.seconds()
+        after, waited = started.lap()
         if collecting:
             gc.enable()
-        started = _Stopwatch()
         program.reset()
         synchronize()
         # Not what it computes itself: memory that steps have used is given back here.
-        return clocked, after + started.waited()
+        return clocked, after + max(0.0, started.lap()[1] - waited)
 
 
 def number_seconds(backend: Backend) -> float:
@@ -401,35 +404,49 @@ def _taken(take: Callable[[], object]) -> float:
 class _Stopwatch:
     """Seconds of the wall, less those that this thread waited for a core of a busy machine; or,
     where it is more, of the processors of processes that this one has started.
+
+    What starting takes this thread is left out. While it reads files, others may get hold of the
+    interpreter and do the work that is looked for: that counts.
     """
 
     def __init__(self) -> None:
-        self._children, (_, self._own), self._cpu = _children_seconds(), _own(), thread_time()
+        began, self._own = _own()
+        self._children = _children_seconds()
+        self._cpu = thread_time()
+        self._own += self._cpu - began
 
     def seconds(self) -> float:
-        cpu, (own, _) = thread_time() - self._cpu, _own()
-        return max(own - self._own, cpu, _children_seconds() - self._children)
+        """Since the start."""
+        return self.lap()[0]
 
-    def waited(self) -> float:
-        """Those in which this thread did nothing."""
-        (own, _), cpu = _own(), thread_time() - self._cpu
-        return max(0.0, own - self._own - cpu)
+    def lap(self) -> tuple[float, float]:
+        """Seconds since the start; those of them in which this thread did nothing."""
+        cpu, own = _own()
+        cpu, own = cpu - self._cpu, own - self._own
+        return max(own, cpu, _children_seconds() - self._children), own - cpu
 
 
 def _own() -> tuple[float, float]:
-    """The wall's clock, stopped while this thread is ready to run and others have its core (Linux);
-    before it was read, and after.
+    """This thread's processor time; the wall's clock, stopped while the thread is ready to run and
+    others have its core (Linux).
 
-    The two are read one after the other; if others came between it is done again.
+    The clock and the wait are read one after the other; if others got the core between, it is done
+    again.
     """
     while True:
-        start = perf_counter()
+        times_ousted, cpu = _times_ousted(), thread_time()
+        now = perf_counter()
         queued = 0.0
         with suppress(OSError):
             queued = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-        now = perf_counter()
-        if now - start < TOGETHER_S:
-            return start - queued, now - queued
+        if _times_ousted() == times_ousted:
+            return cpu, now - queued
+
+
+def _times_ousted() -> int:
+    """How often this thread (elsewhere than on Linux, any of this process) lost its core."""
+    whose = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
+    return resource.getrusage(whose).ru_nivcsw
 
 
 def _seconds(seconds: float) -> str:

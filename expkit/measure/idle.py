@@ -2,7 +2,8 @@
 
 In a comparison cells share a process. A thread that one of them has left running takes its core
 from the other, and what it uses passes for the other's. It is told by the state that the kernel
-gives it (proc(5)), which is the same whether or not other processes leave it a core.
+gives it, which is the same whether or not other processes leave it a core, or by the time it got
+since the last look: a thread that needs the interpreter rests while this one looks (proc(5)).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from time import perf_counter, sleep
 
 LOOKS = 3
 LOOK_S = 1e-3
-"""A thread that works is found working at each of these looks, so far apart."""
+"""A thread that works does so between each of these looks and the next, so far apart."""
 PATIENCE_S = 0.05
 """How long threads may go on after a parallel loop, waiting for the next: OpenMP's and BLAS's do
 for some 30 ms at most."""
@@ -29,23 +30,34 @@ def threads_at_work() -> int:
     """
     started = perf_counter()
     while True:
-        working = _runnable()
+        before = _others()
+        working = set(before)
         for _ in range(LOOKS - 1):
             sleep(LOOK_S)
-            working &= _runnable()
+            now = _others()
+            working = {name for name in working & set(now) if _worked(before[name], now[name])}
+            before = now
         if not working or perf_counter() - started > PATIENCE_S:
             return len(working)
 
 
-def _runnable() -> set[str]:
-    """The other threads of this process that run or could."""
-    found = set()
-    for task in Path("/proc/self/task").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended
-            state = task.read_text().rpartition(")")[2].split()[0]
-            if state == "R" and task.parent.name != str(threading.get_native_id()):
-                found.add(task.parent.name)
+def _others() -> dict[str, tuple[bool, float]]:
+    """Of each other thread of this process, whether it runs or could, and for how many seconds it
+    has.
+    """
+    found = {}
+    for task in Path("/proc/self/task").glob("[0-9]*"):
+        if task.name == str(threading.get_native_id()):
+            continue
+        with suppress(OSError):  # it has ended, or the kernel does not say
+            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+            ran, queued, _ = map(int, (task / "schedstat").read_text().split())
+            found[task.name] = state == "R", (ran + queued) / 1e9
     return found
+
+
+def _worked(before: tuple[bool, float], now: tuple[bool, float]) -> bool:
+    return (before[0] and now[0]) or now[1] - before[1] > LOOK_S / 2
 
 
 def worked_meanwhile(threads: Sequence[int]) -> list[str]:

@@ -164,14 +164,14 @@ def hold_to_limit(
 
     What seems to be beyond the limit may be beyond a limit that was measured while others used the
     memory, or at a slower clock. So the limit is measured anew, more than once, and the best of it
-    counts. A step that takes more than it now, when it took less before, casts doubt on it: the
-    machine has become slower.
+    counts. A step that takes more than it in half of these tries, when it took less before, casts
+    doubt on it: the machine has become slower.
 
     Args:
         moved: elements that the optimizer moves, see `optimizer_elements`.
         again: times a step now.
     """
-    settled, slower = True, False
+    settled, slower = True, 0
     for measured in range(1, MEASURED + 1):
         limits = machine_limits(backend, anew=measured > 1)
         if limits is None:
@@ -181,10 +181,10 @@ def hold_to_limit(
         share = limit.share(step_seconds)
         if share <= BEYOND:
             return Found(limit if limits.settled else None)
-        slower = slower or limit.share(again()) <= BEYOND
+        slower += limit.share(again()) <= BEYOND
     most = f"{100 * share:,.0f}% of the most that this machine's {limit.binds} allows"
     said = f"a step seems to take {step_seconds:.2g} s, {most}"
-    if not settled or slower:
+    if not settled or 2 * slower >= MEASURED:
         why = "after it had become slower" if settled else "while others had its cores"
         return Found(None, doubt=f"{said}, as measured {why}")
     return Found(

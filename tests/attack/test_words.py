@@ -222,7 +222,7 @@ def test_cells_whose_names_are_numbers_keep_theirs(run: Run, tmp_path: Path) -> 
     done = run("-m", *words, "hydra.sweep.subdir=${seed}")
     assert done.status == 0, done.err
     (said,) = [line for line in done.err.splitlines() if line.startswith("expkit: ")]
-    assert said.startswith("expkit: hydra.sweep.subdir: got '0', takes a name")
+    assert said.startswith("expkit: hydra.sweep.subdir: got '0', takes a different name")
     (place,) = tmp_path.glob("outputs/sweeps/*/*")
     for seed in (0, 1):
         assert f"seed={seed}" in typed(place / str(seed))
