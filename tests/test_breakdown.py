@@ -147,6 +147,15 @@ def test_the_instrument_is_taken_off(measured: Measured) -> None:
     assert planted.done == 0
 
 
+def test_a_stall_in_the_first_traced_step_costs_no_part(measured: Measured) -> None:
+    class Stalled(Planted):
+        def trace(self, n: int, mark: Mark) -> None:
+            self.now += 0 if self.traced else 1e4
+            super().trace(n, mark)
+
+    assert measured(Stalled(STEP)).parts == measured(Planted(STEP)).parts
+
+
 def test_a_part_that_takes_nothing_is_not_below_zero(measured: Measured) -> None:
     class Coarse(Planted):
         def perf_counter(self) -> float:

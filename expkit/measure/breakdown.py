@@ -137,9 +137,12 @@ def breakdown(
 
     # The first may take long: it may compile what it traces, or take a fused step apart.
     most = max(GIVEN_UP_S, FAR * step_seconds)
-    seen = laps(partial(program.trace, 1), synchronize, most)
-    stopped = sum(s for _, s in seen) > most
-    if stopped:
+    # So it is tried twice: a second at which nothing goes on, as on a shared machine, also ends it.
+    for _ in range(2):
+        seen = laps(partial(program.trace, 1), synchronize, most)
+        stopped = sum(s for _, s in seen) > most
+        if not stopped:
+            break
         program.reallocate()  # in the middle of a step it may be in any state
     found = parted([name for name, _ in seen], np.array([s for _, s in seen]), 1)
     if stopped:
