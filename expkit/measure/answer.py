@@ -71,6 +71,8 @@ SHIFT = 0.1
 """The most that is added to every parameter for another start."""
 FEW_STEPS = 10
 """Of a check that goes on from a state."""
+SAMPLES = 3
+"""Disturbed losses that tell what rounding does: a single one is right by chance, now and then."""
 MEMORY_SHARE = 0.5
 
 _by_hand = manual(np)
@@ -190,10 +192,10 @@ def reference(
         return "the problem gives no gradient by hand"
     if dtype not in EPSILON:
         return f"the rounding of {dtype} is not known"
-    needed, there = 8 * 6 * elements, available_bytes()
+    sure = int(min(max(ELEMENT_STEPS // max(elements, 1), 1), STEPS_MAX, workload.steps))
+    needed, there = 8 * 3 * (1 + _samples(sure)) * elements, available_bytes()
     if there is not None and needed > MEMORY_SHARE * there:
         return f"the reference needs {needed / 2**30:.1f} GiB, {there / 2**30:.1f} are free"
-    sure = int(min(max(ELEMENT_STEPS // max(elements, 1), 1), STEPS_MAX, workload.steps))
     steps = sure if isinstance(problem, Operation) else max(sure, min(STEPS_MIN, workload.steps))
     return _answer(backend, workload, dtype, (sure, steps), limit_s)
 
@@ -261,37 +263,49 @@ def _answer(
     epsilon, tiny = EPSILON[dtype], TINY[dtype]
     least, most = range_of_steps
     draws = _Draws(backend, workload, step)
-    # Both take their values from `draws`, whichever stream that is of.
+    # All take their values from `draws`, whichever stream that is of.
     workload = replace(workload, stream="device")
     with np.errstate(all="ignore"):
         right = StepProgram(_Host(draws), workload, _by_hand)
         # A term off by rounding moves a sum by the root of its length; what the partial sums lose
         # grows with the length itself, over the lanes that a library adds in side by side.
         longest = max((max(x.shape, default=1) for x in right.arrays().values()), default=1)
-        disturbed = _Disturbed(draws, epsilon * max(1.0, (longest / LONG) ** 0.5))
-        rounded = replace(workload, optimizer=disturbed.optimizer(workload.optimizer))
-        moved = StepProgram(disturbed, rounded, disturbed.loss_and_grad)
+        relative = epsilon * max(1.0, (longest / LONG) ** 0.5)
+        hosts = [_Disturbed(draws, relative, number) for number in range(_samples(least))]
+        moved = [host.program(workload) for host in hosts]
         if state is not None:
-            right.load(state)
-            moved.load(state)
+            for program in (right, *moved):
+                program.load(state)
         steps, started = 0, perf_counter()
         while steps < least or (steps < most and perf_counter() - started < limit_s):
-            right.advance(1)
-            moved.advance(1)
+            for program in (right, *moved):
+                program.advance(1)
             steps += 1
         losses, params = right.losses(), right.params()
-        off = _nearby_max(np.abs(moved.losses() - losses))
-        params_off = {
-            k: float(np.max(np.abs(v - params[k]), initial=0)) for k, v in moved.params().items()
-        }
+        off = np.max([np.abs(program.losses() - losses) for program in moved], axis=0)
+        params_off = _params_off(right, moved)
         size = {k: float(np.max(np.abs(v), initial=0)) for k, v in params.items()}
     return Answer(
         steps,
         losses,
-        MARGIN * (off + epsilon * np.abs(losses) + tiny),
+        MARGIN * (_nearby_max(off) + epsilon * np.abs(losses) + tiny),
         params,
         {k: MARGIN * (params_off[k] + epsilon * size[k] + tiny) for k in params},
     )
+
+
+def _samples(steps: int) -> int:
+    """How many disturbed programs it takes, where each gives a loss a step."""
+    return math.ceil(SAMPLES / steps)
+
+
+def _params_off(right: Program, moved: Sequence[Program]) -> dict[str, float]:
+    """How far the disturbed parameters are from the right ones, at most."""
+    params, disturbed = right.params(), [program.params() for program in moved]
+    return {
+        name: max(float(np.max(np.abs(other[name] - x), initial=0)) for other in disturbed)
+        for name, x in params.items()
+    }
 
 
 def _nearby_max(off: HostArray) -> HostArray:
@@ -302,13 +316,13 @@ def _nearby_max(off: HostArray) -> HostArray:
 
 
 class _Draws:
-    """The values that the timed backend's own generator gives, on the host, for two programs that
-    take steps in turn: what the first draws the second is given again.
+    """The values that the timed backend's own generator gives, on the host, for programs that take
+    steps in turn: what the first draws the others are given again.
     """
 
     def __init__(self, backend: Backend, workload: Workload, step: int) -> None:
         self._backend, self._workload, self._step = backend, workload, step
-        self._kept: deque[HostArray] = deque()
+        self._kept: list[deque[HostArray]] = []
 
     def source(self) -> Random:
         """The stream, where step `step` finds it."""
@@ -318,11 +332,15 @@ class _Draws:
         return source
 
     def drawn(self, source: Random, shape: tuple[int, ...]) -> HostArray:
-        self._kept.append(self._backend.to_numpy(source.normal(shape)))
-        return self._kept[-1].copy()  # a problem may write into what it has drawn
+        values = self._backend.to_numpy(source.normal(shape))
+        for kept in self._kept:
+            kept.append(values)
+        return values.copy()  # a problem may write into what it has drawn
 
-    def again(self) -> HostArray:
-        return self._kept.popleft()
+    def again(self) -> deque[HostArray]:
+        """What is drawn from now on, for one of the others."""
+        self._kept.append(deque())
+        return self._kept[-1]
 
 
 class _First:
@@ -373,16 +391,16 @@ class _Host:
 class _Disturbed(_Host):
     """The same, with every array off by up to a rounding error, at random."""
 
-    def __init__(self, draws: _Draws, epsilon: float) -> None:
+    def __init__(self, draws: _Draws, epsilon: float, seed: int) -> None:
         super().__init__(draws)
-        self._rng = host_rng(0, "stream")
+        self._again, self._rng = draws.again(), host_rng(seed, "stream")
         self._factors = 1 + epsilon * self._rng.uniform(-1, 1, 1 << 16)
 
     def asarray(self, host: npt.NDArray[Any]) -> Array:
         return self.disturb(super().asarray(host))
 
     def random(self, seed: int) -> Random:
-        return _Again(self, self._draws)
+        return _Again(self, self._again)
 
     def disturb(self, array: Array) -> Array:
         # A stretch of ready factors from a random place on: fresh ones take longer than the step.
@@ -400,9 +418,10 @@ class _Disturbed(_Host):
         loss, grads = _by_hand(problem, params, batch, mark)
         return self.disturb(loss), {name: self.disturb(grad) for name, grad in grads.items()}
 
-    def optimizer(self, optimizer: Optimizer | None) -> Optimizer | None:
-        """The same with its state off as well: 1 - beta**t in adam makes much of little."""
-        return None if optimizer is None else _Rounded(optimizer, self)
+    def program(self, workload: Workload) -> StepProgram:
+        """Its optimizer's state is off as well: 1 - beta**t in adam makes much of little."""
+        optimizer = workload.optimizer and _Rounded(workload.optimizer, self)
+        return StepProgram(self, replace(workload, optimizer=optimizer), self.loss_and_grad)
 
 
 @dataclass(frozen=True)
@@ -410,10 +429,10 @@ class _Again:
     """The values that the other program has drawn, disturbed."""
 
     host: _Disturbed
-    draws: _Draws
+    drawn: deque[HostArray]
 
     def normal(self, shape: tuple[int, ...]) -> Array:
-        return self.host.disturb(self.draws.again())
+        return self.host.disturb(self.drawn.popleft())
 
 
 class _Rounded:
