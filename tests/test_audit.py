@@ -126,12 +126,14 @@ class Lazy(Working):
 class Hurrying(Working):
     """Somebody else works from the reset on, and whoever asks for a step waits for that."""
 
-    done = 0.0
+    done = interrupted = 0.0
 
     def reset(self) -> None:
         self.done = perf_counter() + self.room * STEP_S
 
     def advance(self, n: int) -> None:
+        spin(self.interrupted)
+        self.interrupted = 0.0
         while perf_counter() < self.done:
             pass
 
@@ -211,6 +213,13 @@ def test_what_is_computed_while_the_audit_reads_its_clock_is_found() -> None:
 def test_a_difference_of_microseconds_is_no_work() -> None:
     """A call right after another finds its memory in the caches, one after a rest does not."""
     assert audited({"advance": 1.0}, made=Hurrying, room=45) is None
+
+
+def test_nor_are_they_where_one_of_them_was_interrupted() -> None:
+    program = Hurrying(45, {"advance": 1.0})
+    audit = Audit(cast(Program, program), program.synchronize, program.room, lambda: 1e-9)
+    program.interrupted = 5e-3
+    assert audit.meanwhile() is None
 
 
 def test_a_machine_that_becomes_slower_leaves_no_work() -> None:

@@ -173,16 +173,18 @@ def test_cells_share_the_nodes_of_a_ray_cluster_one_to_a_node(on_ray: Expkit) ->
 def test_a_ray_node_that_dies_costs_its_cell_and_resume_completes(
     on_ray: Expkit, ray_cluster: Ray
 ) -> None:
-    sweep = on_ray.start(*EIGHT, *STEADY, "hydra/launcher=ray")
-    wait_for(lambda: begun(on_ray) >= 3)
+    # The node has to die while it runs a cell, so they are few and long.
+    cells = *EIGHT, "seed=range(4)", *STEADY, "measure.budget_s=5"
+    sweep = on_ray.start(*cells, "hydra/launcher=ray")
+    wait_for(lambda: begun(on_ray) == 2)
     ray_cluster.kill_a_node()
     done = on_ray.end(sweep, LIMIT_S)
     assert done.status == 1, done.out + done.err
-    assert 5 <= ended_well(on_ray) <= 7
+    assert 2 <= ended_well(on_ray) <= 3
     assert "RUNNING" not in dict(runs(on_ray)).values()
     done = finish(on_ray, "resume")
     assert done.status == 0, done.out + done.err
-    assert once(runs(on_ray), 8), runs(on_ray)
+    assert once(runs(on_ray), 4), runs(on_ray)
 
 
 def test_a_ray_cluster_without_room_for_cells_is_one_line(on_ray: Expkit) -> None:

@@ -211,12 +211,12 @@ class Audit:
             n = min(n, 2 + int(CLOCKED_S / self._step_seconds))
         while (at_once := self._whole(n, 0.0)) < TOLD_S and n < self._room:
             n = min(self._room, GROWTH * n)
-        rested, found = math.inf, at_once >= TOLD_S
-        for _ in _hearings() if found else ():
+        rested, found = math.inf, False
+        for _ in _hearings() if at_once >= TOLD_S else ():
             this = self._whole(n, 0.0)
             later = self._whole(n, RESTS * this)
             at_once, rested = min(at_once, this), min(rested, later)
-            found = max(later / this, rested / at_once) <= 1 - RESTED
+            found = at_once >= TOLD_S and max(later / this, rested / at_once) <= 1 - RESTED
             if not found:
                 break
         self._program.reset()
