@@ -33,7 +33,7 @@ from expkit.measure.limits import StepLimit, hold_to_limit, optimizer_elements
 from expkit.measure.stability import pauses, recompiled, unstable_because
 from expkit.measure.statistics import Rounds, Summary, nested, summarize
 from expkit.measure.stopping import fitted
-from expkit.measure.threads import overused, overused_again
+from expkit.measure.threads import AGAIN_S, Queue, overused, overused_again
 from expkit.measure.warmup import WarmUp, run_before, warm_up
 from expkit.tracking.journal import Journal
 from expkit.tracking.stored import Stored
@@ -191,6 +191,10 @@ class Measurement:
         """Steps, drawn at random, from which on some were held against the reference too."""
         self._clocked: list[tuple[int, float, float]] = []
         """Of each reading: steps, seconds, and the processor's beyond reading its losses again."""
+        self._queued_s = self._waited_s = 0.0
+        """Seconds that all threads, and this one, were kept from a core in repeats, reading losses
+        included.
+        """
         self._at_work: list[int] = []
         """Threads that worked before each placement, where cells share this process."""
 
@@ -397,6 +401,7 @@ class Measurement:
         cpu_seconds: list[float] = []
         losses: list[HostArray] = []
         written, last_flush = 0, perf_counter()
+        queue = Queue()
         try:
             for done in range(0, self._room, self._every):
                 n = min(self._every, self._room - done)
@@ -424,6 +429,8 @@ class Measurement:
             with suppress(Exception):  # what went wrong first is what is told
                 self._keep(np.concatenate(losses), written)
             raise
+        self._queued_s += queue.seconds() / self._passes
+        self._waited_s += queue.own_seconds() / self._passes
         curve = np.concatenate(losses)
         self._keep(curve, written)
         if result.outcome == "diverged":
@@ -680,12 +687,15 @@ class Measurement:
             return False
         claimed = int(result.facts["threads"])
         wall_s, cpu_s = (sum(map(sum, s)) for s in (result.chunk_seconds, result.cpu_seconds))
-        used = overused(claimed, wall_s, cpu_s)
+        used = overused(claimed, wall_s, cpu_s, self._queued_s, self._waited_s)
         if used is not None:
             self._watch(Now("counting the processors in use once more"))
-            used = overused_again(claimed, self._program, self._synchronize, self._room)
+            n = max(self._every, min(self._room, int(AGAIN_S / max(result.step_seconds, 1e-9))))
+            used = overused_again(claimed, self._program, self._synchronize, n)
         if used is None:
             return False
-        result.broken.append(f"threads: says {claimed}, used {used:.1f} processors on the clock")
+        result.broken.append(
+            f"threads: says {claimed}, had work for {used:.1f} processors on the clock"
+        )
         self.journal.write("facts", facts=result.facts, broken=result.broken)
         return True

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,7 +149,7 @@ def test_only_like_work_is_faster_or_slower(ratio: float, word: str) -> None:
     assert held(Side(a), Side(b, one), 0.02).word == word, "what one alone says is no difference"
     unlike = held(Side(a, one), Side(b, other), 0.02)
     assert (unlike.word, unlike.ratio, unlike.rounds) == (UNLIKE, ratio, 6)
-    broken = ["threads: says 1, used 1.9 processors on the clock"]
+    broken = ["threads: says 1, had work for 1.9 processors on the clock"]
     assert held(Side(a, one, broken), Side(b, one), 0.02).word == UNLIKE
     assert held(Side(a, one), Side(b, one, broken), 0.02).word == UNLIKE
 
@@ -222,22 +223,23 @@ def test_more_processors_than_threads_are_named(
 class Helped(StepProgram):
     """A second thread that computes as long as a chunk is on the clock."""
 
+    pool = ThreadPoolExecutor(1)
+
     def advance(self, n: int) -> None:
         done = threading.Event()
-        x = np.ones(200_000)
 
         def work() -> None:
+            x = np.ones(1_000_000)
             while not done.is_set():
                 np.negative(x, out=x)
 
-        helper = threading.Thread(target=work)
-        helper.start()
-        y = np.ones(200_000)
-        for _ in range(200):
+        helper = self.pool.submit(work)
+        y = np.ones(1_000_000)
+        for _ in range(20):
             np.negative(y, out=y)
         super().advance(n)
         done.set()
-        helper.join()
+        helper.result()
 
 
 @dataclass(frozen=True)
@@ -246,36 +248,34 @@ class Helping(Named):
         return Helped(self, workload, manual(np))
 
 
-def repeatedly(folder: Path, *cells: Cell) -> list[Result]:
-    """Until something is unlike: others may have had the second processor."""
-    for attempt in range(4):
-        found = run(folder / str(attempt), *cells)
-        if found[-1].unlike:
-            break
-    return found
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
-def test_two_threads_that_say_one_are_named_wherever_they_are_compared(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cores", [1, 2])
+def test_two_threads_that_say_one_are_named_wherever_they_are_compared(
+    cores: int, tmp_path: Path
+) -> None:
+    """Also where they share a core, as they do where other processes have the rest."""
+    usable = sorted(os.sched_getaffinity(0))
+    if len(usable) < cores:
+        pytest.skip("needs two processors")
     words = ("problem=sine", "problem.n=200", "steps=20", "log_every=10", *LIMITS)
     pair = cell(NumpyBackend(threads=1), *words), cell(Helping(threads=1), *words)
-    honest, helped = repeatedly(tmp_path / "compared", *pair)
-    if not helped.unlike and any(reason.startswith("load: ") for reason in helped.unstable):
-        pytest.skip("others use the second processor")
+    required = cell(Helping(threads=1), *words, "measure.parity=require")
+    os.sched_setaffinity(0, usable[:cores])
+    try:
+        honest, helped = run(tmp_path / "compared", *pair)
+        with pytest.raises(ParityError, match="threads: says 1, had work for"):
+            run(tmp_path / "required", required)
+    finally:
+        os.sched_setaffinity(0, usable)
     assert honest.unlike == []
     [said] = helped.unlike
-    assert said.startswith("threads: says 1, used ")
+    assert said.startswith("threads: says 1, had work for ")
     assert said.endswith(" processors on the clock")
-    last = max((tmp_path / "compared").iterdir())
-    a, b = (load(last / side) for side in "01")
+    a, b = (load(tmp_path / "compared" / side) for side in "01")
     assert (a.broken, b.broken) == ([], [said])
     assert held(a, b, 0.02).word == UNLIKE
     found = tags(b.folder)
     assert found["verdict"].startswith(UNLIKE)
     assert said in found["parity"]
-    required = cell(Helping(threads=1), *words, "measure.parity=require")
-    with pytest.raises(ParityError, match="threads: says 1, used"):
-        repeatedly(tmp_path / "required", required)
 
 
 PLUGIN = """
@@ -313,7 +313,7 @@ def test_a_sweep_names_more_processors_than_threads(planted: Expkit) -> None:
     words = ("problem=linear", "steps=300", "backend=numpy,busy", "backend.threads=1", *LIMITS)
     done = planted("-m", *words)
     assert done.status == 0, done
-    said = "unlike work: busy · sgd: this cell: threads: says 1, used "
+    said = "unlike work: busy · sgd: this cell: threads: says 1, had work for "
     assert said in done.out, done
     assert "unlike work: numpy" not in done.out
     assert " UNLIKE " in done.out

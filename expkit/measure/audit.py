@@ -56,6 +56,12 @@ FEW_NOISE = 0.05
 """The same, of the middle of many."""
 RESTS, RESTED = 1.5, 0.25
 """A rest lasts this many times as long as the steps; what they may take less by after it."""
+CONVINCED, SPARED, SPARED_OFTEN = 6, 1, 3
+"""By how many more of the rests that spare time than of those that do not a program is refused, and
+by how many fewer it is believed: other processes make a fault look honest in some of the tries, and
+an honest program look faulty in few (a sequential test, as in Wald 1945). Of steps that take long,
+whose times are little disturbed, one that spares nothing will do.
+"""
 REMEMBERED = 3.0
 LONG_STEP_S = 0.05
 """From which on noise is small beside a step: once will do."""
@@ -142,7 +148,7 @@ class Audit:
         there is, before it is asked for so many that they do.
         """
         found = self._left_after(self._room)
-        for _ in range(READINGS):  # of a time that is to be relied on
+        for _ in range(0 if found else READINGS):  # of a time that is to be relied on
             self._cycle(self._room)
         self._program.reset()
         return found
@@ -169,7 +175,7 @@ class Audit:
             if beyond <= allowed:
                 return None
             # What takes this long is no burst: twice will do.
-            hearing += HEARINGS // 2 if blatant else 1
+            hearing += -(-HEARINGS // 2) if blatant else 1
             self._price_fetches()
         return Finding(
             "not_synchronized",
@@ -211,14 +217,15 @@ class Audit:
             n = min(n, 2 + int(CLOCKED_S / self._step_seconds))
         while (at_once := self._whole(n, 0.0)) < TOLD_S and n < self._room:
             n = min(self._room, GROWTH * n)
-        rested, found = math.inf, False
-        for _ in _hearings() if at_once >= TOLD_S else ():
+        rested, score = math.inf, 0
+        doubt = SPARED if self._long else SPARED_OFTEN
+        while at_once >= TOLD_S and -doubt < score < CONVINCED:
+            sleep(PAUSE_S * max(0, score))
             this = self._whole(n, 0.0)
             later = self._whole(n, RESTS * this)
             at_once, rested = min(at_once, this), min(rested, later)
-            found = at_once >= TOLD_S and max(later / this, rested / at_once) <= 1 - RESTED
-            if not found:
-                break
+            score += 1 if later <= (1 - RESTED) * this else -1
+        found = at_once >= TOLD_S and score > 0 and rested <= (1 - RESTED) * at_once
         self._program.reset()
         if not found:
             return None
