@@ -214,7 +214,7 @@ def _on_host(values: Any) -> Any:
 
 def compose(experiment: str, side: Side, dtype: str, *words: str) -> Cell:
     """The preset on this side, in this dtype."""
-    chosen = (f"+experiment={experiment}_numpy", f"backend={side.backend}")
+    chosen = (f"+experiment={experiment}", f"backend={side.backend}")
     return compose_cell(*chosen, f"backend.dtype={dtype}", "tracking=none", *words)
 
 
@@ -501,7 +501,7 @@ def sine_printed() -> str:
     ]
     a, b, c, d = start
     return paragraphs(
-        "What the tutorial printed, and what expkit computes (`+experiment=sine_numpy`). Its four "
+        "What the tutorial printed, and what expkit computes (`+experiment=sine`). Its four "
         "starting values were random and are not printed. They are fitted to its twenty losses, "
         "and their signs to its printed cubic (`benchmarks/printed.py`): the start is "
         f"{a:.6f} {b:+.6f} x {c:+.6f} x² {d:+.6f} x³. Of the four directions in which the start "

@@ -213,7 +213,7 @@ def built(cell: Cell) -> Any:
 
 
 def words(problem: str, backend: str, dtype: str, *more: str) -> Cell:
-    both = (f"+experiment={problem}_numpy", f"backend={backend}", f"backend.dtype={dtype}")
+    both = (f"+experiment={problem}", f"backend={backend}", f"backend.dtype={dtype}")
     return compose_cell(*both, "stream=shared", f"seed={SEED}", "tracking=none", *more)
 
 

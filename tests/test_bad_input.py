@@ -21,7 +21,7 @@ CASES = [
     ("optimizer=nope", "optimizer", "nope", "sgd"),
     ("measure=nope", "measure", "nope", "quick"),
     ("tracking=nope", "tracking", "nope", "mlflow"),
-    ("+experiment=nope", "experiment", "nope", "sine_numpy"),
+    ("+experiment=nope", "experiment", "nope", "sine"),
     # an unknown key
     ("problem.foo=1", "problem.foo", "no such key", "degree"),
     ("+problem.foo=1", "problem.foo", "no such key", "degree"),

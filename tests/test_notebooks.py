@@ -133,7 +133,7 @@ def test_the_loops_written_the_same_way_do_the_same(monkeypatch: pytest.MonkeyPa
 def test_the_first_tutorials_printed_losses() -> None:
     """From the start that is fitted to them: all twenty, and the cubic that it ends with."""
     printed = module("printed")
-    cell = compose_cell("+experiment=sine_numpy", "tracking=none")
+    cell = compose_cell("+experiment=sine", "tracking=none")
     program = built(cell)
     program.arrays()["params.w"][...] = printed.start()
     program.advance(2000)
@@ -142,10 +142,11 @@ def test_the_first_tutorials_printed_losses() -> None:
     assert (printed.LOSSES[0], printed.LOSSES[-1]) == (1492.5057618088194, 9.659890720665171)
 
 
-OURS = {"sine_torch", "matmul_cuda", "linear_numpy", "linear_cuda"}
-OURS |= {"large_dot_numpy", "large_dot_small"}
+OURS = {"large_dot_small"}
 
 
-def test_presets_that_are_no_tutorials_say_that_they_are_ours() -> None:
-    files = (ROOT / "conf" / "experiment").glob("*.yaml")
+def test_presets_say_whether_they_are_a_tutorials_or_ours() -> None:
+    files = list((ROOT / "conf" / "experiment").glob("*.yaml"))
     assert {file.stem for file in files if "\n# Ours" in file.read_text()} == OURS
+    theirs = {file.stem for file in files if " tutorial: " in file.read_text()}
+    assert theirs == {file.stem for file in files} - OURS

@@ -179,8 +179,8 @@ SHARING = {
     "values": ("problem=linear", "seed=3", "optimizer.lr=0.5"),
     "again": ("problem=linear", "seed=4", "optimizer.lr=0.25"),
     "a choice after a value of its": ("optimizer.lr=0.5", "problem=linear", "optimizer=adam"),
-    "a preset": ("+experiment=sine_numpy", "steps=7"),
-    "a value over a preset's": ("problem.n=5", "+experiment=sine_numpy"),
+    "a preset": ("+experiment=sine", "steps=7"),
+    "a value over a preset's": ("problem.n=5", "+experiment=sine"),
     "a key that is added": ("+optimizer.more=1", "optimizer.lr=0.5"),
     "a key that is deleted": ("problem=linear", "seed=1", "~problem.batch_size"),
     "a whole option's values": ("optimizer={lr: 0.5}", "seed=1"),
@@ -807,7 +807,7 @@ def test_cells_of_two_measures_are_told_apart(expkit: Expkit) -> None:
 
 def test_what_a_preset_changes_tells_cells_apart(expkit: Expkit) -> None:
     done = expkit(
-        "-m", "+experiment=large_dot_numpy,large_dot_small", "sweep.dry_run=true", "tracking=none"
+        "-m", "+experiment=large_dot,large_dot_small", "sweep.dry_run=true", "tracking=none"
     )
     lines = [line[8:] for line in done.out.splitlines() if line.startswith("    ")]
     assert len(set(lines)) == 2

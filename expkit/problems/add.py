@@ -2,7 +2,7 @@
 
 The second tutorial that expkit starts from times 10 sums of 10,000 x 10,000 matrices with the
 random draw of both inside the loop, and on the GPU without waiting for the result:
-`+experiment=add_numpy`.
+`+experiment=add`.
 """
 
 from __future__ import annotations

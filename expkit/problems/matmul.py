@@ -1,7 +1,7 @@
 """Multiply two square matrices.
 
 The second tutorial that expkit starts from times 100 products of 100 x 100 matrices with the
-random draw of both inside the loop: `+experiment=matmul_numpy`.
+random draw of both inside the loop: `+experiment=matmul`.
 """
 
 from __future__ import annotations

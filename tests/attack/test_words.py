@@ -100,8 +100,8 @@ WRONG = [
     ("hydra.job.name=a/b", "hydra.job.name", "a/b"),
     # groups, and what hardly is a word
     ("+problem=sine", "+problem=sine", "without +"),
-    ("experiment=sine_numpy", "experiment", "+experiment=sine_numpy"),
-    ("+experiment=null", "experiment", "null", "sine_numpy"),
+    ("experiment=sine", "experiment", "+experiment=sine"),
+    ("+experiment=null", "experiment", "null", "sine"),
     ("=x", "=x", "key=value"),
     ("a=b=c", "a=b=c", "cannot be read", "key=value"),
     ("problem={sine", "problem={sine", "cannot be read", "key=value"),
