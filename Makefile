@@ -11,9 +11,11 @@ run: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: .venv/ready
+lint: .venv/ready types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/ready
 	$(BIN)/mypy expkit plugins tests benchmarks docs/make.py docs/tutorials.py
 
 bench: .venv/ready
@@ -30,4 +32,4 @@ docs: .venv/ready
 clean:
 	rm -rf .venv build *.egg-info
 
-.PHONY: run test lint bench docs clean
+.PHONY: run test lint types bench docs clean
