@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -106,24 +105,8 @@ class Expkit:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """One for all tests: the machine's limits are measured once and kept in it."""
+    """One for all tests: the machine's limits are measured once, and MLflow's database made."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An outputs folder with MLflow's database, made once: it takes two seconds."""
-    outputs = tmp_path_factory.mktemp("database")
-    uri = f"sqlite:///{outputs / 'mlflow.db'}"
-    code = f"from expkit.tracking.upload import _make_database; _make_database({uri!r})"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    return outputs
-
-
-@pytest.fixture
-def stocked(expkit: Expkit, database: Path) -> None:
-    """The command line's outputs folder has a database in it, as on every day but the first."""
-    shutil.copytree(database, expkit.outputs)
 
 
 @pytest.fixture

@@ -36,7 +36,6 @@ from expkit.tracking.stored import Stored
 if TYPE_CHECKING:
     from conftest import Done, Expkit
 
-pytestmark = pytest.mark.usefixtures("stocked")
 QUICK = ("measure.repeats_min=2", "measure.budget_s=0", "measure.warmup=0")
 LINEAR = ("-m", "problem=linear", "steps=20", *QUICK)
 FRAGILE = {
@@ -546,7 +545,7 @@ def test_a_run_is_made_once_though_a_kill_came_before_its_id_was_noted(expkit: E
 
 
 def test_a_database_is_made_anew_where_a_kill_came_while_it_was_made(expkit: Expkit) -> None:
-    (expkit.outputs / "mlflow.db").unlink()
+    expkit.env["XDG_CACHE_HOME"] = str(expkit.place / "cache")  # no other has been made yet
     assert expkit("problem=linear", "steps=20", *QUICK, "tracking=none").status == 0
     (folder,) = expkit.folders()
     killed = expkit.python(f"""
@@ -565,6 +564,46 @@ def test_a_database_is_made_anew_where_a_kill_came_while_it_was_made(expkit: Exp
     assert killed.status == 9, killed.err
     done = expkit("sync", str(folder))
     assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize("kept", ["sound", "damaged", "empty", "a folder"])
+def test_a_new_database_is_a_copy_of_one_that_is_sound(expkit: Expkit, kept: str) -> None:
+    """Else MLflow makes it, and that one is kept for the next."""
+    expkit.env["XDG_CACHE_HOME"] = str(expkit.place / "cache")
+    made = expkit.python(f"""
+        from pathlib import Path
+        from expkit import cache
+        from expkit.tracking import address, database
+        from sqlalchemy import Engine, event
+
+        def statements(name):
+            seen = []
+            def note(connection, cursor, statement, *rest):
+                seen.append(statement)
+            event.listen(Engine, "before_cursor_execute", note)
+            file = Path({str(expkit.place)!r}, name, "mlflow.db")
+            file.parent.mkdir()
+            client = database.client(address.of(file))
+            event.remove(Engine, "before_cursor_execute", note)
+            (default,) = client.search_experiments()
+            assert name in default.artifact_location, default.artifact_location
+            assert client.create_experiment("mine")
+            return sum("ADD COLUMN" in statement for statement in seen)
+
+        print(statements("first") > 0)
+        (ready,) = cache.folder().glob("mlflow-*.db")
+        if {kept!r} == "damaged":
+            ready.write_bytes(ready.read_bytes()[:5000] + b"x" * 5000)
+        elif {kept!r} == "empty":
+            ready.write_bytes(b"")
+        elif {kept!r} == "a folder":
+            ready.unlink()
+            ready.mkdir()
+        print(statements("second") > 0, statements("third") > 0)
+    """)
+    assert made.status == 0, made.err
+    again = {"sound": "False False", "a folder": "True True"}.get(kept, "True False")
+    assert made.out.split("\n")[:2] == ["True", again]
 
 
 def test_a_worker_is_asleep_when_it_was_told_to_sleep() -> None:

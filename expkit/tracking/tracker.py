@@ -269,7 +269,7 @@ def _uploader(progress: Callable[[], None] = lambda: None) -> Uploader:
 
 def _imported(progress: Callable[[], None]) -> Uploader:
     upload = import_module(UPLOAD)
-    upload.preload()
+    upload.database.preload()
     uploader: Uploader = upload.Uploader(progress)
     return uploader
 

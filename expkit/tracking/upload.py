@@ -5,16 +5,12 @@ Imports MLflow, which takes a second: only the tracker's process and `expkit syn
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import sys
-import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +25,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from expkit.tracking import address, journal, sent
+from expkit.tracking import address, database, journal, sent
 from expkit.tracking.tracker import one_line
 
 OWNER = ("host", "namespace", "pid", "started")
@@ -37,15 +33,6 @@ BATCH = 1000
 """MLflow's limit on what one request may hold,"""
 FEW = 100
 """and on the params and on the tags of that."""
-FILLING_S = (1, 2, 4, 8, 16)
-"""Pauses while another process fills an empty database of a server."""
-LONG_PATH = 400
-"""Characters of a path that are likely why sqlite cannot open it: it takes some 500."""
-
-
-def preload() -> None:
-    """Import what MLflow would at the first request to a database: half a second, now to spare."""
-    import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 class _Telling:
@@ -121,10 +108,10 @@ class Uploader:
         return both in self._own
 
     def _open(self, uri: str, name: str) -> tuple[MlflowClient, str]:
-        with _one_at_a_time(uri), _each_statement(self._progress):
+        with database.one_at_a_time(uri), database.each_statement(self._progress):
             if uri not in self._clients:
-                _make_database(uri)
-                self._clients[uri] = cast(MlflowClient, _Telling(_client(uri), self._progress))
+                opened = database.client(uri)
+                self._clients[uri] = cast(MlflowClient, _Telling(opened, self._progress))
             client = self._clients[uri]
             if (uri, name) not in self._experiments:
                 self._experiments[uri, name] = _experiment(client, name, _artifacts(uri, name))
@@ -273,10 +260,10 @@ def _inside(folder: Path, name: str) -> Path | None:
 
 def _artifacts(uri: str, experiment: str) -> str | None:
     """Where a local database's experiment keeps files: beside it. A server has its own place."""
-    database = address.database(uri)
-    if database is None:
+    file = address.database(uri)
+    if file is None:
         return None
-    place = database.parent / "artifacts"
+    place = file.parent / "artifacts"
     own = Path(os.path.normpath(place / experiment))
     if not own.is_relative_to(place):
         raise ValueError(f"experiment {experiment!r}: takes a name that leads to no other folder")
@@ -286,43 +273,6 @@ def _artifacts(uri: str, experiment: str) -> str | None:
 def _metrics(record: dict[str, Any]) -> list[Metric]:
     pairs = zip(record["values"], record["steps"], strict=True)
     return [Metric(record["key"], float(v), record["time"], step) for v, step in pairs]
-
-
-def _client(uri: str) -> MlflowClient:
-    """Of several that open an empty database at once one fills it; the others fail, and wait."""
-    if uri.startswith("http"):
-        return MlflowClient(uri)
-    from sqlalchemy.exc import IntegrityError, ProgrammingError
-
-    _connect(uri)
-    if address.database(uri) is not None:  # made whole: nobody is filling it
-        return MlflowClient(uri)
-    for pause_s in FILLING_S:
-        try:
-            return MlflowClient(uri)
-        except (IntegrityError, ProgrammingError, MlflowException):
-            time.sleep(pause_s)
-    return MlflowClient(uri)
-
-
-def _connect(uri: str) -> None:
-    """See that there is a database, or can be one: MLflow would try for minutes.
-
-    Raises:
-        OSError: there can be no local database of this name.
-    """
-    from sqlalchemy import create_engine
-    from sqlalchemy.exc import OperationalError
-
-    database = address.database(uri)
-    try:
-        create_engine(uri).connect().close()
-    except OperationalError as error:
-        if database is None:
-            raise
-        long = len(os.fsencode(database))
-        path = f"a path of {long} characters" if long > LONG_PATH else str(database)
-        raise OSError(f"sqlite: {error.orig}: {path}; choose another outputs folder") from error
 
 
 def _experiment(client: MlflowClient, name: str, place: str | None) -> str:
@@ -344,49 +294,3 @@ def _create(
     tags = {**run["tags"], **later, "expkit.journal": run["id"]}
     tags |= {f"expkit.{key}": value for key, value in run["owner"].items()}
     return str(client.create_run(experiment, run["time"], tags, run["name"]).info.run_id)
-
-
-def _make_database(uri: str) -> None:
-    """Make a new local database, whole or not at all.
-
-    MLflow makes it by some 70 migrations; one that a kill tore apart cannot be opened any more.
-    Each attempt has a name of its own: MLflow keeps connections, by name, to what is gone.
-    """
-    database = address.database(uri)
-    if database is None or database.exists():
-        return
-    for left in database.parent.glob(f"{database.name}.*.new*"):
-        left.unlink()
-    fresh = database.with_name(f"{database.name}.{uuid.uuid4().hex}.new")
-    _connect(address.of(fresh))
-    MlflowClient(address.of(fresh)).search_experiments(max_results=1)
-    fresh.replace(database)
-
-
-@contextmanager
-def _each_statement(progress: Callable[[], None]) -> Iterator[None]:
-    """A new database takes hundreds of statements, and on a slow disk a minute: each is told of."""
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-
-    def executed(*_: Any) -> None:
-        progress()
-
-    event.listen(Engine, "after_cursor_execute", executed)
-    try:
-        yield
-    finally:
-        event.remove(Engine, "after_cursor_execute", executed)
-
-
-@contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
-    """One process opens a local database at a time: eight at once break its first migration."""
-    database = address.database(uri)
-    if database is None:
-        yield
-        return
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

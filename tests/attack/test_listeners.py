@@ -283,9 +283,10 @@ def test_requests_that_fill_the_pipe_do_not_wait_for_ever(stopped: tracker.Track
 # The page
 
 
-def test_the_page_ends_with_its_command(expkit: Expkit, database: Path) -> None:
+def test_the_page_ends_with_its_command(expkit: Expkit) -> None:
     """Even where that is killed; test_trust.py has the signals that can be caught."""
-    process = expkit.start("ui", "--port", "0", "--outputs", str(database))
+    assert expkit("problem=linear", *FAST).status == 0
+    process = expkit.start("ui", "--port", "0")
     assert process.stdout is not None
     page = next(line for line in process.stdout if line.startswith("http://127.0.0.1"))
     port = int(re.findall(r":(\d+)/", page)[0])
