@@ -383,11 +383,13 @@ def remembered(timed_s: float, seen: Take, unseen: Take) -> Finding | None:
         seen, unseen: each gets ready to take the same steps, from the start of every repeat and
             from another one; returns what takes them.
     """
+    other = again = math.inf  # the best of each: a disturbed one explains nothing
     for _ in _hearings():
-        other = _taken(unseen())
-        if other <= max(REMEMBERED * timed_s, CLOCKED_S / 4) or other <= REMEMBERED * _taken(
-            seen()
-        ):
+        other = min(other, _taken(unseen()))
+        if other <= max(REMEMBERED * timed_s, CLOCKED_S / 4):
+            return None
+        again = min(again, _taken(seen()))
+        if other <= REMEMBERED * again:
             return None
     return Finding(
         "off_the_clock",
