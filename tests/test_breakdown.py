@@ -220,6 +220,14 @@ def test_the_bar_is_as_long_as_the_step_or_its_parts(step_seconds: float, end: f
     np.testing.assert_array_equal(axes.lines[0].get_xdata(), [step_seconds] * 2)
 
 
+@pytest.mark.parametrize("part", ["step", "a part of its own"])
+def test_every_mark_of_a_program_is_drawn(part: str) -> None:
+    axes = Figure().add_subplot()
+    bar(axes, replace(FOUND, parts={"draw": 1e-6, part: 3e-6}))
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert any(name.startswith(f"{part}, ") for name in names)
+
+
 def test_metrics_have_names_that_mlflow_takes() -> None:
     metrics = replace(FOUND, parts={"forward and backward": 3.5e-6}).metrics()
     assert metrics == {

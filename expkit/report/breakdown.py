@@ -17,8 +17,11 @@ COLOURS = {
     "backward": "C2",
     "forward and backward": "C4",
     "update": "C3",
+    "step": "C5",
 }
 """A part looks the same in every picture."""
+UNKNOWN = "C7"
+"""Of a part that `Mark` does not name: a run does not refuse it, so its picture has to draw it."""
 
 
 def rows(breakdown: Breakdown, *, verbose: bool = False) -> list[tuple[str, str]]:
@@ -51,7 +54,7 @@ def bar(axes: Axes, breakdown: Breakdown) -> None:
     whole, left = breakdown.step_seconds, 0.0
     for part, took in breakdown.parts.items():
         label = f"{part}, {seconds(took)} ({took / whole:.0%})"
-        axes.barh(0, took, left=left, color=COLOURS[part], label=label)
+        axes.barh(0, took, left=left, color=COLOURS.get(part, UNKNOWN), label=label)
         left += took
     rest = breakdown.unattributed
     if rest > 0:
