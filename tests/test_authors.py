@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 from time import perf_counter, sleep
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,7 @@ def test_the_program_of_the_page_keeps_to_the_contract(title: str) -> None:
     contract.test_a_trace_that_is_ended_does_no_harm(shared)
     for how in ("reset", "reallocate"):
         contract.test_reset_returns_to_the_start(device, how)
-    if shared.optimizer is not None:
-        contract.test_what_is_read_is_a_copy(shared)
+    contract.test_what_is_read_is_a_copy(shared)
 
 
 def test_the_program_of_the_page_passes_every_gate(tmp_path: Path) -> None:
@@ -271,6 +271,139 @@ def test_pending_is_all_that_a_lazy_library_has_to_compute() -> None:
     operation.advance(2)
     (result,) = operation.pending()
     np.testing.assert_array_equal(result, operation.params()["result"])
+
+
+# What the contract's tests see
+
+
+class Queued(StepProgram):
+    """Steps wait for `synchronize`; what reads them only copies what is there."""
+
+    def reset(self) -> None:
+        self.queued = 0
+        super().reset()
+
+    def advance(self, n: int) -> None:
+        self.queued += n
+
+    def compute(self) -> None:
+        n, self.queued = self.queued, 0
+        super().advance(n)
+
+    def trace(self, n: int, mark: Mark) -> None:
+        self.compute()
+        super().trace(n, mark)
+
+
+class LiveParams(StepProgram):
+    def params(self) -> Any:
+        return dict(self._params) or super().params()
+
+
+class LiveLosses(StepProgram):
+    def losses(self, start: int = 0) -> Any:
+        super().losses()
+        return self._fetched[start:]
+
+
+class NoLosses(StepProgram):
+    def losses(self, start: int = 0) -> Any:
+        return np.empty(0)
+
+
+class ListedLosses(StepProgram):
+    def losses(self, start: int = 0) -> Any:
+        return list(super().losses(start))
+
+
+class NoParams(StepProgram):
+    def params(self) -> Any:
+        return {}
+
+
+class NoTrace(StepProgram):
+    def trace(self, n: int, mark: Mark) -> None:
+        self.advance(n)
+
+
+@dataclass(frozen=True)
+class Odd(NumpyBackend):  # type: ignore[misc]
+    """NumPy with a program or a generator that is not as the contract says."""
+
+    program: type[StepProgram] = StepProgram
+    drawn: str | None = None
+    fetched: str = "float64"
+
+    def build(self, workload: Workload) -> Program:
+        return self.program(self, workload, manual(np))
+
+    def synchronize(self, program: Program | None = None) -> None:
+        if isinstance(program, Queued):
+            program.compute()
+
+    def random(self, seed: int) -> Any:
+        rng, dtype = np.random.default_rng(seed), self.drawn or self.dtype
+        return SimpleNamespace(normal=lambda shape: np.asarray(rng.standard_normal(shape), dtype))
+
+    def to_numpy(self, array: Any) -> Any:
+        return np.array(array, dtype=self.fetched)
+
+
+def contract(**odd: Any) -> BackendContract:
+    class OddContract(BackendContract):
+        backend = "numpy"
+
+        def make(self, *words: str) -> Backend:
+            made = super().make(*words)
+            assert isinstance(made, NumpyBackend)
+            return Odd(made.dtype, made.threads, made.fast, **odd)
+
+    return OddContract()
+
+
+@pytest.mark.parametrize("program", [StepProgram, Queued])
+@pytest.mark.parametrize("title", ["linear-adam", "sine-sgd", "matmul-draw"])
+def test_a_lazy_program_whose_getters_only_copy_keeps_to_the_contract(
+    title: str, program: type[StepProgram]
+) -> None:
+    tests, case = contract(program=program), SHARED[title]
+    for dtype in TOLERANCE:
+        tests.test_equals_the_reference(case, dtype)
+        tests.test_arrays_are_the_live_ones(case, dtype)
+        tests.test_dtypes_are_those_of_the_contract(dtype)
+    tests.test_fast_equals_step_by_step(case)
+    tests.test_four_steps_then_six_equal_ten(case)
+    tests.test_goes_on_from_a_state_that_is_loaded(case, "true")
+    tests.test_traced_steps_are_the_same_steps(case, "true")
+    tests.test_reset_returns_to_the_start(case, "reset")
+    tests.test_what_is_read_is_a_copy(case)
+
+
+READ, FOUR, TRACED = (
+    "test_what_is_read_is_a_copy",
+    "test_four_steps_then_six_equal_ten",
+    "test_traced_steps_are_the_same_steps",
+)
+REFERENCE, DTYPES = "test_equals_the_reference", "test_dtypes_are_those_of_the_contract"
+ODD: list[tuple[dict[str, Any], str, tuple[str, ...], str]] = [
+    ({"program": LiveParams}, READ, (), "params(): w changed when what was read was written to"),
+    ({"program": LiveLosses}, READ, (), "losses() changed when what was read was written to"),
+    ({"program": NoLosses}, REFERENCE, ("float64",), "losses(): 0 came back for 40 steps"),
+    ({"program": ListedLosses}, FOUR, (), "losses(): got list, takes a NumPy array"),
+    ({"program": NoParams}, REFERENCE, ("float64",), "params(): there are [], takes ['w']"),
+    ({"program": NoTrace}, TRACED, ("true",), "trace: 0 marks in 4 steps"),
+    ({"drawn": "float64"}, DTYPES, ("float32",), "normal() draws is float64, takes float32"),
+    ({"fetched": "float32"}, DTYPES, ("float64",), "to_numpy() is float32, takes float64"),
+]
+
+
+@pytest.mark.parametrize(("odd", "test", "args", "said"), ODD, ids=[case[3] for case in ODD])
+def test_what_is_not_as_the_contract_says_is_named(
+    odd: dict[str, Any], test: str, args: tuple[str, ...], said: str
+) -> None:
+    case = () if test == DTYPES else (SHARED["sine-sgd"],)
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        getattr(contract(**odd), test)(*case, *args)
 
 
 # What a compiler can keep

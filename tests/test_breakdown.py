@@ -224,7 +224,7 @@ def test_the_bar_is_as_long_as_the_step_or_its_parts(step_seconds: float, end: f
 def test_every_mark_of_a_program_is_drawn(part: str) -> None:
     axes = Figure().add_subplot()
     bar(axes, replace(FOUND, parts={"draw": 1e-6, part: 3e-6}))
-    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    _, names = axes.get_legend_handles_labels()
     assert any(name.startswith(f"{part}, ") for name in names)
 
 
