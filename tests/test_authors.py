@@ -406,6 +406,72 @@ def test_what_is_not_as_the_contract_says_is_named(
         getattr(contract(**odd), test)(*case, *args)
 
 
+# What a run says of it
+
+
+class Columns(StepProgram):
+    def losses(self, start: int = 0) -> Any:
+        return super().losses(start)[:, None]
+
+
+class FloatParams(StepProgram):
+    def params(self) -> Any:
+        return {name: float(value.sum()) for name, value in super().params().items()}
+
+
+class ListedParams(StepProgram):
+    def params(self) -> Any:
+        return list(super().params().values())
+
+
+class OneTooMany(StepProgram):
+    def losses(self, start: int = 0) -> Any:
+        return np.append(super().losses(start), np.nan)
+
+
+LOSSES = "backend numpy: losses() gives {}, takes a NumPy array of shape (steps,) in float64"
+PARAMS = "backend numpy: params() gives {}, takes a dict of NumPy arrays in float64, by name"
+REFUSED: list[tuple[type[StepProgram], str, str]] = [
+    (ListedLosses, "sine", LOSSES.format("list")),
+    (Columns, "sine", LOSSES.format("an array of shape (20, 1) in float64")),
+    (FloatParams, "sine", PARAMS.format("w as float")),
+    (FloatParams, "matmul", PARAMS.format("result as float")),
+    (ListedParams, "sine", PARAMS.format("list")),
+]
+WORDS = ("steps=20", "log_every=20")
+
+
+@pytest.mark.parametrize(("program", "problem", "said"), REFUSED)
+def test_what_is_read_in_another_form_is_named(
+    tmp_path: Path, program: type[StepProgram], problem: str, said: str
+) -> None:
+    with pytest.raises(PluginError, match=re.escape(said)):
+        measured(tmp_path, Odd(program=program), f"problem={problem}", *WORDS)
+
+
+@pytest.mark.parametrize(
+    ("program", "problem", "came"),
+    [
+        (OneTooMany, "sine", "21 came back for 20 steps"),
+        (NoLosses, "sine", "0 came back for 20 steps"),
+        (OneTooMany, "matmul", "1 came back for 20 steps of an operation, which has none"),
+    ],
+)
+def test_the_number_of_losses_is_looked_at_before_the_losses(
+    tmp_path: Path, program: type[StepProgram], problem: str, came: str
+) -> None:
+    result = measured(tmp_path, Odd(program=program), f"problem={problem}", *WORDS)
+    assert (result.outcome, result.reason) == ("wrong_answer", f"in repeat 1 losses(0): {came}")
+
+
+def test_a_trace_that_does_nothing_costs_the_parts_alone(tmp_path: Path) -> None:
+    result = measured(tmp_path, Odd(program=NoTrace), "problem=sine", *WORDS)
+    assert (result.outcome, result.reason) == ("ok", None)
+    assert result.breakdown is not None
+    [(_, text)] = rows(result.breakdown)
+    assert text.startswith("its parts are not shown: trace() made 0 marks in 1 step")
+
+
 # What a compiler can keep
 
 

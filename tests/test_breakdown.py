@@ -184,6 +184,25 @@ def test_fast_steps_are_traced_for_a_tenth_of_a_second(
     assert found.steps == steps
 
 
+@pytest.mark.parametrize(
+    ("step", "made"), [([], "0 marks in 1 step"), (STEP, "14 marks in 3 steps")]
+)
+def test_marks_that_tell_no_parts_are_named(
+    measured: Measured, step: list[tuple[str, float]], made: str
+) -> None:
+    class Forgetful(Planted):
+        """The last mark of a stretch of several steps is left out."""
+
+        def trace(self, n: int, mark: Mark) -> None:
+            marks = iter(range(n * len(self.step) - (n > 1)))
+            super().trace(n, lambda part: mark(part) if next(marks, None) is not None else None)
+
+    found = measured(planted := Forgetful(step))
+    assert (found.parts, found.metrics(), planted.done) == ({}, {}, 0)
+    takes = "takes the same ones in every step"
+    assert rows(found) == [("a step", f"its parts are not shown: trace() made {made}, {takes}")]
+
+
 FOUND = Breakdown(
     parts={"draw": 0.0, "forward": 2e-6, "backward": 1e-6, "update": 5e-7},
     step_seconds=4e-6,

@@ -38,6 +38,8 @@ def rows(breakdown: Breakdown, *, verbose: bool = False) -> list[tuple[str, str]
             text += f" (traced one by one; together {off})"
     else:
         text = f"its parts are not shown: traced one by one they take {off}"
+    if breakdown.unmarked:
+        text = f"its parts are not shown: {breakdown.unmarked}"
     found = [("a step", text)] if breakdown.divides else []
     if verbose:
         found.append(("placing", f"the data takes {seconds(breakdown.placing_seconds)}, untimed"))
