@@ -40,13 +40,48 @@ PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
 # The page
 
 
+def pages_block(part: str, language: str = "python") -> str:
+    """The one block of docs/plugins.md that has this in it."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if part in block)
+    return str(block)
+
+
 def pages_program() -> Any:
     """The class that docs/plugins.md shows."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    (block,) = (block for block in blocks if "class WholeStep" in block)
     scope: dict[str, Any] = {}
-    exec(compile(block, str(PAGE), "exec"), scope)
+    exec(compile(pages_block("class WholeStep"), str(PAGE), "exec"), scope)
     return scope["WholeStep"]
+
+
+def test_the_backend_of_the_page_works_as_given(expkit: Expkit) -> None:
+    """Installed as the page says, it runs and keeps to the whole contract."""
+    package = "myplugin"
+    expkit.plugin(
+        {
+            "__init__.py": "",
+            "backend.py": pages_block("class MyBackend"),
+            "conf/backend/mine.yaml": pages_block("_target_", "yaml"),
+            "test_contract.py": pages_block("class TestMine"),
+        },
+        package,
+    )
+    words = ("backend=mine", "problem=linear", "backend.threads=1", "measure=quick")
+    done = expkit(*words, "tracking=none")
+    assert (done.status, done.err) == (0, ""), done
+    assert "matches float64 NumPy on all" in done.out
+    assert "unlike" not in done.out
+    refused = expkit("backend=mine", "backend.dtype=int8", "tracking=none")
+    takes = "takes float32 or float64"
+    assert refused.err == f"expkit: backend.dtype: got 'int8', {takes}\n"
+    code = f"""
+        import sys, pytest
+        test = {str(expkit.place / "site" / package / "test_contract.py")!r}
+        sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", test]))
+    """
+    tried = expkit.python(code)
+    assert tried.status == 0, tried.out[-3000:]
+    assert "skipped" not in tried.out
 
 
 class Page(NumpyBackend):  # type: ignore[misc]
