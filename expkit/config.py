@@ -18,9 +18,10 @@ import os
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -505,10 +506,22 @@ def _is_installed(target: str, group: str) -> bool:
 def _load(target: str, group: str) -> type[Any]:
     module, _, name = target.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+        found = getattr(importlib.import_module(module), name)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if _is_module(target):
+            reason = "it is a module and no class; takes MODULE.CLASS"
         raise PluginError(f"{group}: cannot import {target} ({reason})") from error
+    if not isinstance(found, type):
+        kind = type(found).__name__
+        raise PluginError(f"{group}: {target} is a {kind} and no class; takes MODULE.CLASS")
+    return found
+
+
+def _is_module(target: str) -> bool:
+    with suppress(Exception):  # a package above it may raise anything
+        return find_spec(target) is not None
+    return False
 
 
 def _default(config: DictConfig, key: str, recommended: Any) -> Any:

@@ -230,7 +230,9 @@ class Program(Protocol):
         ...
 
     def advance(self, n: int) -> None:
-        """N steps. May only enqueue; losses stay where they were computed."""
+        """N steps. May only enqueue; losses stay where they were computed. May compile what it
+        needs for the first call of each n after `build`, not again after `reset` or `reallocate`.
+        """
         ...
 
     def losses(self, start: int = 0) -> HostArray:
@@ -283,7 +285,9 @@ class Selective(Protocol):
     """A backend that cannot run every workload, such as one without automatic differentiation."""
 
     def require_workload(self, workload: Workload) -> None:
-        """Raise `Unavailable` for one that it cannot run. Imports no library, asks no device."""
+        """Raise `Unavailable` for one that it cannot run, as `expkit.authors.require_gradient`
+        does. Imports no library, asks no device.
+        """
         ...
 
 
@@ -299,7 +303,8 @@ class Backend(Protocol):
 
     def require(self) -> None:
         """Raise `expkit.errors.Unavailable(reason, remedy)` where this machine cannot run it.
-        Never a traceback from inside a library.
+        Never a traceback from inside a library. Ranges of fields are checked in `__post_init__`,
+        by the function `expkit.errors.require`.
         """
         ...
 
@@ -325,15 +330,20 @@ class Backend(Protocol):
         """Return when all queued work is done.
 
         Args:
-            program: whose parameters, state and losses are computed then; a lazy library evaluates
-                them here. None for work of no program.
+            program: one that `build` returned, whose parameters, state and losses are computed
+                then; a lazy library evaluates them here. None for work of no program.
         """
         ...
 
     def build(self, workload: Workload) -> Program:
-        """The fastest program that fits; the step-by-step one where `fast` is false."""
+        """The fastest program that fits; where `fast` is false the step-by-step one, whose `path`
+        is `step`.
+        """
         ...
 
     def describe(self) -> dict[str, str | int | float]:
-        """What runs, read back and not assumed: device, dtype, threads, versions."""
+        """What runs, read back and not assumed: `device`, `dtype` and `threads`, which with
+        `backend.threads=1` is 1, and the library's version; `tf32` and `matmul_precision` where a
+        library has them.
+        """
         ...

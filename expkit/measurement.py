@@ -15,6 +15,7 @@ import numpy as np
 
 from expkit.config import Cell
 from expkit.contracts import Counted, FallenBack, HostArray, Operation, Plotted, Program
+from expkit.errors import PluginError
 from expkit.measure import answer, parity
 from expkit.measure.audit import (
     CLOCKED_S,
@@ -408,7 +409,13 @@ class Measurement:
                 clocked, cpu, fresh = self._reading(done, n)
                 seconds.append(clocked)
                 cpu_seconds.append(cpu)
-                losses.append(fresh)
+                wanted = n if self._learns else 0
+                if fresh.size != wanted:
+                    came = f"losses({done}): {fresh.size} came back for {n} steps"
+                    came += "" if self._learns else " of an operation, which has none"
+                    self._refuse("wrong_answer", f"in repeat {repeat + 1} {came}")
+                    break
+                losses.append(fresh[: max(0, self.cell.workload.steps - done)])
                 bad = np.flatnonzero(~np.isfinite(losses[-1]))
                 if bad.size:
                     result.first_bad_step = done + int(bad[0])
@@ -431,9 +438,9 @@ class Measurement:
             raise
         self._queued_s += queue.seconds() / self._passes
         self._waited_s += queue.own_seconds() / self._passes
-        curve = np.concatenate(losses)
+        curve = np.concatenate(losses) if losses else np.empty(0)
         self._keep(curve, written)
-        if result.outcome == "diverged":
+        if result.reason is not None:
             return None
         if not result.timed:
             self._step_seconds = sum(seconds) / self._room
@@ -459,7 +466,39 @@ class Measurement:
         read = process_time()
         program.losses(done)
         self._clocked.append((n, seconds, (read - stopped) - (process_time() - read)))
-        return seconds, stopped - ran, fresh[: max(0, self.cell.workload.steps - done)]
+        return seconds, stopped - ran, self._are_losses(fresh)
+
+    def _losses(self, start: int = 0) -> HostArray:
+        return self._are_losses(self._program.losses(start))
+
+    def _are_losses(self, given: HostArray) -> HostArray:
+        """What `losses` gave, if it is what the contract takes.
+
+        Raises:
+            PluginError: it is not.
+        """
+        if not _is_array(given) or np.ndim(given) != 1:
+            takes = "takes a NumPy array of shape (steps,) in float64"
+            raise PluginError(f"{self._who}: losses() gives {_kind(given)}, {takes}")
+        return given
+
+    def _params(self) -> dict[str, HostArray]:
+        """What `params` gives, if it is what the contract takes.
+
+        Raises:
+            PluginError: it is not.
+        """
+        given, takes = self._program.params(), "takes a dict of NumPy arrays in float64, by name"
+        if not isinstance(given, dict):
+            raise PluginError(f"{self._who}: params() gives {_kind(given)}, {takes}")
+        for name, value in given.items():
+            if not _is_array(value):
+                raise PluginError(f"{self._who}: params() gives {name} as {_kind(value)}, {takes}")
+        return given
+
+    @property
+    def _who(self) -> str:
+        return f"backend {self.cell.names['backend']}"
 
     def take_in(self, run: Stored) -> None:
         """What another process measured of this cell."""
@@ -491,13 +530,11 @@ class Measurement:
 
     def _wrong(self, losses: HostArray) -> str | None:
         """What is wrong with the repeat whose clock has just stopped; None if nothing is."""
-        if self._learns and losses.size != self.cell.workload.steps:
-            return f"{losses.size} losses came back for {self.cell.workload.steps} steps"
         if self._answer is None:
             return None
         wrong = self._answer.wrong_losses(losses) if self._learns else None
         if wrong is None and self._answer.steps >= self._room:
-            wrong = self._answer.wrong_params(self._program.params())
+            wrong = self._answer.wrong_params(self._params())
         return wrong
 
     def _wrong_further(self) -> str | None:
@@ -510,7 +547,7 @@ class Measurement:
             program.reset()
             program.advance(found.steps)
             self._synchronize()
-            wrong = found.wrong_params(program.params())
+            wrong = found.wrong_params(self._params())
         return wrong or self._wrong_elsewhere() or self._wrong_later(found)
 
     def _wrong_elsewhere(self) -> str | None:
@@ -524,8 +561,8 @@ class Measurement:
         program.load(start)
         program.advance(right.steps)
         self._synchronize()
-        wrong = right.wrong_losses(program.losses()) if self._learns else None
-        wrong = wrong or right.wrong_params(program.params())
+        wrong = right.wrong_losses(self._losses()) if self._learns else None
+        wrong = wrong or right.wrong_params(self._params())
         self._back()
         return wrong and f"from another start {wrong}"
 
@@ -549,8 +586,8 @@ class Measurement:
             done += steps
             self._synchronize()
             right = self._reference_from(state, place, steps)
-            wrong = right.wrong_losses(program.losses(place), place) if self._learns else None
-            wrong = wrong or right.wrong_params(program.params(), place)
+            wrong = right.wrong_losses(self._losses(place), place) if self._learns else None
+            wrong = wrong or right.wrong_params(self._params(), place)
             if wrong:
                 return wrong
             self._places.append(place)
@@ -592,10 +629,10 @@ class Measurement:
 
     def _compute_answer(self) -> str:
         """What every repeat will be held against; returns how far that goes."""
-        cell, program = self.cell, self._program
-        elements = sum(int(np.prod(x.shape)) for x in program.arrays().values())
+        cell, arrays = self.cell, self._program.arrays()
+        elements = sum(int(np.prod(x.shape)) for x in arrays.values())
         if not self._learns:
-            elements += sum(x.size for x in program.params().values())
+            elements += sum(x.size for x in self._params().values())
         claimed = str(cell.backend.describe()["dtype"])  # arrays of another have to be as right
         started = perf_counter()
         found = answer.reference(cell.backend, cell.workload, claimed, elements, self._check_s)
@@ -659,7 +696,7 @@ class Measurement:
             program.reset()
             program.advance(workload.steps)
             self._synchronize()
-        self.result.params = program.params()
+        self.result.params = self._params()
 
     def _beyond_limit(self, step_seconds: float) -> bool:
         """Hold a step's time against the machine's limit; no program is faster than that."""
@@ -699,3 +736,15 @@ class Measurement:
         )
         self.journal.write("facts", facts=result.facts, broken=result.broken)
         return True
+
+
+def _is_array(given: object) -> bool:
+    """Of real numbers; a NumPy scalar is one of shape ()."""
+    return isinstance(given, np.ndarray | np.generic) and given.dtype.kind == "f"
+
+
+def _kind(given: object) -> str:
+    """A value's type, for the author of what gave it."""
+    if isinstance(given, np.ndarray):
+        return f"an array of shape {given.shape} in {given.dtype}"
+    return type(given).__name__

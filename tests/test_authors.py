@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 from time import perf_counter, sleep
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,13 +40,48 @@ PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
 # The page
 
 
+def pages_block(part: str, language: str = "python") -> str:
+    """The one block of docs/plugins.md that has this in it."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if part in block)
+    return str(block)
+
+
 def pages_program() -> Any:
     """The class that docs/plugins.md shows."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    (block,) = (block for block in blocks if "class WholeStep" in block)
     scope: dict[str, Any] = {}
-    exec(compile(block, str(PAGE), "exec"), scope)
+    exec(compile(pages_block("class WholeStep"), str(PAGE), "exec"), scope)
     return scope["WholeStep"]
+
+
+def test_the_backend_of_the_page_works_as_given(expkit: Expkit) -> None:
+    """Installed as the page says, it runs and keeps to the whole contract."""
+    package = "myplugin"
+    expkit.plugin(
+        {
+            "__init__.py": "",
+            "backend.py": pages_block("class MyBackend"),
+            "conf/backend/mine.yaml": pages_block("_target_", "yaml"),
+            "test_contract.py": pages_block("class TestMine"),
+        },
+        package,
+    )
+    words = ("backend=mine", "problem=linear", "backend.threads=1", "measure=quick")
+    done = expkit(*words, "tracking=none")
+    assert (done.status, done.err) == (0, ""), done
+    assert "matches float64 NumPy on all" in done.out
+    assert "unlike" not in done.out
+    refused = expkit("backend=mine", "backend.dtype=int8", "tracking=none")
+    takes = "takes float32 or float64"
+    assert refused.err == f"expkit: backend.dtype: got 'int8', {takes}\n"
+    code = f"""
+        import sys, pytest
+        test = {str(expkit.place / "site" / package / "test_contract.py")!r}
+        sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", test]))
+    """
+    tried = expkit.python(code)
+    assert tried.status == 0, tried.out[-3000:]
+    assert "skipped" not in tried.out
 
 
 class Page(NumpyBackend):  # type: ignore[misc]
@@ -81,8 +117,7 @@ def test_the_program_of_the_page_keeps_to_the_contract(title: str) -> None:
     contract.test_a_trace_that_is_ended_does_no_harm(shared)
     for how in ("reset", "reallocate"):
         contract.test_reset_returns_to_the_start(device, how)
-    if shared.optimizer is not None:
-        contract.test_what_is_read_is_a_copy(shared)
+    contract.test_what_is_read_is_a_copy(shared)
 
 
 def test_the_program_of_the_page_passes_every_gate(tmp_path: Path) -> None:
@@ -271,6 +306,205 @@ def test_pending_is_all_that_a_lazy_library_has_to_compute() -> None:
     operation.advance(2)
     (result,) = operation.pending()
     np.testing.assert_array_equal(result, operation.params()["result"])
+
+
+# What the contract's tests see
+
+
+class Queued(StepProgram):
+    """Steps wait for `synchronize`; what reads them only copies what is there."""
+
+    def reset(self) -> None:
+        self.queued = 0
+        super().reset()
+
+    def advance(self, n: int) -> None:
+        self.queued += n
+
+    def compute(self) -> None:
+        n, self.queued = self.queued, 0
+        super().advance(n)
+
+    def trace(self, n: int, mark: Mark) -> None:
+        self.compute()
+        super().trace(n, mark)
+
+
+class LiveParams(StepProgram):
+    def params(self) -> Any:
+        return dict(self._params) or super().params()
+
+
+class LiveLosses(StepProgram):
+    def losses(self, start: int = 0) -> Any:
+        super().losses()
+        return self._fetched[start:]
+
+
+class NoLosses(StepProgram):
+    def losses(self, start: int = 0) -> Any:
+        return np.empty(0)
+
+
+class ListedLosses(StepProgram):
+    def losses(self, start: int = 0) -> Any:
+        return list(super().losses(start))
+
+
+class NoParams(StepProgram):
+    def params(self) -> Any:
+        return {}
+
+
+class NoTrace(StepProgram):
+    def trace(self, n: int, mark: Mark) -> None:
+        self.advance(n)
+
+
+@dataclass(frozen=True)
+class Odd(NumpyBackend):  # type: ignore[misc]
+    """NumPy with a program or a generator that is not as the contract says."""
+
+    program: type[StepProgram] = StepProgram
+    drawn: str | None = None
+    fetched: str = "float64"
+
+    def build(self, workload: Workload) -> Program:
+        return self.program(self, workload, manual(np))
+
+    def synchronize(self, program: Program | None = None) -> None:
+        if isinstance(program, Queued):
+            program.compute()
+
+    def random(self, seed: int) -> Any:
+        rng, dtype = np.random.default_rng(seed), self.drawn or self.dtype
+        return SimpleNamespace(normal=lambda shape: np.asarray(rng.standard_normal(shape), dtype))
+
+    def to_numpy(self, array: Any) -> Any:
+        return np.array(array, dtype=self.fetched)
+
+
+def contract(**odd: Any) -> BackendContract:
+    class OddContract(BackendContract):
+        backend = "numpy"
+
+        def make(self, *words: str) -> Backend:
+            made = super().make(*words)
+            assert isinstance(made, NumpyBackend)
+            return Odd(made.dtype, made.threads, made.fast, **odd)
+
+    return OddContract()
+
+
+@pytest.mark.parametrize("program", [StepProgram, Queued])
+@pytest.mark.parametrize("title", ["linear-adam", "sine-sgd", "matmul-draw"])
+def test_a_lazy_program_whose_getters_only_copy_keeps_to_the_contract(
+    title: str, program: type[StepProgram]
+) -> None:
+    tests, case = contract(program=program), SHARED[title]
+    for dtype in TOLERANCE:
+        tests.test_equals_the_reference(case, dtype)
+        tests.test_arrays_are_the_live_ones(case, dtype)
+        tests.test_dtypes_are_those_of_the_contract(dtype)
+    tests.test_fast_equals_step_by_step(case)
+    tests.test_four_steps_then_six_equal_ten(case)
+    tests.test_goes_on_from_a_state_that_is_loaded(case, "true")
+    tests.test_traced_steps_are_the_same_steps(case, "true")
+    tests.test_reset_returns_to_the_start(case, "reset")
+    tests.test_what_is_read_is_a_copy(case)
+
+
+READ, FOUR, TRACED = (
+    "test_what_is_read_is_a_copy",
+    "test_four_steps_then_six_equal_ten",
+    "test_traced_steps_are_the_same_steps",
+)
+REFERENCE, DTYPES = "test_equals_the_reference", "test_dtypes_are_those_of_the_contract"
+ODD: list[tuple[dict[str, Any], str, tuple[str, ...], str]] = [
+    ({"program": LiveParams}, READ, (), "params(): w changed when what was read was written to"),
+    ({"program": LiveLosses}, READ, (), "losses() changed when what was read was written to"),
+    ({"program": NoLosses}, REFERENCE, ("float64",), "losses(): 0 came back for 40 steps"),
+    ({"program": ListedLosses}, FOUR, (), "losses(): got list, takes a NumPy array"),
+    ({"program": NoParams}, REFERENCE, ("float64",), "params(): there are [], takes ['w']"),
+    ({"program": NoTrace}, TRACED, ("true",), "trace: 0 marks in 4 steps"),
+    ({"drawn": "float64"}, DTYPES, ("float32",), "normal() draws is float64, takes float32"),
+    ({"fetched": "float32"}, DTYPES, ("float64",), "to_numpy() is float32, takes float64"),
+]
+
+
+@pytest.mark.parametrize(("odd", "test", "args", "said"), ODD, ids=[case[3] for case in ODD])
+def test_what_is_not_as_the_contract_says_is_named(
+    odd: dict[str, Any], test: str, args: tuple[str, ...], said: str
+) -> None:
+    case = () if test == DTYPES else (SHARED["sine-sgd"],)
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        getattr(contract(**odd), test)(*case, *args)
+
+
+# What a run says of it
+
+
+class Columns(StepProgram):
+    def losses(self, start: int = 0) -> Any:
+        return super().losses(start)[:, None]
+
+
+class FloatParams(StepProgram):
+    def params(self) -> Any:
+        return {name: float(value.sum()) for name, value in super().params().items()}
+
+
+class ListedParams(StepProgram):
+    def params(self) -> Any:
+        return list(super().params().values())
+
+
+class OneTooMany(StepProgram):
+    def losses(self, start: int = 0) -> Any:
+        return np.append(super().losses(start), np.nan)
+
+
+LOSSES = "backend numpy: losses() gives {}, takes a NumPy array of shape (steps,) in float64"
+PARAMS = "backend numpy: params() gives {}, takes a dict of NumPy arrays in float64, by name"
+REFUSED: list[tuple[type[StepProgram], str, str]] = [
+    (ListedLosses, "sine", LOSSES.format("list")),
+    (Columns, "sine", LOSSES.format("an array of shape (20, 1) in float64")),
+    (FloatParams, "sine", PARAMS.format("w as float")),
+    (FloatParams, "matmul", PARAMS.format("result as float")),
+    (ListedParams, "sine", PARAMS.format("list")),
+]
+WORDS = ("steps=20", "log_every=20")
+
+
+@pytest.mark.parametrize(("program", "problem", "said"), REFUSED)
+def test_what_is_read_in_another_form_is_named(
+    tmp_path: Path, program: type[StepProgram], problem: str, said: str
+) -> None:
+    with pytest.raises(PluginError, match=re.escape(said)):
+        measured(tmp_path, Odd(program=program), f"problem={problem}", *WORDS)
+
+
+@pytest.mark.parametrize(
+    ("program", "problem", "came"),
+    [
+        (OneTooMany, "sine", "21 came back for 20 steps"),
+        (NoLosses, "sine", "0 came back for 20 steps"),
+        (OneTooMany, "matmul", "1 came back for 20 steps of an operation, which has none"),
+    ],
+)
+def test_the_number_of_losses_is_looked_at_before_the_losses(
+    tmp_path: Path, program: type[StepProgram], problem: str, came: str
+) -> None:
+    result = measured(tmp_path, Odd(program=program), f"problem={problem}", *WORDS)
+    assert (result.outcome, result.reason) == ("wrong_answer", f"in repeat 1 losses(0): {came}")
+
+
+def test_a_trace_that_does_nothing_costs_the_parts_alone(tmp_path: Path) -> None:
+    result = measured(tmp_path, Odd(program=NoTrace), "problem=sine", *WORDS)
+    assert (result.outcome, result.reason) == ("ok", None)
+    assert result.breakdown is not None
+    [(_, text)] = rows(result.breakdown)
+    assert text.startswith("its parts are not shown: trace() made 0 marks in 1 step")
 
 
 # What a compiler can keep

@@ -141,6 +141,22 @@ PLUGINS = [
         "dataclass",
     ),
     (
+        "a module",
+        {OPTION: "_target_: broken_plugin.backend\n", "backend.py": ""},
+        "is a module and no class",
+    ),
+    (
+        "a module that is imported",
+        {OPTION: "_target_: broken_plugin.m\n", "__init__.py": "from . import m", "m.py": ""},
+        "is a module and no class",
+    ),
+    ("a package", {OPTION: "_target_: broken_plugin\n"}, "is a module and no class"),
+    (
+        "a function",
+        {OPTION: "_target_: broken_plugin.f\n", "__init__.py": "def f(): ..."},
+        "is a function and no class",
+    ),
+    (
         "raises on import",
         {
             OPTION: "_target_: broken_plugin.backend.Backend\n",
@@ -168,6 +184,14 @@ def test_a_plugin_whose_package_is_not_there(expkit: Expkit) -> None:
 def test_a_plugin_without_option_files(expkit: Expkit) -> None:
     expkit.plugin({"__init__.py": ""})
     is_complained_of(expkit, expkit("tracking=none"), "plugin broken", "broken_plugin", "conf")
+
+
+def test_a_plugin_that_ships_no_option_of_its_name(expkit: Expkit) -> None:
+    other = {"conf/backend/other.yaml": "_target_: broken_plugin.Other\n"}
+    expkit.plugin({"__init__.py": "", **other})
+    done = expkit("backend=broken", "tracking=none")
+    said = "the plugin broken is installed, but ships no conf/backend/broken.yaml"
+    is_complained_of(expkit, done, "backend", "numpy", said)
 
 
 def test_a_plugin_with_an_option_of_the_core(expkit: Expkit) -> None:

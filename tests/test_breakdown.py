@@ -184,6 +184,25 @@ def test_fast_steps_are_traced_for_a_tenth_of_a_second(
     assert found.steps == steps
 
 
+@pytest.mark.parametrize(
+    ("step", "made"), [([], "0 marks in 1 step"), (STEP, "14 marks in 3 steps")]
+)
+def test_marks_that_tell_no_parts_are_named(
+    measured: Measured, step: list[tuple[str, float]], made: str
+) -> None:
+    class Forgetful(Planted):
+        """The last mark of a stretch of several steps is left out."""
+
+        def trace(self, n: int, mark: Mark) -> None:
+            marks = iter(range(n * len(self.step) - (n > 1)))
+            super().trace(n, lambda part: mark(part) if next(marks, None) is not None else None)
+
+    found = measured(planted := Forgetful(step))
+    assert (found.parts, found.metrics(), planted.done) == ({}, {}, 0)
+    takes = "takes the same ones in every step"
+    assert rows(found) == [("a step", f"its parts are not shown: trace() made {made}, {takes}")]
+
+
 FOUND = Breakdown(
     parts={"draw": 0.0, "forward": 2e-6, "backward": 1e-6, "update": 5e-7},
     step_seconds=4e-6,
@@ -218,6 +237,14 @@ def test_the_bar_is_as_long_as_the_step_or_its_parts(step_seconds: float, end: f
     assert [right for _, right in edges[:-1]] == pytest.approx([left for left, _ in edges[1:]])
     assert edges[-1][1] == pytest.approx(end)
     np.testing.assert_array_equal(axes.lines[0].get_xdata(), [step_seconds] * 2)
+
+
+@pytest.mark.parametrize("part", ["step", "a part of its own"])
+def test_every_mark_of_a_program_is_drawn(part: str) -> None:
+    axes = Figure().add_subplot()
+    bar(axes, replace(FOUND, parts={"draw": 1e-6, part: 3e-6}))
+    _, names = axes.get_legend_handles_labels()
+    assert any(name.startswith(f"{part}, ") for name in names)
 
 
 def test_metrics_have_names_that_mlflow_takes() -> None:

@@ -199,6 +199,15 @@ def test_every_library_may_draw_by_itself_but_it_has_to_draw_normal_values(tmp_p
     ]
 
 
+@pytest.mark.parametrize(("dtype", "broken"), [("float32", 1), ("float64", 0)])
+def test_draws_of_another_dtype_than_the_backend_says_are_named(
+    tmp_path: Path, dtype: str, broken: int
+) -> None:
+    words = ("problem=large_dot", "problem.n=100", "steps=20", *LIMITS)
+    (found,) = run(tmp_path, cell(Drawing(dtype=dtype), *words))
+    assert found.unlike == ["dtype: says float32, what it draws is float64"] * broken
+
+
 # Threads
 
 

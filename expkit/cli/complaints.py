@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from expkit import plugins
 from expkit.config import options, plain_reason
 
 
@@ -76,7 +77,10 @@ def _missing(error: MissingConfigException) -> str:
     """An option or a file that is not on the search path, which Hydra would print whole."""
     if error.options is not None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
-        return f"{group}: got {option!r}, takes {', '.join(sorted(error.options))}"
+        said = f"{group}: got {option!r}, takes {', '.join(sorted(error.options))}"
+        if option in plugins.installed():
+            said += f"; the plugin {option} is installed, but ships no conf/{group}/{option}.yaml"
+        return said
     said = str(error).splitlines()[0]
     if "primary config" in said:
         takes = "config, or a file of --config-dir with defaults: [config]"

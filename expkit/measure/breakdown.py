@@ -40,6 +40,7 @@ class Breakdown:
         placing_seconds: of `reallocate`: making and placing data, first parameters and state. A
             captured graph is bound to its memory, so capturing it is in here.
         fetching_seconds: of the traced steps' losses; None where there are none.
+        unmarked: what is wrong with the marks, where no parts can be told from them.
     """
 
     parts: dict[str, float]
@@ -49,6 +50,7 @@ class Breakdown:
     mark_seconds: float
     placing_seconds: float
     fetching_seconds: float | None
+    unmarked: str = ""
 
     @property
     def unattributed(self) -> float:
@@ -130,9 +132,18 @@ def breakdown(
             fetching_seconds if program.losses().size > 0 else None,
         )
 
+    def unmarked(marks: int, n: int) -> Breakdown:
+        told = "1 step" if n == 1 else f"{n} steps"
+        what = f"trace() made {marks} marks in {told}, takes the same ones in every step"
+        return Breakdown({}, step_seconds, n, 0, mark_seconds, placing_seconds, None, what)
+
     def traced(n: int) -> Breakdown:
         program.reset()
-        names, seconds = _by_step(laps(partial(program.trace, n), synchronize), n)
+        seen = laps(partial(program.trace, n), synchronize)
+        names = [name for name, _ in seen]
+        if not names or names != n * names[: len(names) // n]:
+            return unmarked(len(names), n)
+        names, seconds = _by_step(seen, n)
         return parted(names, _middle(seconds, every), n)
 
     # The first may take long: it may compile what it traces, or take a fused step apart.
@@ -147,14 +158,17 @@ def breakdown(
     found = parted([name for name, _ in seen], np.array([s for _, s in seen]), 1)
     if stopped:
         return found
+    if not seen:
+        program.reset()
+        return unmarked(0, 1)
     if not (found.adds_up and found.traced_seconds > TRACED_S):
         long = found.is_far and STEPS_MIN * found.traced_seconds > GIVEN_UP_S
         found = traced(1 if long else min(steps, STEPS_MIN))
-    n = min(steps, max(STEPS_MIN, round(TRACED_S / found.traced_seconds)))
+    n = min(steps, max(STEPS_MIN, round(TRACED_S / max(found.traced_seconds, 1e-9))))
     if found.is_far and n * found.traced_seconds > GIVEN_UP_S:
         n = found.steps
-    while found.steps < n or not (
-        found.adds_up or found.is_far or perf_counter() - started > TRIED_S
+    while not found.unmarked and (
+        found.steps < n or not (found.adds_up or found.is_far or perf_counter() - started > TRIED_S)
     ):
         found = traced(n)
     program.reset()

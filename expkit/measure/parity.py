@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from expkit.authors import stream
-from expkit.contracts import Array, Backend, Program, Workload
+from expkit.contracts import Array, Backend, HostArray, Program, Workload
 from expkit.measure.devices import HOST, device_name
 from expkit.measure.environment import cpu_model, gpu_driver, versions
 
@@ -74,7 +74,7 @@ def facts(backend: Backend, workload: Workload, program: Program, log_every: int
         "log_every": str(log_every),
         "start": _hash(backend, groups["params"]),
         "data": _hash(backend, groups["data"]),
-        "stream": _stream(backend, workload),
+        **_stream(backend, workload),
         "host": platform.node(),
         "cpu": cpu_model(),
         "cores": str(len(os.sched_getaffinity(0))),
@@ -89,6 +89,9 @@ def broken_claims(backend: Backend, requested_threads: int | None, found: Facts)
     broken = []
     if found["dtype"] != claimed:
         broken.append(f"dtype: says {claimed}, its arrays are {found['dtype']}")
+    drawn = found.get("drawn", claimed)
+    if drawn != claimed:
+        broken.append(f"dtype: says {claimed}, what it draws is {drawn}")
     if requested_threads is not None and found.get("threads") != str(requested_threads):
         broken.append(f"threads: asked for {requested_threads}, has {found.get('threads')}")
     if found.get("tf32", "0") not in ("0", "False") and claimed == "float32":
@@ -166,22 +169,29 @@ def _hash(backend: Backend, arrays: Mapping[str, Array]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _stream(backend: Backend, workload: Workload) -> str:
-    """The first values as the backend sees them.
+def _stream(backend: Backend, workload: Workload) -> dict[str, str]:
+    """The first values as the backend sees them, and their dtype as `drawn`.
 
     Of the host's own their hash. Where each library draws by itself, as `stream=device` asks it to,
     the bits are another in each, and the work is alike if both draw standard normal values.
     """
     if workload.stream == "shared":
-        values = backend.to_numpy(stream(backend, workload).normal((DRAWN,)))
-        return f"shared {hashlib.sha256(values.data).hexdigest()[:12]}"
+        array = stream(backend, workload).normal((DRAWN,))
+        digest = hashlib.sha256(backend.to_numpy(array).data).hexdigest()[:12]
+        return {"stream": f"shared {digest}", "drawn": _dtype(array)}
     try:
-        values = backend.to_numpy(stream(backend, workload).normal((DRAWN,)))
+        array = stream(backend, workload).normal((DRAWN,))
+        values, drawn = backend.to_numpy(array), _dtype(array)
     except Exception:  # a backend without a generator runs what draws nothing
-        return f"{workload.stream}, none"
+        return {"stream": f"{workload.stream}, none"}
+    return {"stream": f"{workload.stream}, {_distribution(values)}", "drawn": drawn}
+
+
+def _distribution(values: HostArray) -> str:
+    """Standard normal, or what is odd about these values."""
     mean, deviation = float(values.mean()), float(values.std())
     inner = float(np.mean(np.abs(values) < QUARTILE))
     if max(abs(mean), abs(deviation - 1), abs(inner - 0.5)) < ODD:
-        return f"{workload.stream}, standard normal"
+        return "standard normal"
     within = f"{inner:.0%} within {QUARTILE} of 0"
-    return f"{workload.stream}, mean {mean:.2g}, standard deviation {deviation:.2g}, {within}"
+    return f"mean {mean:.2g}, standard deviation {deviation:.2g}, {within}"

@@ -17,8 +17,11 @@ COLOURS = {
     "backward": "C2",
     "forward and backward": "C4",
     "update": "C3",
+    "step": "C5",
 }
 """A part looks the same in every picture."""
+UNKNOWN = "C7"
+"""Of a part that `Mark` does not name: a run does not refuse it, so its picture has to draw it."""
 
 
 def rows(breakdown: Breakdown, *, verbose: bool = False) -> list[tuple[str, str]]:
@@ -35,6 +38,8 @@ def rows(breakdown: Breakdown, *, verbose: bool = False) -> list[tuple[str, str]
             text += f" (traced one by one; together {off})"
     else:
         text = f"its parts are not shown: traced one by one they take {off}"
+    if breakdown.unmarked:
+        text = f"its parts are not shown: {breakdown.unmarked}"
     found = [("a step", text)] if breakdown.divides else []
     if verbose:
         found.append(("placing", f"the data takes {seconds(breakdown.placing_seconds)}, untimed"))
@@ -51,7 +56,7 @@ def bar(axes: Axes, breakdown: Breakdown) -> None:
     whole, left = breakdown.step_seconds, 0.0
     for part, took in breakdown.parts.items():
         label = f"{part}, {seconds(took)} ({took / whole:.0%})"
-        axes.barh(0, took, left=left, color=COLOURS[part], label=label)
+        axes.barh(0, took, left=left, color=COLOURS.get(part, UNKNOWN), label=label)
         left += took
     rest = breakdown.unattributed
     if rest > 0:

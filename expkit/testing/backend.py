@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any, cast
+
 import numpy as np
 import pytest
 
 from expkit.authors import first_data
-from expkit.contracts import Backend, HostArray, Program, Workload
+from expkit.contracts import Backend, HostArray, Mark, Program, Workload
 from expkit.errors import Unavailable
 from expkit.testing.cells import backend, learning, left_out, operations, reference
 
@@ -54,19 +57,18 @@ class BackendContract:
     @pytest.mark.parametrize("dtype", TOLERANCE)
     @pytest.mark.parametrize("case", ALL)
     def test_equals_the_reference(self, case: Workload, dtype: str) -> None:
-        program = self.make(f"backend.dtype={dtype}").build(case)
+        program = built(self.make(f"backend.dtype={dtype}"), case)
         program.advance(STEPS)
         losses, params = reference(case)
-        assert_close(program.losses(), losses, TOLERANCE[dtype])
-        assert program.params().keys() == params.keys()
-        for name, value in program.params().items():
-            assert_close(value, params[name], TOLERANCE[dtype])
+        assert_losses(program.losses(), losses, TOLERANCE[dtype])
+        assert_params(program.params(), params, TOLERANCE[dtype])
 
     @pytest.mark.parametrize("case", SHARED.values(), ids=SHARED)
     def test_fast_equals_step_by_step(self, case: Workload) -> None:
         backend = self.make("backend.fast=true")
-        fast, slow = backend.build(case), self.make("backend.fast=false").build(case)
-        assert slow.path == "step"
+        fast, slow = built(backend, case), built(self.make("backend.fast=false"), case)
+        got = f"path: {slow.path!r} with backend.fast=false"
+        assert slow.path == "step", f"{got}, takes 'step': build gives the step-by-step program"
         for program in (fast, slow):
             program.advance(STEPS)
         assert_same_state(fast, slow, max(1e-12, self.rounding(backend)))
@@ -74,18 +76,19 @@ class BackendContract:
     @pytest.mark.parametrize("case", STREAMS.values(), ids=STREAMS)
     def test_four_steps_then_six_equal_ten(self, case: Workload) -> None:
         backend = self.make()
-        split, whole = backend.build(case), backend.build(case)
+        split, whole = built(backend, case), built(backend, case)
         split.advance(4)
         split.advance(6)
         whole.advance(10)
         assert_same_state(split, whole, self.rounding(backend))
-        np.testing.assert_array_equal(split.losses(4), split.losses()[4:])
+        said = "losses(4), beside losses()[4:]"
+        np.testing.assert_array_equal(split.losses(4), split.losses()[4:], said)
 
     @pytest.mark.parametrize("fast", ["true", "false"])
     @pytest.mark.parametrize("case", STREAMS.values(), ids=STREAMS)
     def test_goes_on_from_a_state_that_is_loaded(self, case: Workload, fast: str) -> None:
         backend = self.make(f"backend.fast={fast}")
-        loaded, whole = backend.build(case), backend.build(case)
+        loaded, whole = built(backend, case), built(backend, case)
         whole.advance(3)
         state = {name: backend.to_numpy(array) for name, array in whole.arrays().items()}
         loaded.advance(5)
@@ -98,14 +101,14 @@ class BackendContract:
     @pytest.mark.parametrize("case", STREAMS.values(), ids=STREAMS)
     def test_traced_steps_are_the_same_steps(self, case: Workload, fast: str) -> None:
         backend = self.make(f"backend.fast={fast}")
-        traced, plain = backend.build(case), backend.build(case)
+        traced, plain = built(backend, case), built(backend, case)
         learns = case.optimizer is not None
         assert_traces(traced, plain, learns=learns, tolerance=self.rounding(backend))
 
     @pytest.mark.parametrize("case", SHARED.values(), ids=SHARED)
     def test_a_trace_that_is_ended_does_no_harm(self, case: Workload) -> None:
         backend = self.make()
-        used, fresh = backend.build(case), backend.build(case)
+        used, fresh = built(backend, case), built(backend, case)
 
         def end(part: str) -> None:
             raise KeyboardInterrupt
@@ -121,27 +124,30 @@ class BackendContract:
     @pytest.mark.parametrize("case", SHARED.values(), ids=SHARED)
     def test_arrays_are_the_live_ones(self, case: Workload, dtype: str) -> None:
         backend = self.make(f"backend.dtype={dtype}")
-        program = backend.build(case)
+        program = built(backend, case)
         program.advance(3)
         arrays = program.arrays()
         for name, array in program.arrays().items():
-            assert array is arrays[name]
-            assert dtype in str(array.dtype)
-        data = first_data(case)
-        assert {n for n in arrays if n.startswith("data.")} == {f"data.{n}" for n in data}
+            assert array is arrays[name], f"arrays(): {name} is another array in every call"
+            assert_dtype(f"arrays(): {name}", array, dtype)
         learned = {} if case.optimizer is None else program.params()
-        assert {n for n in arrays if n.startswith("params.")} == {f"params.{n}" for n in learned}
+        for group, named in (("data", first_data(case)), ("params", learned)):
+            own = [name for name in arrays if name.startswith(f"{group}.")]
+            assert_names(f"arrays(): of {group}", own, [f"{group}.{name}" for name in named])
         for name, value in learned.items():
-            np.testing.assert_array_equal(backend.to_numpy(arrays[f"params.{name}"]), value)
+            live = backend.to_numpy(arrays[f"params.{name}"])
+            said = f"arrays(): params.{name}, beside params()"
+            np.testing.assert_array_equal(live, value, said)
 
     @pytest.mark.parametrize("how", ["reset", "reallocate"])
     @pytest.mark.parametrize("case", DEVICE.values(), ids=DEVICE)
     def test_reset_returns_to_the_start(self, case: Workload, how: str) -> None:
         backend = self.make()
-        used, fresh = backend.build(case), backend.build(case)
+        used, fresh = built(backend, case), built(backend, case)
         used.advance(7)
         getattr(used, how)()
-        assert used.losses().size == 0
+        left = used.losses().size
+        assert left == 0, f"losses(): {left} came back after {how}(), takes none"
         for program in (used, fresh):
             program.advance(5)
         assert_same_state(used, fresh, self.rounding(backend))
@@ -152,27 +158,44 @@ class BackendContract:
         placed = backend.asarray(host)
         host[...] = -1
         read = backend.to_numpy(placed)
-        np.testing.assert_array_equal(read, np.arange(6.0).reshape(2, 3))
+        right = np.arange(6.0).reshape(2, 3)
+        np.testing.assert_array_equal(read, right, "asarray: it takes a copy of what it is given")
         read[...] = -1
-        np.testing.assert_array_equal(backend.to_numpy(placed), np.arange(6.0).reshape(2, 3))
+        said = "to_numpy: it takes a copy of the backend's array"
+        np.testing.assert_array_equal(backend.to_numpy(placed), right, said)
 
-    @pytest.mark.parametrize("case", LEARNING.values(), ids=LEARNING)
+    @pytest.mark.parametrize("case", SHARED.values(), ids=SHARED)
     def test_what_is_read_is_a_copy(self, case: Workload) -> None:
-        program = self.make().build(case)
+        program = built(self.make(), case)
         program.advance(3)
-        before = program.params()
-        for value in (*program.params().values(), program.losses()):
+
+        def read() -> dict[str, HostArray]:
+            params = {f"params(): {name}": value for name, value in program.params().items()}
+            return {"losses()": program.losses()} | params
+
+        given = read()
+        before = {what: np.array(value) for what, value in given.items()}
+        for value in given.values():
             value[...] = np.nan
-        for name, value in program.params().items():
-            np.testing.assert_array_equal(value, before[name])
-        assert np.isfinite(program.losses()).all()
+        for what, value in read().items():
+            said = f"{what} changed when what was read was written to; it takes a copy"
+            np.testing.assert_array_equal(value, before[what], said)
 
     @pytest.mark.parametrize("dtype", TOLERANCE)
     def test_settings_are_read_back(self, dtype: str) -> None:
         backend = self.make(f"backend.dtype={dtype}", "backend.threads=1")
         about = backend.describe()
-        assert (about["dtype"], about["threads"]) == (dtype, 1)
-        assert dtype in str(backend.asarray(np.zeros(1)).dtype)
+        for key, asked in (("dtype", dtype), ("threads", 1)):
+            got = f"describe(): {key} is {about.get(key)!r} with backend.{key}={asked}"
+            assert about.get(key) == asked, f"{got}, takes {asked!r}"
+
+    @pytest.mark.parametrize("dtype", TOLERANCE)
+    def test_dtypes_are_those_of_the_contract(self, dtype: str) -> None:
+        backend = self.make(f"backend.dtype={dtype}")
+        placed = backend.asarray(np.zeros(1))
+        assert_dtype("asarray()", placed, dtype)
+        assert_dtype("random(): what normal() draws", backend.random(7).normal((3,)), dtype)
+        assert_dtype("to_numpy()", backend.to_numpy(placed), "float64")
 
     def test_the_draw_is_standard_normal_and_repeats(self) -> None:
         backend = self.make()
@@ -210,14 +233,71 @@ class BackendContract:
         assert not np.intersect1d(a, b).size
 
 
-def assert_close(actual: HostArray, expected: HostArray, tolerance: float) -> None:
+class _Seen:
+    """A program as a run looks at it: what it has queued is done before anything is read."""
+
+    def __init__(self, backend: Backend, program: Program) -> None:
+        self._backend, self._program = backend, program
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("losses", "params", "arrays"):
+            self._backend.synchronize(self._program)
+        return getattr(self._program, name)
+
+    def trace(self, n: int, mark: Mark) -> None:
+        def ended(part: str) -> None:
+            self._backend.synchronize(self._program)
+            mark(part)
+
+        self._program.trace(n, ended)
+
+
+def built(backend: Backend, case: Workload) -> Program:
+    """The backend's program, with `synchronize` called where a run calls it."""
+    return cast(Program, _Seen(backend, backend.build(case)))
+
+
+def assert_dtype(what: str, array: Any, dtype: str) -> None:
+    """Whichever library's dtype it is: PyTorch's is `torch.float32`."""
+    got = str(getattr(array, "dtype", type(array).__name__))
+    assert dtype in got, f"{what} is {got}, takes {dtype}"
+
+
+def assert_names(what: str, got: Iterable[str], takes: Iterable[str]) -> None:
+    """The same names in any order."""
+    assert sorted(got) == sorted(takes), f"{what} there are {sorted(got)}, takes {sorted(takes)}"
+
+
+def assert_close(actual: HostArray, expected: HostArray, tolerance: float, what: str = "") -> None:
     """Equal to within a share of the largest expected value; to the last bit where that is 0."""
+    for array in (actual, expected):
+        got = type(array).__name__
+        assert isinstance(array, np.ndarray | np.generic), f"{what}: got {got}, takes a NumPy array"
+        assert_dtype(what, array, "float64")
+    said = f"{what}: got an array of shape {actual.shape}, takes {expected.shape}"
+    assert actual.shape == expected.shape, said
     if tolerance == 0:
-        np.testing.assert_array_equal(actual, expected, strict=True)
+        np.testing.assert_array_equal(actual, expected, what)
         return
-    assert actual.shape == expected.shape
     scale = np.abs(expected).max(initial=0)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale, err_msg=what)
+
+
+def assert_losses(actual: HostArray, expected: HostArray, tolerance: float) -> None:
+    """As many, and close."""
+    if np.ndim(actual) == np.ndim(expected) == 1:
+        came, steps = len(actual), len(expected)
+        assert came == steps, f"losses(): {came} came back for {steps} steps"
+    assert_close(actual, expected, tolerance, "losses()")
+
+
+def assert_params(
+    actual: dict[str, HostArray], expected: dict[str, HostArray], tolerance: float
+) -> None:
+    """The same names, and close."""
+    assert_names("params():", actual, expected)
+    for name, value in expected.items():
+        assert_close(actual[name], value, tolerance, f"params(): {name}")
 
 
 def assert_same_state(
@@ -226,10 +306,8 @@ def assert_same_state(
     """The same losses from a step on, and the same parameters: to the last bit, or to within a
     share of the largest value.
     """
-    assert_close(one.losses(start), other.losses(start), tolerance)
-    assert one.params().keys() == other.params().keys()
-    for name, value in other.params().items():
-        assert_close(one.params()[name], value, tolerance)
+    assert_losses(one.losses(start), other.losses(start), tolerance)
+    assert_params(one.params(), other.params(), tolerance)
 
 
 def assert_traces(traced: Program, plain: Program, *, learns: bool, tolerance: float = 0.0) -> None:
@@ -241,10 +319,14 @@ def assert_traces(traced: Program, plain: Program, *, learns: bool, tolerance: f
     plain.advance(10)
     assert_same_state(traced, plain, tolerance)
     step = marks[: len(marks) // 4]
-    assert marks == 4 * step
+    assert step, f"trace: {len(marks)} marks in 4 steps, takes one at least as each step ends"
+    assert marks == 4 * step, f"trace: the marks of 4 steps are {marks}, takes the same of each"
     if step[-1] == "step":
-        assert step in (["step"], ["draw", "step"])
+        takes = "takes step alone, or draw and step"
+        assert step in (["step"], ["draw", "step"]), f"trace: a step marks {step}, {takes}"
         return
-    assert step[-1] == ("update" if learns else "forward")
+    last = "update" if learns else "forward"
+    assert step[-1] == last, f"trace: a step ends with the mark {step[-1]!r}, takes {last!r}"
     learning = {"backward", "forward and backward", "update"} if learns else set()
-    assert set(step) <= {"draw", "forward"} | learning
+    known = {"draw", "forward"} | learning
+    assert set(step) <= known, f"trace: a step marks {step}, takes {sorted(known)}"
