@@ -258,6 +258,9 @@ def test_a_start_not_seen_before_takes_as_long(unseen: float, remembers: bool) -
     assert (found is not None) == remembers
     burst = iter([0.1, 0.01])
     assert remembered(0.01, seen, lambda: partial(spin, next(burst))) is None
+    slow = chain([0.01, 0.05, 0.01, 0.05], repeat(0.01))  # others had the core in some of them
+    found = remembered(0.01, lambda: partial(spin, next(slow)), lambda: partial(spin, 0.1))
+    assert found is not None
 
 
 # Later steps, and another start
