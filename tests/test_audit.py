@@ -205,6 +205,26 @@ def test_what_is_computed_while_nobody_asks_is_found() -> None:
     assert audited({"advance": 1.0}, made=Hurrying) == "off_the_clock"
 
 
+class HurryingAmongOthers(Hurrying):
+    """The same where every third rest spares nothing: others had the core."""
+
+    asked = 0
+
+    def advance(self, n: int) -> None:
+        self.asked += 1
+        super().advance(n)
+        if self.asked % 6 == 0:
+            spin(self.room * STEP_S)
+
+
+def test_others_that_hide_it_now_and_then_do_not_hide_it() -> None:
+    program = HurryingAmongOthers(200, {"advance": 1.0})
+    audit = Audit(cast(Program, program), program.synchronize, program.room, lambda: 1e-9)
+    found = audit.meanwhile()
+    assert found is not None
+    assert found.outcome == "off_the_clock"
+
+
 def test_what_is_computed_while_the_audit_reads_its_clock_is_found() -> None:
     found = [audited({}, made=Queueing, room=1000) for _ in range(12)]
     assert found == ["not_synchronized"] * 12
