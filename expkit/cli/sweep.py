@@ -181,7 +181,8 @@ def tell(
     error = _send_rest(manifest, tracker) if tracker else None
     with suppress(OSError):  # what it says is shown
         (manifest.folder / "result.txt").write_text(table(manifest, None) + "\n")
-    show(f"\n{table(manifest, None if verbose else report.SHOWN)}\n")
+    shown = table(manifest, None if verbose else report.SHOWN)
+    show(f"\n{shown}\n" if shown else "")  # there is none of cells that are all damaged
     outcomes = manifest.outcomes()
     show(f"{report.counted(outcomes, len(manifest.damaged))}; {manifest.folder}")
     if alike := [outcome for outcome in ALIKE if outcome in outcomes]:

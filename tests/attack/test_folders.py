@@ -334,6 +334,35 @@ def test_a_damaged_cell_is_its_own_affair(
     assert everything(sweep) == before | {sweep / "result.txt"}
 
 
+ALL_DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], list[str]]] = {
+    "one number": (
+        lambda record: [cell.update(index=0) for cell in record["cells"]],
+        [f"cells[{n}]: index: 0 stands 3 times, takes a number of its own" for n in range(3)],
+    ),
+    "references": (
+        lambda record: [config(n, stream="${oc.env:HOME}")(record) for n in range(3)],
+        [f"cell {n}: stream: got '${{oc.env:HOME}}', takes a value without ${{" for n in range(3)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), ALL_DAMAGED.values(), ids=ALL_DAMAGED)
+@pytest.mark.parametrize("timing", [True, False])
+def test_a_sweep_of_nothing_but_damaged_cells_is_a_line_for_each(
+    change: Callable[[dict[str, Any]], object],
+    said: list[str],
+    timing: bool,
+    sweep: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    edit(sweep, lambda record: (change(record), record["sweep"].update(timing=timing)))
+    assert main(["resume"]) == 1
+    shown = capsys.readouterr()
+    start = f"expkit: sweep {sweep / 'sweep.json'}: "
+    assert shown.err.splitlines() == [f"{start}{line}; it is not run" for line in said]
+    assert f"\n0 cells finished; 3 damaged; {sweep}\n" in shown.out
+
+
 def everything(sweep: Path) -> set[Path]:
     return set(sweep.parent.rglob("*"))
 
@@ -359,6 +388,9 @@ WHOLE: dict[str, Callable[[dict[str, Any]], object]] = {
     "groups that are numbers": lambda r: r.update(groups=[1]),
     "again that is a list": lambda r: r.update(again=[]),
     "again that is no number": lambda r: r.update(again={"one": 1}),
+    "no version": lambda r: r.pop("version"),
+    "a newer version": lambda r: r.update(version=2),
+    "a version that is a text": lambda r: r.update(version="1"),
 }
 
 
