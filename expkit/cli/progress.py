@@ -1,4 +1,4 @@
-"""One line on a terminal that says what a measurement does; nothing elsewhere."""
+"""One line on a terminal that says what is done or waited for; nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -102,3 +102,16 @@ def progress(measure: Measure, steps: int, cells: int = 1) -> Iterator[Watch]:
             bar.set_postfix_str(after, refresh=True)
 
         yield watch
+
+
+@contextmanager
+def waiting_for(whom: str) -> Iterator[None]:
+    """Say who is waited for, as long as that lasts."""
+    live = sys.stderr.isatty()
+    if live:
+        print(f"waiting for {whom}", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

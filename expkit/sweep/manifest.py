@@ -182,7 +182,7 @@ class Manifest:
             raise UserError(f"sweep {file}: it cannot be read ({one_line(error)})") from error
         if isinstance(record, dict) and "version" not in record and "folder" in record:
             record["version"] = 0
-        version = record.get("version") if isinstance(record, dict) else None
+        version: Any = record.get("version") if isinstance(record, dict) else None
         if version == 0:
             record.pop("folder", None)
         if is_whole(version) and version > VERSION:

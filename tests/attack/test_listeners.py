@@ -230,6 +230,63 @@ def test_a_sweep_interrupted_twice_does_not_wait_for_an_mlflow_that_is_mute(
     assert expkit.processes() == []
 
 
+def _begun(expkit: Expkit) -> list[Path]:
+    return [file.parent for file in expkit.outputs.rglob(journal.FILE)]
+
+
+@contextmanager
+def waiting_for_mlflow(expkit: Expkit, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A command whose cells have ended, and that waits for an MLflow that is mute."""
+    with mute_server() as uri:
+        process = expkit.start(*words, *FAST, "problem=linear", f"tracking.uri={uri}")
+        end, runs = time.monotonic() + 60, 1 + ("-m" in words)
+        while sum(map(journal.is_ended, _begun(expkit))) < runs:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        yield process
+
+
+CELLS = ("-m", "seed=1,2")
+
+
+@pytest.mark.parametrize("words", [(), CELLS], ids=["a run", "a sweep"])
+def test_what_is_known_is_shown_before_mlflow_is_waited_for(
+    expkit: Expkit, words: tuple[str, ...]
+) -> None:
+    with waiting_for_mlflow(expkit, *words) as process:
+        begun = time.monotonic()
+        assert process.stdout is not None
+        shown = ""
+        while not re.search("  where  |2 cells finished; ", shown):
+            shown += process.stdout.readline()
+        assert time.monotonic() - begun < 5
+        assert process.poll() is None
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.3)
+        expkit.end(process)
+
+
+@pytest.mark.parametrize("words", [(), CELLS], ids=["a run", "a sweep"])
+def test_an_interrupt_where_only_mlflow_is_waited_for_is_told_as_that(
+    expkit: Expkit, words: tuple[str, ...]
+) -> None:
+    with waiting_for_mlflow(expkit, *words) as process:
+        time.sleep(2)
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.3)
+        done = expkit.end(process)
+    assert done.status == 130
+    [kept] = [file.parent for file in expkit.outputs.rglob("sweep.json")] or expkit.folders()
+    assert "resume" not in done.err
+    assert "what was measured is in" not in done.err
+    *_, first, second = done.err.splitlines()
+    assert first == f"expkit: interrupted; by then all was measured, and it is in {kept}"
+    assert re.fullmatch(rf"expkit: not in MLflow \(.*\); send it later: expkit sync {kept}", second)
+    assert ("\n2 cells finished; " if words else "   outcome  ok\n") in done.out
+
+
 def test_a_path_that_sqlite_cannot_open_is_told_at_once(expkit: Expkit) -> None:
     outputs = expkit.place.joinpath(*["a" * 200] * 4)
     begun = time.monotonic()
