@@ -397,6 +397,8 @@ def named(word: str, outputs: Path) -> Path:
         return Path(word).absolute()
     kept = (outputs / "sweeps").glob(f"*/*/{FILE}")
     found = [file.parent for file in kept if f"{file.parent}".endswith(f"/{word}")]
+    if not found and Path(word).is_dir():
+        raise UserError(f"resume: {Path(word).absolute()} is no sweep's folder: no {FILE} is in it")
     if len(found) != 1:
         takes = f"a sweep's folder or its id, such as 2026-01-31/23-59-59-000000 (in {outputs})"
         raise UserError(f"resume: got {word!r}, takes {takes}")

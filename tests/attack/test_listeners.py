@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -66,7 +67,7 @@ def outcome(folder: Path) -> str:
     [
         (">/dev/full", "", r"expkit: stdout cannot be written \(No space .*\n"),
         ("2>&1 >/dev/full | true", "", ""),
-        (">&-", "", ""),
+        (">&-", "", r"expkit: stdout cannot be written \(it is closed\); the work goes on .*\n"),
         ("<&- >&- 2>&-", "", ""),
     ],
 )
@@ -355,6 +356,21 @@ def test_the_page_ends_with_its_command(expkit: Expkit, database: Path) -> None:
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("127.0.0.1", port))
+
+
+def test_a_terminal_that_does_not_know_its_size_shows_how_it_goes(expkit: Expkit) -> None:
+    if not shutil.which("script"):
+        pytest.skip("there is no script(1)")
+    command = shlex.join([sys.executable, "-m", "expkit", *ALONE])
+    done = subprocess.run(
+        ["script", "-qfc", command, "/dev/null"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=expkit.place,
+        env=expkit.env,
+        text=True,
+    )
+    assert "starting backend numpy" in done.stdout
 
 
 @pytest.mark.parametrize("port", ["x", "70000", "-1", "1.5"])
