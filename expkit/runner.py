@@ -101,7 +101,7 @@ def run_together(
 ) -> list[Result]:
     """Run cells in this process, each in its folder, their repeats interleaved.
 
-    How long is the first cell's to say.
+    How long is the first cell's to say. That they are in MLflow is the caller's to see to.
 
     Args:
         tags: of every run.
@@ -151,7 +151,7 @@ def run_together(
             watch(number, Now("writing down and drawing what was found"))
             part.configure()
             _finish(part.cell, part.journal, tracker, draw, part.result, about)
-        watch(0, Now("sending it to MLflow" if tracker else "closing the record"))
+        watch(0, Now("closing the record"))
     return [part.result for part in parts]
 
 
@@ -210,11 +210,12 @@ def _recorded(
     opening = _opening(cell, folder, tags, cell.backend.describe())
     journal = Journal(folder, new=True)
     journal.write("run", **opening)
-    status = "FAILED"
+    status, raised = "FAILED", True
     try:
         if tracker:
             tracker.update(folder)
         yield journal
+        raised = False
         status = "FINISHED" if result.outcome == "ok" else "FAILED"
     except KeyboardInterrupt:
         result.outcome, status = "interrupted", "KILLED"
@@ -229,8 +230,8 @@ def _recorded(
     finally:
         journal.tags({"outcome": result.outcome})
         journal.end(status)
-        if tracker:
-            result.sent = tracker.update(folder, last=True)
+        if tracker:  # who has a result shows it before MLflow is waited for
+            tracker.update(folder, last=raised)
 
 
 @contextmanager

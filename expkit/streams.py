@@ -26,13 +26,17 @@ def protect() -> None:
     A standard descriptor that is closed becomes /dev/null: else the first file that is opened would
     get its number, and what is printed.
     """
+    closed = []
     for descriptor in (0, *NAMES):
         try:
             os.fstat(descriptor)
         except OSError:
+            closed.append(descriptor)
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
             os.set_inheritable(descriptor, True)
     sys.stdout, sys.stderr = _text(1, sys.stdout), _text(2, sys.stderr)
+    for descriptor in NAMES.keys() & closed:  # where both are, nobody reads it
+        _tell_other(descriptor, "it is closed")
 
 
 def _text(descriptor: int, before: TextIO | None) -> io.TextIOWrapper:
@@ -72,6 +76,10 @@ class _Unfailing(io.FileIO):
             os.dup2(nothing, self.fileno())
             os.close(nothing)
         if not isinstance(error, BrokenPipeError):
-            said = f"{NAMES[self.fileno()]} cannot be written ({error.strerror})"
-            other = sys.stdout if self.fileno() == 2 else sys.stderr
-            print(f"expkit: {said}; the work goes on without it", file=other)
+            _tell_other(self.fileno(), str(error.strerror))
+
+
+def _tell_other(descriptor: int, why: str) -> None:
+    said = f"{NAMES[descriptor]} cannot be written ({why})"
+    other = sys.stdout if descriptor == 2 else sys.stderr
+    print(f"expkit: {said}; the work goes on without it", file=other)

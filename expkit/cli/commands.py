@@ -32,6 +32,11 @@ be TOLD, 4 if their work is UNLIKE or their times may not be compared.
 """
 
 
+SYNC = """\
+Send to MLflow what is not there yet. Runs made with tracking=none are sent only where one's own
+folder is named, or --uri is given.
+"""
+
 VERBOSE = "also show how the figures were obtained"
 
 
@@ -53,7 +58,9 @@ def command(argv: Sequence[str]) -> int:
     ui.add_argument("--port", type=_port, default=5000, help="0 for one that is free")
     ui.add_argument("--outputs", type=Path, default=default_outputs())
     add_resume(commands)
-    sync = commands.add_parser("sync", help="send to MLflow what is not there yet")
+    sync = commands.add_parser(
+        "sync", help="send to MLflow what is not there yet", description=SYNC
+    )
     sync.add_argument("folder", type=Path, nargs="?", help="one run's folder, or any above it")
     sync.add_argument("--uri", help="send to this tracking address, not to the one the runs name")
     sync.add_argument("--outputs", type=Path, default=default_outputs())
@@ -166,10 +173,14 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
     uploader, status, count = Uploader(), OK, 0
     refused: set[str] = set()
     mute: Counter[str] = Counter()
+    private = 0
     for folder in pending(place, uri and address.kept(uri)):
         named = whole = uri or ""
         try:
             if not _may_be_sent(folder):
+                continue
+            if not uri and folder != place and _is_private(folder):
+                private += 1
                 continue
             named = uri or journal.address(folder)
             if named in refused:
@@ -185,8 +196,11 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
             refused.add(named)
             status = complain(error, MISUSED)
         except Exception as error:  # whatever MLflow, its server or a file raises
-            said = address.explain(one_line(error), whole)
-            status = max(status, complain(f"{folder}: {said}", FAILED))
+            if isinstance(error, UserError):  # its line names the file
+                said = str(error)
+            else:
+                said = f"{folder}: {address.explain(one_line(error), whole)}"
+            status = max(status, complain(said, FAILED))
             if is_unanswered(error):
                 mute[named] = 0
         else:
@@ -198,8 +212,11 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
             complain(f"not sent: {runs}; {address.kept(named)} does not answer", FAILED)
     if count:
         print(f"sent {count} {'run' if count == 1 else 'runs'}")
-    elif status == OK:
+    elif status == OK and not private:
         print(f"nothing to send: all that has ended in {place} is in MLflow")
+    if private:
+        runs = f"{private} {'run' if private == 1 else 'runs'}"
+        print(f"left alone: {runs} made with tracking=none; name a run's folder, or give --uri")
     return status
 
 
@@ -212,6 +229,12 @@ def _may_be_sent(folder: Path) -> bool:
         print(f"{folder}: still running")
         return False
     return True
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether a run was made to be sent nowhere."""
+    run = journal.opening(folder)
+    return run is not None and run["params"].get("tracking.kind") == "none"
 
 
 def _port(word: str) -> int:

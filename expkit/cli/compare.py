@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from expkit.cli.run import (
     not_in_mlflow,
     reported,
     require_plain,
+    send,
     show,
     tracker_for,
     used_by,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from expkit.config import Cell
     from expkit.runner import Watch
     from expkit.sweep.manifest import Planned
-    from expkit.tracking.tracker import Sent, Tracker
 
 SHIPPED = "expkit_plugins"
 """The package of the backends that ship with expkit."""
@@ -100,6 +100,7 @@ def _now(sides: Sequence[Sequence[str]], isolate: bool | None, *, verbose: bool)
     from expkit.cli.progress import progress
     from expkit.config import compose_cell, default_outputs
     from expkit.report import plots
+    from expkit.sweep import engine
 
     require_plain(default_outputs())
     with tracker_for([word for side in sides for word in side]) as tracker:
@@ -122,20 +123,18 @@ def _now(sides: Sequence[Sequence[str]], isolate: bool | None, *, verbose: bool)
             jobs = list(zip(cells, folders, strict=True))
             tags = {"interleaved": name}
             steps = first.workload.steps
-            used_tracker = used_by(cells, place, tracker)
-            sent: Sequence[Sent | None]
-            with progress(first.measure, steps, 2) as watch, used_tracker as used:
-                if apart:
-                    sent = _run_apart(cells, folders, tags, used, watch)
-                else:
-                    results = runner.run_together(jobs, used, watch, plots.draw, tags=tags)
-                    sent = [result.sent for result in results]
-            threshold = first.measure.threshold
-            found = hold(load(folders[0]), load(folders[1]), threshold)
-            status = _tell(found, threshold, apart=apart, verbose=verbose)
-            for run in sent:
-                if run and run.error:
-                    return not_in_mlflow(run.error, place)
+            with used_by(cells, place, tracker) as used:
+                with progress(first.measure, steps, 2) as watch:
+                    if apart:
+                        engine.compare(cells, folders, tags, used, _Screen(watch))
+                    else:
+                        runner.run_together(jobs, used, watch, plots.draw, tags=tags)
+                threshold = first.measure.threshold
+                found = hold(load(folders[0]), load(folders[1]), threshold)
+                status = _tell(found, threshold, apart=apart, verbose=verbose)
+                for run in send(folders, used):
+                    if run.error:
+                        return not_in_mlflow(run.error, place)
             return status
 
         return reported(work, place)
@@ -155,20 +154,6 @@ def _is_apart(cells: Sequence[Cell], isolate: bool | None) -> bool:
         modules = (type(cell.backend).__module__ for cell in cells)
         return not several and any(name.partition(".")[0] != SHIPPED for name in modules)
     return isolate
-
-
-def _run_apart(
-    cells: Sequence[Cell],
-    folders: Sequence[Path],
-    tags: Mapping[str, str],
-    tracker: Tracker | None,
-    watch: Watch,
-) -> Sequence[Sent]:
-    """Measure each cell in a worker, as a sweep does; what became of each in MLflow."""
-    from expkit.sweep import engine
-
-    engine.compare(cells, folders, tags, tracker, _Screen(watch))
-    return [tracker.update(folder, last=True) for folder in folders] if tracker else []
 
 
 class _Screen:

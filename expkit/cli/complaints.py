@@ -19,7 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from expkit import plugins
+from expkit.cli import COMMANDS
 from expkit.config import options, plain_reason
+from expkit.tracking import address
 
 
 def explain(error: Exception, words: Sequence[str]) -> str:
@@ -44,8 +46,7 @@ def explain(error: Exception, words: Sequence[str]) -> str:
     if isinstance(error, OmegaConfBaseException):
         return plain_reason(error)
     if isinstance(error, OverrideParseException):
-        rule = "with quotes around a value that holds any of , : { } [ ] ( ) or begins with a space"
-        return f"{error.override}: cannot be read; takes key=value, {rule}"
+        return _unreadable(address.scrub(str(error.override)))
     if isinstance(error, KeyError) and (word := _with(words, "hydra.job.env_copy=")):
         takes = f"variables that are set: {error.args[0]} is not"
         return f"hydra.job.env_copy: got {word.partition('=')[2]}, takes {takes}"
@@ -71,6 +72,15 @@ SEVERAL = (
     "Sweeping over Hydra's configuration",
 )
 """How Hydra begins where it got several values."""
+
+
+def _unreadable(word: str) -> str:
+    """A word that Hydra's grammar does not take."""
+    key, mark, _ = word.partition("=")
+    if not mark:
+        return f"{word}: no such command, takes {', '.join(COMMANDS)}, or words as key=value"
+    rule = "quotes around a value that holds any of = , : { } [ ] ( ) or begins with a space"
+    return f"""{word}: cannot be read; takes {rule}, such as '{key}="..."'"""
 
 
 def _missing(error: MissingConfigException) -> str:

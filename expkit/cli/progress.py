@@ -1,11 +1,14 @@
-"""One line on a terminal that says what a measurement does; nothing elsewhere."""
+"""One line on a terminal that says what is done or waited for; nothing elsewhere."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
+from typing import Any
 
 from expkit.measure.stopping import Measure, fitted, most_repeats, seconds_left
 from expkit.measurement import Now
@@ -82,7 +85,11 @@ def progress(measure: Measure, steps: int, cells: int = 1) -> Iterator[Watch]:
 
     tqdm.monitor_interval = 0  # no thread beside the clock
     pace, drawn, begun, before = Pace(measure, steps, cells), 0.0, 0.0, ""
-    with tqdm(leave=False, file=sys.stderr, bar_format=PLAIN, total=1, dynamic_ncols=True) as bar:
+    size: dict[str, Any] = {"dynamic_ncols": True}
+    if os.get_terminal_size(sys.stderr.fileno()).columns == 0:  # it does not know
+        usual = shutil.get_terminal_size()
+        size = {"ncols": usual.columns, "nrows": usual.lines}
+    with tqdm(leave=False, file=sys.stderr, bar_format=PLAIN, total=1, **size) as bar:
 
         def watch(cell: int, now: Now) -> None:
             nonlocal drawn, begun, before
@@ -102,3 +109,16 @@ def progress(measure: Measure, steps: int, cells: int = 1) -> Iterator[Watch]:
             bar.set_postfix_str(after, refresh=True)
 
         yield watch
+
+
+@contextmanager
+def waiting_for(whom: str) -> Iterator[None]:
+    """Say who is waited for, as long as that lasts."""
+    live = sys.stderr.isatty()
+    if live:
+        print(f"waiting for {whom}", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -21,7 +21,7 @@ from expkit.cli.words import check_words, option_folder, parse
 from expkit.errors import ConfigError, UserError, is_disk_full
 from expkit.sweep.worker import spares
 from expkit.tracking import address, journal, known
-from expkit.tracking.tracker import Tracker, one_line
+from expkit.tracking.tracker import Sent, Tracker, one_line
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
@@ -353,7 +353,7 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: boo
     from expkit import config, runner
     from expkit.cli.progress import progress
     from expkit.report import plots
-    from expkit.report.table import table
+    from expkit.report.table import in_mlflow, table
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir).absolute()
@@ -361,15 +361,27 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: boo
     def work() -> int:
         words = config.as_typed(hydra_config.overrides.task)
         cell = config.build_cell(composed, dict(hydra_config.runtime.choices), words)
-        used_tracker = used_by([cell], folder, tracker)
-        with progress(cell.measure, cell.workload.steps) as watch, used_tracker as used:
-            result = runner.run(cell, folder, used, watch, plots.draw)
-        show(table(cell, result, folder, verbose=verbose))
-        if result.sent and result.sent.error:
-            return not_in_mlflow(result.sent.error, folder)
+        with used_by([cell], folder, tracker) as used:
+            with progress(cell.measure, cell.workload.steps) as watch:
+                result = runner.run(cell, folder, used, watch, plots.draw)
+            show(table(cell, result, folder, verbose=verbose))
+            for sent in send([folder], used):
+                if sent.error:
+                    return not_in_mlflow(sent.error, folder)
+                show(in_mlflow(str(sent.run_id)))
         return OK if result.outcome == "ok" else FAILED
 
     return reported(work, folder)
+
+
+def send(folders: Sequence[Path], tracker: Tracker | None) -> list[Sent]:
+    """Wait until MLflow has these runs, which have ended; what became of each."""
+    from expkit.cli.progress import waiting_for
+
+    if tracker is None:
+        return []
+    with waiting_for("MLflow"):
+        return [tracker.update(folder, last=True) for folder in folders]
 
 
 def reported(work: Callable[[], int], folder: Path) -> int:
@@ -389,6 +401,8 @@ def reported(work: Callable[[], int], folder: Path) -> int:
         tidy(folder)
         if not folder.is_dir():
             complain("interrupted before the run began")
+        elif _has_ended(folder):
+            complain(f"interrupted; by then all was measured, and it is in {folder}")
         else:
             complain(f"interrupted; what was measured is in {folder}")
         raise
@@ -397,6 +411,14 @@ def reported(work: Callable[[], int], folder: Path) -> int:
             kept = f"what could be kept is in {folder}"
             return complain(f"the disk is full; {kept}; free some of it, then try again", FAILED)
         return complain(f"the run failed: {one_line(error)}{where_told(folder)}", FAILED)
+
+
+def _has_ended(folder: Path) -> bool:
+    """Whether the runs of a folder came to their own end, and nothing but MLflow was waited for."""
+    with suppress(UserError, OSError):  # damaged meanwhile
+        ends = [list(journal.read(file.parent))[-1][0] for file in folder.rglob(journal.FILE)]
+        return all(end.get("status", "KILLED") != "KILLED" for end in ends)
+    return False
 
 
 def tidy(folder: Path) -> None:

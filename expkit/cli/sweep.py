@@ -21,6 +21,7 @@ from yaml import YAMLError
 
 from expkit.cli.addresses import allow_stored
 from expkit.cli.complaints import explain
+from expkit.cli.progress import waiting_for
 from expkit.cli.run import interruptible, not_in_mlflow, show, tracker_for, where_told
 from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
 from expkit.cli.words import check_words
@@ -111,8 +112,13 @@ def conduct(
     A full disk ends it at once: what comes next would fail too.
     """
     screen = Lines(manifest, todo)
-    stopped, full, again = False, False, f"go on with: expkit resume {manifest.name}"
-    with _told(manifest, tracker, screen, f"interrupted; {again}"):
+    stopped, full = False, False
+
+    def interrupted() -> str:
+        again = f"go on with: expkit resume {manifest.name}"
+        return f"interrupted; {again if manifest.missing() else 'by then every cell had ended'}"
+
+    with _told(manifest, tracker, screen, interrupted):
         try:
             if launcher is None:
                 stopped = engine.run(manifest, todo, tracker, screen)
@@ -124,20 +130,21 @@ def conduct(
                 raise
     if full:
         return tell_full(manifest, tracker)
-    said = f"interrupted; {again}" if stopped else None
+    said = interrupted() if stopped else None
     return tell(manifest, tracker, interrupted=said, verbose=verbose)
 
 
 def tell_full(manifest: Manifest, tracker: Tracker | None) -> int:
     """Show what came out before the disk was full, and what the rest needs; the exit status."""
-    if tracker:
-        tracker.settle()
     outcomes = manifest.outcomes()
     left = len(manifest.missing())
     show(f"\n{report.result(manifest)}\n")
     show(f"{report.counted(outcomes, len(manifest.damaged))}; {manifest.folder}")
     need = f"the {count(left, 'cell')} left need about {megabytes(manifest.room(left))}"
     again = f"go on with: expkit resume {manifest.name}"
+    if tracker:
+        with waiting_for("MLflow"):
+            tracker.settle()
     return complain(
         f"the disk of {manifest.folder} is full; {need}; free that, then {again}", FAILED
     )
@@ -145,16 +152,16 @@ def tell_full(manifest: Manifest, tracker: Tracker | None) -> int:
 
 @contextmanager
 def _told(
-    manifest: Manifest, tracker: Tracker | None, screen: Lines, interrupted: str
+    manifest: Manifest, tracker: Tracker | None, screen: Lines, interrupted: Callable[[], str]
 ) -> Iterator[None]:
     """Leave the terminal in order; where this is interrupted, send what there is and say so."""
     try:
         yield
     except KeyboardInterrupt:
         screen.close()
+        complain(interrupted())
         if tracker:
             _send_rest(manifest, tracker)
-        complain(interrupted)
         raise
     finally:
         screen.close()
@@ -170,36 +177,48 @@ def tell(
     *,
     interrupted: str | None = None,
     table: Shown = report.result,
+    more: Callable[[], None] = lambda: None,
     verbose: bool = False,
 ) -> int:
-    """Show what came out of a sweep; returns the exit status.
+    """Show what came out of a sweep, then send what is not in MLflow; returns the exit status.
 
     Args:
         interrupted: what to say where it was.
+        more: shows what there is beside the table.
         verbose: show all rows, and where each run is kept.
     """
-    error = _send_rest(manifest, tracker) if tracker else None
     with suppress(OSError):  # what it says is shown
         (manifest.folder / "result.txt").write_text(table(manifest, None) + "\n")
-    show(f"\n{table(manifest, None if verbose else report.SHOWN)}\n")
+    shown = table(manifest, None if verbose else report.SHOWN)
+    show(f"\n{shown}\n" if shown else "")  # there is none of cells that are all damaged
     outcomes = manifest.outcomes()
     show(f"{report.counted(outcomes, len(manifest.damaged))}; {manifest.folder}")
     if alike := [outcome for outcome in ALIKE if outcome in outcomes]:
         show(f"to run these again: expkit resume {manifest.name} --retry {','.join(alike)}")
+    more()
+    if interrupted:
+        complain(interrupted)
+    try:
+        error = _send_rest(manifest, tracker) if tracker else None
+    except KeyboardInterrupt:
+        if not interrupted:
+            complain(f"interrupted; by then all was measured, and it is in {manifest.folder}")
+        raise
     if error:
         not_in_mlflow(error, manifest.folder)
     if interrupted:
-        return complain(interrupted, INTERRUPTED)
+        return INTERRUPTED
     failed = bool(manifest.damaged) or any(outcome not in FINISHED for outcome in outcomes)
     return FAILED if failed or error else OK
 
 
 def _send_rest(manifest: Manifest, tracker: Tracker) -> str | None:
     """All that is not in MLflow yet, such as what an earlier process left; why not, if not."""
-    tracker.settle()
-    for folder in pending(manifest.folder):
-        if error := tracker.update(folder, last=True).error:
-            return error
+    with waiting_for("MLflow"):
+        tracker.settle()
+        for folder in pending(manifest.folder):
+            if error := tracker.update(folder, last=True).error:
+                return error
     return None
 
 
@@ -239,7 +258,7 @@ class Search:
             screen = Lines(manifest, batch.cells, numbers[0], self._trials)
             rest = f"what has not finished: expkit resume {manifest.name}"
             again = f"the search is interrupted; {rest}"
-            with _told(manifest, self._tracker, screen, again):
+            with _told(manifest, self._tracker, screen, lambda: again):
                 if engine.run(manifest, batch.cells, self._tracker, screen):
                     raise KeyboardInterrupt
         runs = {cell.index: manifest.result(cell) for cell in batch.cells}
@@ -251,20 +270,21 @@ class Search:
         if self._manifest is None:
             return None
         names.link(self._manifest, {})
-        greatest = self._greatest
-        table = partial(report.search, greatest=greatest)
-        status = tell(self._manifest, self._tracker, table=table, verbose=self._verbose)
-        show(report.best(self._manifest, greatest=greatest))
-        if any(cell.cell.tracking.pictures for cell in self._manifest.cells):
+        table = partial(report.search, greatest=self._greatest)
+        more = partial(self._show_best, self._manifest)
+        return tell(self._manifest, self._tracker, table=table, more=more, verbose=self._verbose)
+
+    def _show_best(self, manifest: Manifest) -> None:
+        """What it came to, and its picture."""
+        show(report.best(manifest, greatest=self._greatest))
+        if any(cell.cell.tracking.pictures for cell in manifest.cells):
             try:
-                picture = plots.draw_search(
-                    report.course(self._manifest, greatest=greatest), self._manifest.folder
-                )
+                course = report.course(manifest, greatest=self._greatest)
+                picture = plots.draw_search(course, manifest.folder)
             except Exception as error:  # the search has come to its end
                 complain(f"the search's picture cannot be drawn: {one_line(error)}")
             else:
                 show(f"picture: {picture}")
-        return status
 
 
 def _objective(run: Stored | None, objective: str) -> JobReturn:

@@ -54,6 +54,8 @@ def result(manifest: Manifest, most: int | None = SHOWN) -> str:
     parts = []
     for number, title in enumerate(manifest.groups):
         cells = [cell for cell in manifest.cells if cell.group == number]
+        if not cells:  # all of them are damaged
+            continue
         head, *rows = _compared(manifest, cells, runs)
         lines = [title, *_aligned([head, *rows[:most]])]
         if most is not None and len(rows) > most:

@@ -51,8 +51,15 @@ def table(cell: Cell, result: Result, folder: Path, *, verbose: bool = False) ->
     reason = f": {result.reason}; no time is given" if result.reason else ""
     rows.append(("outcome", result.outcome + reason))
     rows.append(("where", str(folder)))
-    if result.sent and result.sent.run_id:
-        rows.append(("", f"MLflow run {result.sent.run_id}; see it with: expkit ui"))
+    return _shown(rows)
+
+
+def in_mlflow(run_id: str) -> str:
+    """What is added to the table once MLflow has the run."""
+    return _shown([("", f"MLflow run {run_id}; see it with: expkit ui")])
+
+
+def _shown(rows: Rows) -> str:
     return "\n".join(f"{name:>10}  {text}" for name, text in rows)
 
 

@@ -12,6 +12,7 @@ import os
 import pickle
 import select
 import signal
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -132,8 +133,9 @@ class Attempt:
     def interrupt(self) -> None:
         """End it where nothing else has, if the disk takes that."""
         if self.outcome is None:
+            full = is_disk_full(sys.exception())
             with suppress(OSError):
-                self.end("interrupted", "stopped before its end")
+                self.end("interrupted", "the disk is full" if full else "stopped before its end")
 
 
 @dataclass

@@ -52,7 +52,7 @@ from expkit.tracking.tracker import one_line
 FILE = "sweep.json"
 LOCK = "sweep.lock"
 VERSION = 1
-"""Of what the file says. One from before there were versions is read as 0."""
+"""Of what the file says. One from before there were versions names its folder, and is read as 0."""
 
 
 def _is_pair(value: object) -> bool:
@@ -180,9 +180,11 @@ class Manifest:
             record = json.loads(file.read_text())
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"sweep {file}: it cannot be read ({one_line(error)})") from error
-        if isinstance(record, dict):
-            record.pop("folder", None)  # of version 0
-        version = record.setdefault("version", 0) if isinstance(record, dict) else 0
+        if isinstance(record, dict) and "version" not in record and "folder" in record:
+            record["version"] = 0
+        version: Any = record.get("version") if isinstance(record, dict) else None
+        if version == 0:
+            record.pop("folder", None)
         if is_whole(version) and version > VERSION:
             raise UserError(
                 f"sweep {file}: a newer expkit wrote it: version {version}, takes {VERSION}"
@@ -354,15 +356,18 @@ def _sound(records: Sequence[Any], groups: int) -> tuple[list[Planned], list[str
             wrong = wrong or misfit(frozen["config"], CONFIG)
             wrong = wrong or reference(frozen["config"])
         if wrong:
-            damaged.append(f"cell {_number(record, position)}: {wrong}")
+            damaged.append(f"{_called(record, position, indices)}: {wrong}")
         else:
             cells.append(Planned(**record))
     return cells, damaged
 
 
-def _number(record: Any, position: int) -> int:
-    """What to call a cell that is damaged: its number, or else its place in the file."""
-    return int(record["index"]) if misfit(record, {"index": WHOLE}) is None else position
+def _called(record: Any, position: int, indices: Mapping[int, int]) -> str:
+    """What to call a cell that is damaged: by its number if it has one, or by where it stands."""
+    if misfit(record, {"index": WHOLE}) is not None:
+        return f"cell {position}"
+    index = record["index"]
+    return f"cell {index}" if indices[index] == 1 else f"cells[{position}]"
 
 
 def is_for_hydra(word: str) -> bool:
@@ -392,6 +397,8 @@ def named(word: str, outputs: Path) -> Path:
         return Path(word).absolute()
     kept = (outputs / "sweeps").glob(f"*/*/{FILE}")
     found = [file.parent for file in kept if f"{file.parent}".endswith(f"/{word}")]
+    if not found and Path(word).is_dir():
+        raise UserError(f"resume: {Path(word).absolute()} is no sweep's folder: no {FILE} is in it")
     if len(found) != 1:
         takes = f"a sweep's folder or its id, such as 2026-01-31/23-59-59-000000 (in {outputs})"
         raise UserError(f"resume: got {word!r}, takes {takes}")

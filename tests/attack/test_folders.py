@@ -112,6 +112,43 @@ def test_a_journal_of_two_runs_is_not_pooled(
     assert said.count("\n") == 1
 
 
+def test_a_folder_without_a_sweep_is_told_as_it_is(
+    outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = outputs / "it's é"
+    place.mkdir(parents=True)
+    assert main(["resume", str(place)]) == 2
+    said = f"expkit: resume: {place} is no sweep's folder: no sweep.json is in it\n"
+    assert capsys.readouterr().err == said
+
+
+# Sync
+
+
+def test_sync_says_what_is_wrong_with_a_journal_and_no_name_of_a_class(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sweep / "1" / journal.FILE
+    file.write_bytes(b"[]\n" + file.read_bytes())
+    assert main(["sync", str(sweep / "1")]) == 1
+    said = f"expkit: {file}: line 1: got [], takes keys with values\n"
+    assert capsys.readouterr().err == said
+
+
+def test_sync_leaves_alone_what_was_to_be_sent_nowhere(expkit: Expkit, finished: Path) -> None:
+    folder = expkit.outputs / "sweeps" / DAY
+    shutil.copytree(finished, folder)
+    done = expkit("sync")
+    said = "left alone: 3 runs made with tracking=none; name a run's folder, or give --uri\n"
+    assert done == (0, said, "")
+    assert not list(expkit.outputs.rglob("mlflow*"))
+    uri = f"sqlite:///{expkit.place}/elsewhere.db"
+    done = expkit("sync", "--uri", uri, str(folder / "0"))
+    assert done.status == 0, done
+    assert "sent 1 run\n" in done.out
+    assert "sent 2 runs\n" in expkit("sync", "--uri", uri).out
+
+
 # Resume reads the manifest and nothing else
 
 NASTY = ["a\\b", "end\\", "a${b}", "a${b", "${oc.env:HOME}"]
@@ -334,6 +371,35 @@ def test_a_damaged_cell_is_its_own_affair(
     assert everything(sweep) == before | {sweep / "result.txt"}
 
 
+ALL_DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], list[str]]] = {
+    "one number": (
+        lambda record: [cell.update(index=0) for cell in record["cells"]],
+        [f"cells[{n}]: index: 0 stands 3 times, takes a number of its own" for n in range(3)],
+    ),
+    "references": (
+        lambda record: [config(n, stream="${oc.env:HOME}")(record) for n in range(3)],
+        [f"cell {n}: stream: got '${{oc.env:HOME}}', takes a value without ${{" for n in range(3)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), ALL_DAMAGED.values(), ids=ALL_DAMAGED)
+@pytest.mark.parametrize("timing", [True, False])
+def test_a_sweep_of_nothing_but_damaged_cells_is_a_line_for_each(
+    change: Callable[[dict[str, Any]], object],
+    said: list[str],
+    timing: bool,
+    sweep: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    edit(sweep, lambda record: (change(record), record["sweep"].update(timing=timing)))
+    assert main(["resume"]) == 1
+    shown = capsys.readouterr()
+    start = f"expkit: sweep {sweep / 'sweep.json'}: "
+    assert shown.err.splitlines() == [f"{start}{line}; it is not run" for line in said]
+    assert f"\n0 cells finished; 3 damaged; {sweep}\n" in shown.out
+
+
 def everything(sweep: Path) -> set[Path]:
     return set(sweep.parent.rglob("*"))
 
@@ -359,6 +425,9 @@ WHOLE: dict[str, Callable[[dict[str, Any]], object]] = {
     "groups that are numbers": lambda r: r.update(groups=[1]),
     "again that is a list": lambda r: r.update(again=[]),
     "again that is no number": lambda r: r.update(again={"one": 1}),
+    "no version": lambda r: r.pop("version"),
+    "a newer version": lambda r: r.update(version=2),
+    "a version that is a text": lambda r: r.update(version="1"),
 }
 
 
@@ -518,6 +587,7 @@ def test_a_full_disk_ends_a_sweep_at_once_and_resume_finishes_it(
     assert done.status == 1
     (folder,) = small.glob("sweeps/*/*")
     full = [line for line in done.err.splitlines() if "full" in line or "space" in line]
+    full = [line for line in full if not line.endswith(": interrupted: the disk is full")]
     assert full == done.err.splitlines()[-1:]
     assert full[0].startswith(f"expkit: the disk of {folder} is full; the ")
     assert "left need about 1 MB; free that, then go on with: expkit resume " in full[0]
@@ -530,6 +600,15 @@ def test_a_full_disk_ends_a_sweep_at_once_and_resume_finishes_it(
     done = expkit("resume")
     assert done.status == 0, done.err
     assert "\n9 cells finished; " in done.out
+
+
+def test_cells_that_end_for_want_of_room_say_so(expkit: Expkit, small: Path) -> None:
+    expkit.env["EXPKIT_OUTPUTS"] = str(small)
+    (small / "filler").write_bytes(bytes(30_000))
+    words = ("-m", *FAST, "steps=200", "seed=range(9)", "sweep.timing=false")
+    done = expkit(*words, "sweep.workers=2")
+    assert done.status == 1
+    assert "stopped before its end" not in done.err + done.out
 
 
 def test_a_full_disk_is_one_line_of_a_run(expkit: Expkit, small: Path) -> None:

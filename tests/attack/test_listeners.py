@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -66,7 +67,7 @@ def outcome(folder: Path) -> str:
     [
         (">/dev/full", "", r"expkit: stdout cannot be written \(No space .*\n"),
         ("2>&1 >/dev/full | true", "", ""),
-        (">&-", "", ""),
+        (">&-", "", r"expkit: stdout cannot be written \(it is closed\); the work goes on .*\n"),
         ("<&- >&- 2>&-", "", ""),
     ],
 )
@@ -230,6 +231,63 @@ def test_a_sweep_interrupted_twice_does_not_wait_for_an_mlflow_that_is_mute(
     assert expkit.processes() == []
 
 
+def _begun(expkit: Expkit) -> list[Path]:
+    return [file.parent for file in expkit.outputs.rglob(journal.FILE)]
+
+
+@contextmanager
+def waiting_for_mlflow(expkit: Expkit, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A command whose cells have ended, and that waits for an MLflow that is mute."""
+    with mute_server() as uri:
+        process = expkit.start(*words, *FAST, "problem=linear", f"tracking.uri={uri}")
+        end, runs = time.monotonic() + 60, 1 + ("-m" in words)
+        while sum(map(journal.is_ended, _begun(expkit))) < runs:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        yield process
+
+
+CELLS = ("-m", "seed=1,2")
+
+
+@pytest.mark.parametrize("words", [(), CELLS], ids=["a run", "a sweep"])
+def test_what_is_known_is_shown_before_mlflow_is_waited_for(
+    expkit: Expkit, words: tuple[str, ...]
+) -> None:
+    with waiting_for_mlflow(expkit, *words) as process:
+        begun = time.monotonic()
+        assert process.stdout is not None
+        shown = ""
+        while not re.search("  where  |2 cells finished; ", shown):
+            shown += process.stdout.readline()
+        assert time.monotonic() - begun < 5
+        assert process.poll() is None
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.3)
+        expkit.end(process)
+
+
+@pytest.mark.parametrize("words", [(), CELLS], ids=["a run", "a sweep"])
+def test_an_interrupt_where_only_mlflow_is_waited_for_is_told_as_that(
+    expkit: Expkit, words: tuple[str, ...]
+) -> None:
+    with waiting_for_mlflow(expkit, *words) as process:
+        time.sleep(2)
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.3)
+        done = expkit.end(process)
+    assert done.status == 130
+    [kept] = [file.parent for file in expkit.outputs.rglob("sweep.json")] or expkit.folders()
+    assert "resume" not in done.err
+    assert "what was measured is in" not in done.err
+    *_, first, second = done.err.splitlines()
+    assert first == f"expkit: interrupted; by then all was measured, and it is in {kept}"
+    assert re.fullmatch(rf"expkit: not in MLflow \(.*\); send it later: expkit sync {kept}", second)
+    assert ("\n2 cells finished; " if words else "   outcome  ok\n") in done.out
+
+
 def test_a_path_that_sqlite_cannot_open_is_told_at_once(expkit: Expkit) -> None:
     outputs = expkit.place.joinpath(*["a" * 200] * 4)
     begun = time.monotonic()
@@ -299,6 +357,21 @@ def test_the_page_ends_with_its_command(expkit: Expkit) -> None:
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("127.0.0.1", port))
+
+
+def test_a_terminal_that_does_not_know_its_size_shows_how_it_goes(expkit: Expkit) -> None:
+    if not shutil.which("script"):
+        pytest.skip("there is no script(1)")
+    command = shlex.join([sys.executable, "-m", "expkit", *ALONE])
+    done = subprocess.run(
+        ["script", "-qfc", command, "/dev/null"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=expkit.place,
+        env=expkit.env,
+        text=True,
+    )
+    assert "starting backend numpy" in done.stdout
 
 
 @pytest.mark.parametrize("port", ["x", "70000", "-1", "1.5"])
