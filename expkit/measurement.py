@@ -38,7 +38,7 @@ from expkit.measure.threads import AGAIN_S, Queue, overused, overused_again
 from expkit.measure.warmup import WarmUp, run_before, warm_up
 from expkit.tracking.journal import Journal
 from expkit.tracking.stored import Stored
-from expkit.tracking.tracker import Sent, Tracker
+from expkit.tracking.tracker import Tracker
 
 FLUSH_S = 1.0
 """How much measured time a kill may cost the journal."""
@@ -123,7 +123,6 @@ class Result:
     unstable: list[str] = field(default_factory=list)
     breakdown: Breakdown | None = None
     limit: StepLimit | None = None
-    sent: Sent | None = None
     timed: bool = True
 
     @property

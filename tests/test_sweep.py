@@ -963,6 +963,7 @@ def test_a_search_goes_on_after_a_cell_that_diverged(expkit: Expkit) -> None:
     rate = "optimizer.lr=tag(log, interval(1e-7,1e-3))"
     words = ("-m", "hydra/sweeper=optuna", "problem=sine", "hydra.sweeper.sampler.seed=1", rate)
     done = expkit(*words, "hydra.sweeper.n_trials=6", "sweep.timing=false", "tracking=none")
+    assert "\033" not in done.err, "Optuna's own lines have colours"
     assert "diverged" in done.out
     assert len(outcomes(expkit)) == 6
     best = min(run.loss for run in results(expkit).values() if run and run.loss is not None)

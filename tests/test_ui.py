@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -41,6 +42,26 @@ def test_the_page_has_the_runs(expkit: Expkit, tmp_path: Path) -> None:
     os.killpg(server.pid, signal.SIGINT)
     assert expkit.end(server).status == 0
     assert expkit.processes() == []
+
+
+def test_of_two_that_begin_on_one_port_one_serves(expkit: Expkit) -> None:
+    """Before either listens: neither takes the other's page for its own."""
+    assert expkit("problem=linear", "steps=20", "tracking.pictures=false").status == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [expkit.start("ui", "--port", str(port)) for _ in range(2)]
+    end = time.monotonic() + 60
+    while all(process.poll() is None for process in both) and time.monotonic() < end:
+        time.sleep(0.1)
+    serving, other = sorted(both, key=lambda process: process.poll() is not None)
+    done = expkit.end(other)
+    said = f"expkit: --port: got {port}, takes a port that is free, or 0 to find one\n"
+    assert done == (2, "", said)
+    assert serving.stdout is not None
+    assert any(line.startswith(f"http://127.0.0.1:{port}/") for line in serving.stdout)
+    os.killpg(serving.pid, signal.SIGINT)
+    assert expkit.end(serving).status == 0
 
 
 def test_no_runs_yet_is_one_line(expkit: Expkit) -> None:

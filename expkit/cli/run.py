@@ -189,6 +189,8 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, *, verbose: b
     words, flags = parse(argv)
     check_words(words, option_folder(flags))
     require_plain(config.default_outputs())
+    if any(word.startswith("hydra/sweeper=optuna") for word in words):
+        _quiet_optuna()
     before, sys.argv = sys.argv, ["expkit", *words, *flags]
     try:
         main = hydra.main("pkg://expkit.conf", "config", version_base="1.3")
@@ -210,6 +212,13 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, *, verbose: b
     finally:
         sys.argv = before
     return command.statuses
+
+
+def _quiet_optuna() -> None:
+    """It writes a line in colours, also into a pipe, before we are called; its warnings stay."""
+    with suppress(ImportError):  # Hydra says that it is not there
+        optuna: Any = import_module("optuna")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 @contextmanager

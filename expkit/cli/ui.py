@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import signal
@@ -11,14 +12,16 @@ import sys
 import time
 import webbrowser
 import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from expkit import children, guard
-from expkit.cli.status import OK, complain
+from expkit import cache, children, guard
+from expkit.cli.status import FAILED, OK, complain
 from expkit.tracking import address
 from expkit.tracking.journal import now_ms
 
@@ -51,9 +54,15 @@ def ui(outputs: Path, port: int) -> int:
     if not database.is_file():
         where = "run something first, or say --outputs FOLDER"
         return complain(f"no runs yet: {database} does not exist; {where}")
-    if port and _in_use(port):
-        return complain(f"--port: got {port}, takes a port that is free, or 0 to find one")
-    port = port or _free_port()
+    port, asked = port or _free_port(), port
+    with _reserved(port) as ours:
+        if asked and (not ours or _in_use(port)):
+            return complain(f"--port: got {port}, takes a port that is free, or 0 to find one")
+        return _serve(outputs, port)
+
+
+def _serve(outputs: Path, port: int) -> int:
+    """Until it is to end, which is success, or the server ends by itself, which is none."""
     _end_by_signals()
     uri = address.local(outputs)
     words = ["--workers", "1", "--host", HOST, "--port", str(port), "--backend-store-uri", uri]
@@ -68,7 +77,8 @@ def ui(outputs: Path, port: int) -> int:
                 print(f"\n{page}\nCtrl-C ends it.", flush=True)
                 if sys.stdout.isatty():
                     webbrowser.open(page)
-            return server.wait()
+            status = server.wait()
+            return complain(f"the page's server ended by itself, with status {status}", FAILED)
         finally:
             guard.end(server)
     except KeyboardInterrupt:
@@ -111,6 +121,23 @@ def _view() -> str:
     now = now_ms()
     view = {"name": VIEW, "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"}
     return json.dumps(view)
+
+
+@contextmanager
+def _reserved(port: int) -> Iterator[bool]:
+    """Whether no other `expkit ui` of this person has this port, or is about to: a server takes
+    seconds to start, and who asks it meanwhile may hear another one's answer.
+    """
+    with ExitStack() as stack:
+        ours = True
+        with suppress(OSError):  # a folder that cannot be written reserves nothing
+            cache.folder().mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((cache.folder() / f"ui-{port}.lock").open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                ours = False
+        yield ours
 
 
 def _in_use(port: int) -> bool:
