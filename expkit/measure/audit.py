@@ -32,8 +32,10 @@ Take = Callable[[], Callable[[], object]]
 
 SHARE = 0.05
 """Of the clocked time, what may pass after it on account of the steps, besides fetching losses."""
-FETCHES = 1.25
-"""How often a loss may be fetched, in the time that the backend takes to fetch a number."""
+FETCHES = 2.0
+"""How often a loss may be fetched, in the time that the backend takes to fetch a number: a loss that
+another process has kept takes half as long again.
+"""
 HARDLY = 5.0
 """How many times as slow."""
 AHEAD = 0.15
