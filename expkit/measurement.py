@@ -21,6 +21,7 @@ from expkit.measure import answer, parity
 from expkit.measure.audit import (
     CLOCKED_S,
     FETCHES,
+    GROWTH,
     Audit,
     Finding,
     left_in_readings,
@@ -48,6 +49,8 @@ PLACES = 3
 """At most, where later steps are checked, if the reference ends before the last."""
 LATER_SHARE, ELSEWHERE_SHARE = 0.6, 0.2
 """Of the time for checking, what the reference may take for later steps, and for another start."""
+MANY = 1000
+"""How many times as many steps are looked at, at most, where they are too short to tell."""
 LONG = 10
 """Times what the audit wants of steps on the clock: such a program is not looked at early."""
 CHECKED_SHARE = 0.25
@@ -266,11 +269,14 @@ class Measurement:
         """A program with room for this many."""
         return self.cell.backend.build(dataclasses.replace(self.cell.workload, steps=steps))
 
-    def _audit(self) -> Audit:
-        """Of this program; where its steps take next to no time, of one that has room for more."""
-        program, room = self._program, self._room
+    def _audit(self, room: int = 0) -> Audit:
+        """Of this program, or of one that has room for so many more steps; by default of one that
+        has where its own take next to no time.
+        """
+        program, room = self._program, room or self._room
         if self._step_seconds and room * self._step_seconds < CLOCKED_S:
             room *= 1 + int(CLOCKED_S / (room * self._step_seconds))
+        if room > self._room:
             program = self._build(room)
         synchronize = partial(self.cell.backend.synchronize, program)
         return Audit(program, synchronize, room, self._price_numbers)
@@ -283,8 +289,12 @@ class Measurement:
         """Work that the clock does not see, of steps that all but take no time: before they are
         made many.
         """
-        audit = self._audit()
-        return audit.all_left() or audit.meanwhile() or audit.ahead(self._build)
+        audit = longer = self._audit()
+        found = audit.all_left() or audit.meanwhile()
+        while found is None and longer.short and longer.room < MANY * audit.room:
+            longer = self._audit(GROWTH * longer.room)
+            found = longer.meanwhile()
+        return found or audit.ahead(self._build)
 
     def _audited(self, *, ahead: bool) -> Finding | None:
         """The same of the program that will be timed; of what was done `ahead` where asked."""

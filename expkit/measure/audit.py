@@ -13,6 +13,7 @@ processor time of processes that this one has started counts as well.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import os
@@ -20,8 +21,10 @@ import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
+from threading import get_native_id
 from time import perf_counter, sleep, thread_time
 
 import numpy as np
@@ -33,7 +36,7 @@ Take = Callable[[], Callable[[], object]]
 SHARE = 0.05
 """Of the clocked time, what may pass after it on account of the steps, besides fetching losses."""
 FETCHES = 2.0
-"""How often a loss may be fetched, in the time that the backend takes to fetch a number: a loss that
+"""How often a loss may be fetched, in the time that the backend takes to fetch a number: one that
 another process has kept takes half as long again.
 """
 HARDLY = 5.0
@@ -110,7 +113,10 @@ class Audit:
             fetching: tells what fetching a loss takes now, see `number_seconds`; 0 for an
                 operation, which has none.
         """
-        self._program, self._synchronize, self._room = program, synchronize, room
+        self._program, self._synchronize, self.room = program, synchronize, room
+        self.short = False
+        """Whether all its steps together were too short to tell what is done `meanwhile`."""
+        _own()  # to open what it reads lets others have the interpreter
         self._fetching, self._fetch_seconds = fetching, 0.0
         self._price_fetches()
         self._rng = np.random.default_rng()
@@ -133,8 +139,8 @@ class Audit:
             step_seconds: what a step takes on the clock.
         """
         each = max(step_seconds, 1e-9)
-        least = min(self._room, 2 + int(max(CLOCKED_S, READINGS * self._reading) / each))
-        most = max(least, min(self._room, int(CYCLE_S / each)))
+        least = min(self.room, 2 + int(max(CLOCKED_S, READINGS * self._reading) / each))
+        most = max(least, min(self.room, int(CYCLE_S / each)))
         drawn = map(int, self._rng.integers(least, most, size=DRAWN, endpoint=True))
         timed = {min(max(n, least), most) for n in lengths}
         asked = (least,) if self._long else (*timed, *drawn)
@@ -149,9 +155,9 @@ class Audit:
         """`left` of a program whose steps all but take no time on the clock: whether that is all
         there is, before it is asked for so many that they do.
         """
-        found = self._left_after(self._room)
+        found = self._left_after(self.room)
         for _ in range(0 if found else READINGS):  # of a time that is to be relied on
-            self._cycle(self._room)
+            self._cycle(self.room)
         self._program.reset()
         return found
 
@@ -162,9 +168,9 @@ class Audit:
             clocked, after = self._cycle(n)
             beyond = after - self._reading
             blatant = beyond > BLATANT * clocked + BLATANT_S
-            if clocked < CLOCKED_S and n < self._room and not blatant:
+            if clocked < CLOCKED_S and n < self.room and not blatant:
                 more = 1.5 * CLOCKED_S / max(clocked, 1e-9)
-                n = min(self._room, 1 + int(n * min(more, MORE)))
+                n = min(self.room, 1 + int(n * min(more, MORE)))
                 continue
             allowed = SHARE * max(clocked, CLOCKED_S) + n * self._fetch_seconds
             allowed = max(allowed, NOISE * self._reading)
@@ -214,21 +220,26 @@ class Audit:
         """What goes on being computed, by a thread or a process, while nobody asks for a step:
         after a rest less of the same steps is left to be done.
         """
-        n = self._room
+        n = self.room
         if self._step_seconds * n > CLOCKED_S:
             n = min(n, 2 + int(CLOCKED_S / self._step_seconds))
-        while (at_once := self._whole(n, 0.0)) < TOLD_S and n < self._room:
-            n = min(self._room, GROWTH * n)
-        rested, score = math.inf, 0
-        doubt = SPARED if self._long else SPARED_OFTEN
-        while at_once >= TOLD_S and -doubt < score < CONVINCED:
+        score, doubt = 0, SPARED if self._long else SPARED_OFTEN
+        at_once = rested = math.inf
+        self.short = False
+        while -doubt < score < CONVINCED:
             sleep(PAUSE_S * max(0, score))
             this = self._whole(n, 0.0)
+            if this < TOLD_S:  # it may be done before we can ask: that takes more steps to see
+                self.short = n == self.room
+                if self.short:
+                    break
+                n, score, at_once, rested = min(self.room, GROWTH * n), 0, math.inf, math.inf
+                continue
             later = self._whole(n, RESTS * this)
             at_once, rested = min(at_once, this), min(rested, later)
             score += 1 if later <= (1 - RESTED) * this else -1
-        found = at_once >= TOLD_S and score > 0 and rested <= (1 - RESTED) * at_once
         self._program.reset()
+        found = not self.short and score > 0 and rested <= (1 - RESTED) * at_once
         if not found:
             return None
         return Finding(
@@ -259,8 +270,8 @@ class Audit:
         Args:
             build: makes the program for this many steps.
         """
-        clocked = self._room * self._step_seconds
-        building, placing = self._made(build, self._room)
+        clocked = self.room * self._step_seconds
+        building, placing = self._made(build, self.room)
         quick = building <= BUILDING_S
         once = placing + (building if quick else 0.0)
         times = 1.0 if quick else MORE
@@ -284,17 +295,17 @@ class Audit:
         allowed = max(AHEAD * clocked * times, once / 2)
         this, one, more = once, math.inf, math.inf
         for _ in _hearings():
-            larger = seconds((1 + times) * self._room)
+            larger = seconds((1 + times) * self.room)
             if larger - this <= allowed:
                 return None
-            this = seconds(self._room)
+            this = seconds(self.room)
             one, more = min(one, this), min(more, larger)
             grown = min(larger - this, more - one)  # by turns, and in the best case of each
             if grown <= allowed:
                 return None
         return Finding(
             "off_the_clock",
-            f"{times * self._room} steps take {_seconds(times * clocked)} on the clock; a program "
+            f"{times * self.room} steps take {_seconds(times * clocked)} on the clock; a program "
             f"that is built for as many more takes {_seconds(grown)} longer to be built, placed "
             "and reset",
         )
@@ -442,16 +453,38 @@ def _own() -> tuple[float, float]:
     others have its core (Linux).
 
     The clock and the wait are read one after the other; if others got the core between, it is done
-    again.
+    again. No other thread gets hold of the interpreter meanwhile: it could do the work then.
     """
+    file = _schedstat(os.getpid(), get_native_id())
     while True:
         times_ousted, cpu = _times_ousted(), thread_time()
         now = perf_counter()
-        queued = 0.0
-        with suppress(OSError):
-            queued = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+        queued = _read_holding(file)
         if _times_ousted() == times_ousted:
             return cpu, now - queued
+
+
+@cache
+def _schedstat(process: int, thread: int) -> int | None:
+    """The open file that tells how long this thread, of this number, waited for a core (Linux)."""
+    try:
+        return os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+    except OSError:
+        return None
+
+
+def _read_holding(file: int | None) -> float:
+    """The seconds of waiting in such a file, read without letting go of the interpreter."""
+    if file is None:
+        return 0.0
+    text = ctypes.create_string_buffer(100)
+    _pread(file, text, len(text) - 1, 0)
+    return int(text.value.split()[1]) / 1e9
+
+
+_pread = ctypes.PyDLL(None).pread
+_pread.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int64)
+_pread.restype = ctypes.c_ssize_t
 
 
 def _times_ousted() -> int:
