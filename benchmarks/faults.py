@@ -149,7 +149,7 @@ def _run(case: Case, folder: Path, pipe: Connection) -> None:
     os.setpgid(0, 0)
     try:
         cell = compose_cell(*case.words)
-        result = runner.run(cell, folder, None, lambda *_: None, lambda *_: [])
+        result = runner.run(cell, folder, None, lambda *_: None)
     except Exception as error:  # a planted program that breaks is told like any other
         pipe.send(Found("failed", f"{type(error).__name__}: {error}"))
         return

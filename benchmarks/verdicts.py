@@ -99,7 +99,7 @@ def pair(words: tuple[str, ...], share: float) -> Pair:
     with tempfile.TemporaryDirectory() as place:
         start = monotonic()
         jobs = [(a, Path(place, "a")), (b, Path(place, "b"))]
-        results = run_together(jobs, None, lambda *_: None, lambda *_: [], tags={})
+        results = run_together(jobs, None, lambda *_: None, tags={})
         seconds = monotonic() - start
     one, other = (result.rounds for result in results)
     found = judge(one, other, a.measure.threshold)

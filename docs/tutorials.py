@@ -230,9 +230,7 @@ def together(keys: Sequence[tuple[Side, str]], experiment: str, *words: str) -> 
     cells = [compose(experiment, side, dtype, *words) for side, dtype in keys]
     with tempfile.TemporaryDirectory() as folder:
         jobs = [(cell, Path(folder, str(index))) for index, cell in enumerate(cells)]
-        results = run_together(
-            jobs, None, lambda *seen: None, lambda cell, result, place: [], tags={}
-        )
+        results = run_together(jobs, None, lambda *seen: None, tags={})
     return dict(zip(keys, results, strict=True))
 
 

@@ -15,7 +15,7 @@ from time import perf_counter, process_time
 import numpy as np
 
 from expkit.config import Cell
-from expkit.contracts import Counted, FallenBack, HostArray, Operation, Plotted, Program
+from expkit.contracts import Counted, FallenBack, HostArray, Operation, Program
 from expkit.errors import PluginError
 from expkit.measure import answer, parity
 from expkit.measure.audit import (
@@ -45,6 +45,8 @@ from expkit.tracking.tracker import Tracker
 FLUSH_S = 1.0
 """How much measured time a kill may cost the journal."""
 
+KEPT_MOST = 1 << 20
+"""Parameters that are kept of a run: 8 MB. Of more only the losses are."""
 PLACES = 3
 """At most, where later steps are checked, if the reference ends before the last."""
 LATER_SHARE, ELSEWHERE_SHARE = 0.6, 0.2
@@ -705,9 +707,11 @@ class Measurement:
             )
 
     def _keep_params(self) -> None:
-        """What the last repeat learnt, for the picture of it."""
+        """What the last repeat learnt, where it is not long."""
         program, workload = self._program, self.cell.workload
-        if not isinstance(workload.problem, Plotted):
+        arrays = program.arrays().items()
+        size = sum(int(np.prod(x.shape)) for name, x in arrays if name.startswith("params."))
+        if not self._learns or size > KEPT_MOST:
             return
         if self._passes > 1:  # it went on after the last step
             program.reset()

@@ -31,26 +31,25 @@ from expkit.processes import measured_elsewhere
 from expkit.tracking import address
 from expkit.tracking import journal as journals
 from expkit.tracking.journal import Journal
+from expkit.tracking.stored import PARAMS
 from expkit.tracking.tracker import Tracker, one_line
 
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf")
 
 Watch = Callable[[int, Now], None]
 """Called off the clock, with the number of the cell among those that are run together."""
-Draw = Callable[[Cell, "Result", Path], list[str]]
-"""Draws pictures into the folder and returns their files' names."""
 Drive = Callable[[Sequence[Measurement]], tuple[str | None, Activity]]
 """Takes repeats from what is ready; returns what ended it, and what went on meanwhile."""
 
 
-def run(cell: Cell, folder: Path, tracker: Tracker | None, watch: Watch, draw: Draw) -> Result:
+def run(cell: Cell, folder: Path, tracker: Tracker | None, watch: Watch) -> Result:
     """Run a cell in its folder, journal first. What went wrong is recorded, then raised.
 
     Raises:
         UserError: before anything is written, where this machine cannot run the backend or the
             folder holds a run.
     """
-    return run_together([(cell, folder)], tracker, watch, draw, tags={})[0]
+    return run_together([(cell, folder)], tracker, watch, tags={})[0]
 
 
 def require(cell: Cell) -> None:
@@ -91,7 +90,6 @@ def run_together(
     jobs: Sequence[tuple[Cell, Path]],
     tracker: Tracker | None,
     watch: Watch,
-    draw: Draw,
     *,
     tags: Mapping[str, str],
     prepared: Callable[[], None] = lambda: None,
@@ -148,9 +146,9 @@ def run_together(
         about = environment() if timed else _environment_of_process()
         measured()
         for number, part in enumerate(parts):
-            watch(number, Now("writing down and drawing what was found"))
+            watch(number, Now("writing down what was found"))
             part.configure()
-            _finish(part.cell, part.journal, tracker, draw, part.result, about)
+            _finish(part.cell, part.journal, tracker, part.result, about)
         watch(0, Now("closing the record"))
     return [part.result for part in parts]
 
@@ -283,6 +281,7 @@ def _opening(
         },
         "params": cell.params | {f"actual.{k}": v for k, v in about.items()},
         "tags": own | dict(tags),
+        "cell": dict(cell.frozen),
     }
 
 
@@ -290,7 +289,6 @@ def _finish(
     cell: Cell,
     journal: Journal,
     tracker: Tracker | None,
-    draw: Draw,
     result: Result,
     about: Mapping[str, Any],
 ) -> None:
@@ -328,8 +326,12 @@ def _finish(
     (journal.folder / "overrides.yaml").write_text(words, encoding="utf-8")
     about = {**about, "backend": cell.backend.describe()}
     (journal.folder / "environment.json").write_text(json.dumps(about, indent=2) + "\n")
-    texts = ("config.yaml", "overrides.yaml", "environment.json")
-    for name in (*texts, *draw(cell, result, journal.folder)):
+    names = ["config.yaml", "overrides.yaml", "environment.json"]
+    if result.params:
+        kept: dict[str, Any] = result.params
+        np.savez(journal.folder / PARAMS, **kept)
+        names.append(PARAMS)
+    for name in names:
         journal.artifact(name)
 
 

@@ -344,7 +344,7 @@ def outcome(
     monkeypatch.setattr(
         type(cell.backend), "build", lambda self, w: program(self, w, manual(np)), raising=True
     )
-    found = runner.run(cell, tmp_path / "run", None, lambda *_: None, lambda *_: [])
+    found = runner.run(cell, tmp_path / "run", None, lambda *_: None)
     return found.outcome, found.checked
 
 
@@ -368,14 +368,14 @@ def test_data_that_were_moved_are_put_back(
     """An operation is tried on other data, and its later steps on its own."""
     monkeypatch.setattr(answer, "ELEMENT_STEPS", 1)
     cell = compose_cell("problem=matmul", "problem.n=30", *words.split(), "tracking=none", *QUICK)
-    found = runner.run(cell, tmp_path / "run", None, lambda *_: None, lambda *_: [])
+    found = runner.run(cell, tmp_path / "run", None, lambda *_: None)
     assert (found.outcome, found.reason) == ("ok", None)
     assert "from steps" in found.checked
 
 
 def test_the_picture_is_of_what_the_last_repeat_learnt(tmp_path: Any) -> None:
     cell = compose_cell("problem=sine", "steps=600", "tracking=none", *QUICK)
-    found = runner.run(cell, tmp_path / "run", None, lambda *_: None, lambda *_: [])
+    found = runner.run(cell, tmp_path / "run", None, lambda *_: None)
     program = cell.backend.build(cell.workload)
     program.advance(600)
     for name, learnt in program.params().items():
@@ -424,7 +424,7 @@ def test_draws_too_quick_for_the_clock_are_no_trouble(
     monkeypatch.setattr(answer, "drawing_seconds", lambda *_: 0.0)
     cell = compose_cell("problem=linear", "steps=20", "tracking=none", *QUICK)
     jobs = [(cell, tmp_path / "run")]
-    [found] = runner.run_together(jobs, None, lambda *_: None, lambda *_: [], tags={}, timed=False)
+    [found] = runner.run_together(jobs, None, lambda *_: None, tags={}, timed=False)
     assert found.outcome == "ok"
 
 

@@ -28,7 +28,6 @@ from expkit.measurement import Result
 from expkit.optimizers.adam import Adam
 from expkit.optimizers.sgd import Sgd
 from expkit.problems.sine import Sine
-from expkit.report import plots
 from expkit.report.breakdown import rows
 from expkit.runner import run
 from expkit.testing import BackendContract, ProblemContract
@@ -142,7 +141,7 @@ def measured(folder: Path, backend: Backend, *words: str) -> Result:
     """One run in this process of a backend that is no installed option."""
     cell = compose_cell("backend=numpy", "measure=quick", "tracking=none", *words)
     cell = dataclasses.replace(cell, backend=backend)
-    return run(cell, folder / "run", None, lambda *_: None, lambda *_: [])
+    return run(cell, folder / "run", None, lambda *_: None)
 
 
 def test_what_an_import_takes_is_no_set_up_of_the_program(tmp_path: Path) -> None:
@@ -242,7 +241,7 @@ def test_a_scalar_passes_every_gate(tmp_path: Path) -> None:
         cell = compose_cell("backend=numpy", "measure=quick", "tracking=none", "steps=10")
         case = Workload(Scalars(), Counting(0.1), 10, 0, "shared")
         cell = dataclasses.replace(cell, backend=backend, workload=case)
-        result = run(cell, tmp_path / str(number), None, lambda *_: None, lambda *_: [])
+        result = run(cell, tmp_path / str(number), None, lambda *_: None)
         assert (result.outcome, result.reason) == ("ok", None)
         assert "all 10 steps" in result.checked
 
@@ -584,12 +583,11 @@ def reference_losses(case: Workload) -> Any:
     return program.losses()
 
 
-def test_a_step_of_one_part_has_no_breakdown_to_show(tmp_path: Path) -> None:
+def test_a_step_of_one_part_has_no_breakdown_to_show() -> None:
     for took in (1e-3, 5e-2):
         whole = Breakdown({"step": took}, 1e-3, 9, 1, 1e-7, 1e-3, 1e-4)
         assert rows(whole) == []
         assert whole.metrics() == {}
-        assert plots.draw_shown(plots.Shown("x", np.empty(0), whole, {}), tmp_path) == []
 
 
 # A plugin's problem and optimizer, beside those of others

@@ -230,7 +230,7 @@ def test_rows_tell_every_share_and_the_rest() -> None:
 @pytest.mark.parametrize(("step_seconds", "end"), [(4e-6, 4e-6), (2.5e-6, 3.5e-6)])
 def test_the_bar_is_as_long_as_the_step_or_its_parts(step_seconds: float, end: float) -> None:
     axes = Figure().add_subplot()
-    bar(axes, replace(FOUND, step_seconds=step_seconds))
+    bar(axes, FOUND.parts, step_seconds)
     boxes = [box for box in axes.patches if isinstance(box, Rectangle)]
     edges = [(box.get_x(), box.get_x() + box.get_width()) for box in boxes]
     assert edges[0][0] == 0
@@ -242,7 +242,7 @@ def test_the_bar_is_as_long_as_the_step_or_its_parts(step_seconds: float, end: f
 @pytest.mark.parametrize("part", ["step", "a part of its own"])
 def test_every_mark_of_a_program_is_drawn(part: str) -> None:
     axes = Figure().add_subplot()
-    bar(axes, replace(FOUND, parts={"draw": 1e-6, part: 3e-6}))
+    bar(axes, {"draw": 1e-6, part: 3e-6}, 4e-6)
     _, names = axes.get_legend_handles_labels()
     assert any(name.startswith(f"{part}, ") for name in names)
 

@@ -135,7 +135,7 @@ def test_a_short_program_repeats_within_a_reading_until_the_clock_can_tell(
     real = clock.timed
     monkeypatch.setattr(measurement, "timed", timed)
     cell = compose_cell(*words.split(), "steps=1", NONE, *TWELVE)
-    found = runner.run(cell, tmp_path / "run", None, lambda *_: None, lambda *_: [])
+    found = runner.run(cell, tmp_path / "run", None, lambda *_: None)
     assert found.outcome == "ok"
     readings = sorted(readings[:12])  # after them it is timed once more from another start
     assert len(readings) == 12

@@ -82,7 +82,7 @@ def measured(place: Path, made: type[Compiled], *words: str) -> tuple[Result, st
     cell = compose_cell("problem=sine", "tracking=none", *words)
     backend = Compiling(made=made)
     cell = replace(cell, backend=backend)
-    found = runner.run(cell, place / "run", None, lambda *_: None, lambda *_: [])
+    found = runner.run(cell, place / "run", None, lambda *_: None)
     return found, table(cell, found, place), max(backend.seen, key=len)
 
 
@@ -161,7 +161,7 @@ def test_a_short_program_is_warmed_up_at_the_length_that_fills_a_reading(tmp_pat
 
 def test_where_nothing_is_compiled_nothing_is_said_of_it(tmp_path: Path) -> None:
     cell = compose_cell("problem=sine", "tracking=none", *SIX)
-    found = runner.run(cell, tmp_path / "run", None, lambda *_: None, lambda *_: [])
+    found = runner.run(cell, tmp_path / "run", None, lambda *_: None)
     assert found.warm_up is not None
     assert found.warm_up.compile_seconds < 0.1
     rows = [line.split()[0] for line in table(cell, found, tmp_path).splitlines()]

@@ -12,7 +12,7 @@ import expkit
 from expkit import streams
 from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
 
-COMMANDS = ("compare", "doctor", "resume", "sync", "ui")
+COMMANDS = ("compare", "doctor", "draw", "resume", "sync", "ui")
 
 
 def main(argv: Sequence[str]) -> int:

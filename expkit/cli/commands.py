@@ -57,6 +57,7 @@ def command(argv: Sequence[str]) -> int:
     ui = commands.add_parser("ui", help="open MLflow's page on the runs kept here")
     ui.add_argument("--port", type=_port, default=5000, help="0 for one that is free")
     ui.add_argument("--outputs", type=Path, default=default_outputs())
+    add_draw(commands)
     add_resume(commands)
     sync = commands.add_parser(
         "sync", help="send to MLflow what is not there yet", description=SYNC
@@ -86,6 +87,8 @@ def command(argv: Sequence[str]) -> int:
         from expkit.cli.doctor import doctor
 
         return doctor()
+    if given.command == "draw":
+        return _draw(given.folders, allow_target=given.allow_target)
     if given.command == "resume":
         from expkit.cli.sweep import resume as go_on
         from expkit.sweep.manifest import is_for_hydra
@@ -129,6 +132,15 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--outputs", type=Path, default=default_outputs())
 
 
+def add_draw(commands: argparse._SubParsersAction[Parser]) -> None:
+    """`expkit draw` and its help."""
+    parser = commands.add_parser("draw", help="draw the pictures of stored runs again")
+    folders = "runs' folders, or any above them"
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help=folders)
+    allowed = "load classes that no installed option names, as allow_target=true did"
+    parser.add_argument("--allow-target", action="store_true", help=allowed)
+
+
 def add_resume(commands: argparse._SubParsersAction[Parser]) -> None:
     """`expkit resume` and its help."""
     parser = commands.add_parser(
@@ -151,6 +163,27 @@ def add_resume(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("--verbose", action="store_true", help=VERBOSE)
     parser.add_argument("--outputs", type=Path, default=default_outputs())
+
+
+def _draw(places: Sequence[Path], *, allow_target: bool) -> int:
+    """Draw every run at or below these places; a line for each picture, or for what is wrong."""
+    from expkit.config import require_installed, thaw
+    from expkit.report import plots
+
+    status, count = OK, 0
+    for folder in sorted({file.parent for place in places for file in place.rglob(journal.FILE)}):
+        count += 1
+        try:
+            run, problem = journal.opening(folder), None
+            if run and "cell" in run:  # from version 2 on
+                if not allow_target:
+                    require_installed(run["cell"]["config"], "expkit draw --allow-target")
+                problem = thaw(run["cell"]).workload.problem
+            for name in plots.draw(folder, problem):
+                print(folder.absolute() / name)
+        except Exception as error:  # whatever a problem or a file raises is that run's affair
+            status = complain(f"{folder}: {one_line(error)}", FAILED)
+    return status if count else complain(f"draw: no run in {', '.join(map(str, places))}")
 
 
 def _outcomes(words: str) -> list[str]:

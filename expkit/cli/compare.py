@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expkit.cli.run import (
+    draw,
     interruptible,
     not_in_mlflow,
     reported,
@@ -99,7 +100,6 @@ def _now(sides: Sequence[Sequence[str]], isolate: bool | None, *, verbose: bool)
     from expkit.cli.complaints import explain
     from expkit.cli.progress import progress
     from expkit.config import compose_cell, default_outputs
-    from expkit.report import plots
     from expkit.sweep import engine
 
     require_plain(default_outputs())
@@ -128,10 +128,12 @@ def _now(sides: Sequence[Sequence[str]], isolate: bool | None, *, verbose: bool)
                     if apart:
                         engine.compare(cells, folders, tags, used, _Screen(watch))
                     else:
-                        runner.run_together(jobs, used, watch, plots.draw, tags=tags)
+                        runner.run_together(jobs, used, watch, tags=tags)
                 threshold = first.measure.threshold
                 found = hold(load(folders[0]), load(folders[1]), threshold)
                 status = _tell(found, threshold, apart=apart, verbose=verbose)
+                if not apart:
+                    draw(jobs)
                 for run in send(folders, used):
                     if run.error:
                         return not_in_mlflow(run.error, place)
@@ -172,7 +174,7 @@ class _Screen:
         """The table tells of it."""
 
     def says(self, text: str) -> None:
-        """Nothing that the table does not tell."""
+        complain(text)
 
 
 def _tell(

@@ -361,7 +361,6 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: boo
 
     from expkit import config, runner
     from expkit.cli.progress import progress
-    from expkit.report import plots
     from expkit.report.table import in_mlflow, table
 
     hydra_config = HydraConfig.get()
@@ -372,8 +371,9 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: boo
         cell = config.build_cell(composed, dict(hydra_config.runtime.choices), words)
         with used_by([cell], folder, tracker) as used:
             with progress(cell.measure, cell.workload.steps) as watch:
-                result = runner.run(cell, folder, used, watch, plots.draw)
+                result = runner.run(cell, folder, used, watch)
             show(table(cell, result, folder, verbose=verbose))
+            draw([(cell, folder)])
             for sent in send([folder], used):
                 if sent.error:
                     return not_in_mlflow(sent.error, folder)
@@ -381,6 +381,25 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: boo
         return OK if result.outcome == "ok" else FAILED
 
     return reported(work, folder)
+
+
+def draw(jobs: Sequence[tuple[Cell, Path]]) -> None:
+    """Draw what the runs' records show; what cannot be drawn is said, and the run is as good.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    from expkit.report import plots
+
+    for cell, folder in jobs:
+        try:
+            if cell.tracking.pictures:
+                plots.draw(folder, cell.workload.problem)
+        except Exception as error:
+            if is_disk_full(error):
+                raise
+            again = f"draw them later: expkit draw {shlex.quote(str(folder))}"
+            complain(f"no pictures ({one_line(error)}); {again}", FAILED)
 
 
 def send(folders: Sequence[Path], tracker: Tracker | None) -> list[Sent]:
@@ -425,8 +444,11 @@ def reported(work: Callable[[], int], folder: Path) -> int:
 def _has_ended(folder: Path) -> bool:
     """Whether the runs of a folder came to their own end, and nothing but MLflow was waited for."""
     with suppress(UserError, OSError):  # damaged meanwhile
-        ends = [list(journal.read(file.parent))[-1][0] for file in folder.rglob(journal.FILE)]
-        return all(end.get("status", "KILLED") != "KILLED" for end in ends)
+        files = folder.rglob(journal.FILE)
+        ends = [
+            [r["status"] for r, _ in journal.read(f.parent) if r["kind"] == "end"] for f in files
+        ]
+        return all(end and end != ["KILLED"] for end in ends)
     return False
 
 

@@ -22,6 +22,11 @@ FAR = 10
 """From so many times the timed step on, no further try would make the parts add up."""
 GIVEN_UP_S = 1.0
 """About how long to trace at most where they are so far off."""
+PREFIX, SUFFIX = "parts/", "_seconds"
+"""Of a part's metric."""
+UNATTRIBUTED, PLACING, FETCHING = "unattributed", "placing", "fetching"
+BESIDE = (UNATTRIBUTED, PLACING, FETCHING)
+"""What is recorded like a part and is none of a step's."""
 STEPS_MIN = 3
 MARKS = 1000
 """How many marks with nothing between them tell what one costs."""
@@ -87,10 +92,10 @@ class Breakdown:
         """By the name to log it under; none where the parts do not add up, or are one alone."""
         if not self.adds_up or not self.divides:
             return {}
-        shown = {**self.parts, "unattributed": self.unattributed, "placing": self.placing_seconds}
+        shown = {**self.parts, UNATTRIBUTED: self.unattributed, PLACING: self.placing_seconds}
         if self.fetching_seconds is not None:
-            shown["fetching"] = self.fetching_seconds
-        return {f"parts/{name.replace(' ', '_')}_seconds": s for name, s in shown.items()}
+            shown[FETCHING] = self.fetching_seconds
+        return {f"{PREFIX}{name.replace(' ', '_')}{SUFFIX}": s for name, s in shown.items()}
 
 
 def breakdown(

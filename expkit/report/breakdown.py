@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from expkit.measure.breakdown import Breakdown
+from expkit.contracts import HostArray
+from expkit.measure.breakdown import BESIDE, PREFIX, SUFFIX, UNATTRIBUTED, Breakdown
 from expkit.report.units import percent, seconds
 
 if TYPE_CHECKING:
@@ -51,14 +53,28 @@ def rows(breakdown: Breakdown, *, verbose: bool = False) -> list[tuple[str, str]
     return found
 
 
-def bar(axes: Axes, breakdown: Breakdown) -> None:
+def parts_in(metrics: Mapping[str, HostArray]) -> tuple[dict[str, float], float]:
+    """Seconds of a step by part, and of the timed step, from what a run recorded.
+
+    There are none where they did not come to the timed step, see `Breakdown.metrics`.
+    """
+    found = {
+        key.removeprefix(PREFIX).removesuffix(SUFFIX).replace("_", " "): float(values[-1])
+        for key, values in metrics.items()
+        if key.startswith(PREFIX)
+    }
+    parts = {name: took for name, took in found.items() if name not in BESIDE}
+    return parts, sum(parts.values()) + found.get(UNATTRIBUTED, 0.0)
+
+
+def bar(axes: Axes, parts: Mapping[str, float], step_seconds: float) -> None:
     """The parts of a step end to end, beside a line where the timed step ends."""
-    whole, left = breakdown.step_seconds, 0.0
-    for part, took in breakdown.parts.items():
+    whole, left = step_seconds, 0.0
+    for part, took in parts.items():
         label = f"{part}, {seconds(took)} ({took / whole:.0%})"
         axes.barh(0, took, left=left, color=COLOURS.get(part, UNKNOWN), label=label)
         left += took
-    rest = breakdown.unattributed
+    rest = whole - left
     if rest > 0:
         label = f"not attributed, {seconds(rest)} ({rest / whole:.0%})"
         axes.barh(0, rest, left=left, color="0.9", edgecolor="0.6", hatch="//", label=label)

@@ -1,9 +1,9 @@
-"""Pictures of one run, drawn without a window."""
+"""Pictures of a run, drawn from its record without a window: at once, or again at any time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import cycle
@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expkit.contracts import HostArray, Plotted
-from expkit.measure.breakdown import Breakdown
+from expkit.contracts import Curves, HostArray, Plotted
 from expkit.report import breakdown
+from expkit.tracking.journal import Journal
+from expkit.tracking.stored import metrics_of, params_of, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from expkit.config import Cell
-    from expkit.measurement import Result
-
 
 WIDE = 1e3
 """From this ratio on the powers of ten alone tell how far a curve goes."""
@@ -31,51 +28,69 @@ FAR = 30
 
 @dataclass(frozen=True)
 class Shown:
-    """What the pictures of a run show, ready to be drawn in any process.
+    """What the record of a run has to draw.
 
     Attributes:
         losses: of each step; empty where there are none.
+        parts: seconds of a traced step by part; empty where they do not explain the timed one.
+        step_seconds: of the timed step.
         curves: of the fit, by name: x and y.
     """
 
     title: str
     losses: HostArray
-    breakdown: Breakdown | None
-    curves: Mapping[str, tuple[HostArray, HostArray]]
+    parts: Mapping[str, float]
+    step_seconds: float
+    curves: Curves
 
 
-def shown(cell: Cell, result: Result) -> Shown:
+def draw(folder: Path, problem: object) -> list[str]:
+    """Draw what a run's record has to show into its folder, and note the pictures there.
+
+    Args:
+        problem: the run's, which may know what there is to see of what was learnt; None where it
+            is not at hand.
+
+    Returns:
+        The names of the files. Those that were drawn before something went wrong are noted too.
+
+    Raises:
+        UserError: there is no record, or a damaged one.
+    """
+    what, drawn = shown(folder, problem), []
+    with closing(Journal(folder)) as journal:
+        for name in _drawn(what, folder):
+            journal.artifact(name)
+            drawn.append(name)
+    return drawn
+
+
+def shown(folder: Path, problem: object) -> Shown:
     """What there is to draw of a run."""
-    problem, params = cell.workload.problem, result.params
+    title, metrics, params = title_of(folder), metrics_of(folder), params_of(folder)
+    parts, step_seconds = breakdown.parts_in(metrics)
     finite = all(np.isfinite(array).all() for array in params.values())
     curves = problem.curves(params) if isinstance(problem, Plotted) and params and finite else {}
-    return Shown(cell.title, result.losses, result.breakdown, curves)
+    return Shown(title, metrics.get("train/loss", np.empty(0)), parts, step_seconds, curves)
 
 
-def draw(cell: Cell, result: Result, folder: Path) -> list[str]:
-    """Draw what there is to draw into the folder, and return the files' names."""
-    return draw_shown(shown(cell, result), folder) if cell.tracking.pictures else []
-
-
-def draw_shown(what: Shown, folder: Path) -> list[str]:
-    """Draw this into the folder, and return the files' names."""
-    drawn = []
+def _drawn(what: Shown, folder: Path) -> Iterator[str]:
+    """Each file's name, once it is there."""
     if what.losses.size:
         with _picture(folder / "loss.png", what.title, "step", "loss") as axes:
             _loss(axes, what.losses)
-        drawn.append("loss.png")
-    if what.breakdown and what.breakdown.adds_up and what.breakdown.divides:
+        yield "loss.png"
+    if what.parts:
         with _picture(folder / "step.png", what.title, "", "") as axes:
-            breakdown.bar(axes, what.breakdown)
-        drawn.append("step.png")
+            breakdown.bar(axes, what.parts, what.step_seconds)
+        yield "step.png"
     if what.curves:
         with _picture(folder / "fit.png", what.title, "x", "y") as axes:
             styles = cycle(("-", "--", ":"))
             for (name, (x, y)), style in zip(what.curves.items(), styles, strict=False):
                 axes.plot(x, y, style, label=name)
             axes.legend(frameon=False)
-        drawn.append("fit.png")
-    return drawn
+        yield "fit.png"
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,10 @@ python -m expkit.sweep.child PARENT        is the child, of the process of this 
 
 from __future__ import annotations
 
-import base64
-import errno
 import gc
 import json
 import logging
 import os
-import pickle
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,12 +19,11 @@ from typing import Any, BinaryIO
 
 from expkit import runner, streams
 from expkit.children import look_there_too
-from expkit.config import Cell, thaw
+from expkit.config import thaw
 from expkit.errors import ParityError, UserError, is_disk_full
 from expkit.measure.environment import Activity
-from expkit.measurement import Measurement, Result
+from expkit.measurement import Measurement
 from expkit.processes import die_with_parent
-from expkit.report import plots
 from expkit.sweep.worker import SAID, Message
 from expkit.tracking.tracker import one_line
 
@@ -111,9 +107,6 @@ def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, st
         for part in ready if tags else ():
             part.journal.tags(tags)
 
-    def draw(cell: Cell, result: Result, folder: Path) -> list[str]:
-        return _drawn(cell, result, channel) if timed and cell.tracking.pictures else []
-
     def silent(*_: Any) -> None: ...
 
     try:
@@ -130,7 +123,6 @@ def _outcome(request: Message, folder: Path, channel: _Channel) -> tuple[str, st
             [(cell, folder)],
             None,
             silent,
-            draw,
             tags=tags,
             prepared=prepared,
             measured=measured,
@@ -160,17 +152,6 @@ def _log(folder: Path, how: Mapping[str, Any] | None) -> None:
     root.setLevel(logging.INFO)
     for name in how["verbose"]:
         logging.getLogger(name).setLevel(logging.DEBUG)
-
-
-def _drawn(cell: Cell, result: Result, channel: _Channel) -> list[str]:
-    """Pictures that the parent draws."""
-    what = base64.b64encode(pickle.dumps(plots.shown(cell, result))).decode()
-    reply = channel.ask("drawing", what=what)
-    if "error" in reply:
-        error = RuntimeError(reply["error"])
-        error.add_note(reply["trace"])
-        raise error from (OSError(errno.ENOSPC, "") if reply["full"] else None)
-    return list(reply["files"])
 
 
 @cache

@@ -6,14 +6,11 @@ others go on. This process alone sends runs to MLflow, and draws the pictures of
 
 from __future__ import annotations
 
-import base64
 import errno
 import os
-import pickle
 import select
 import signal
 import sys
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -345,7 +342,7 @@ def _take_turns(members: Sequence[Member], *, compared: bool) -> None:
         with suppress(Ended):  # told by the next answer
             member.worker.tell(timed=True, **member.attempt.request)
     if any(member.planned.cell.tracking.pictures for member in members):
-        with suppress(Exception):  # told by the cells, when they cannot be drawn
+        with suppress(Exception):  # told when they cannot be drawn
             plots.preload()
     for member in members:
         member.ask()
@@ -380,19 +377,28 @@ def _take_turns(members: Sequence[Member], *, compared: bool) -> None:
             member.worker.tell(do="finish", tags=_held_against(member, members))
         member.attempt.ledger.send(member.attempt)
     for member in waiting:
-        answer = member.ask()
-        if answer["is"] == "drawing":
-            member.ask(**_drawn(answer["what"], member.attempt.folder))
+        member.ask()
+    for member in members:
+        _draw(member)
 
 
-def _drawn(what: str, folder: Path) -> Message:
-    """Draw what a worker shows: the library that draws is imported once for all of them."""
+def _draw(member: Member) -> None:
+    """Draw what a cell's record shows; what cannot be drawn is said, and the run is as good.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    folder, cell = member.attempt.folder, member.planned.cell
+    if not cell.tracking.pictures or not (folder / journal.FILE).exists():
+        return
     try:
-        return {"files": plots.draw_shown(pickle.loads(base64.b64decode(what)), folder)}
-    except Exception as error:  # its run tells of it
-        full = is_disk_full(error)
-        said = f"cannot draw: {one_line(error)}"
-        return {"error": said, "trace": traceback.format_exc(), "full": full}
+        plots.draw(folder, cell.workload.problem)
+    except Exception as error:
+        if is_disk_full(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        again = f"draw them later: expkit draw {folder}"
+        screen = member.attempt.ledger.screen
+        screen.says(f"{cell.title}: no pictures ({one_line(error)}); {again}")
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 A file of JSON lines in the run's folder, written as the run goes. A folder holds one run. The kinds
 of lines:
 
-    run       version, id, name, params, tags, owner (host, pid, start), where it is to be sent
+    run       version, id, name, params, tags, owner (host, pid, start), where it is to be sent,
+              cell (what `expkit.config.thaw` makes the same cell of; from version 2 on)
     metric    key, values, steps, time
     tags      tags to add
     facts     what the program works with, see `expkit.measure.parity`
     sample    a repeat: its process, its placement, the seconds of each of its readings
     artifact  a file in the run's folder
-    end       status (FINISHED, FAILED, KILLED) and time
+    end       status (FINISHED, FAILED, KILLED) and time; artifacts, such as pictures, may follow
 
 Every line has its time, in milliseconds since 1970. Numbers that JSON lacks are written as `"nan"`,
 `"inf"` and `"-inf"`. A line that a kill tore apart is not a line: it is the last one, or what ended
@@ -47,7 +48,7 @@ from expkit.records import (
 )
 
 FILE = "journal.jsonl"
-VERSION = 1
+VERSION = 2
 """Of what the lines mean. Journals from before there were versions are read as 0."""
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 BEGINNING = b'{"kind": "'
@@ -135,6 +136,10 @@ class Journal:
     def end(self, status: str) -> None:
         """Close the run: FINISHED, FAILED or KILLED."""
         self.write("end", status=status)
+        self.close()
+
+    def close(self) -> None:
+        """Write no more."""
         self._file.close()
 
 

@@ -32,9 +32,14 @@ def write(folder: Path, state: Mapping[str, Any]) -> None:
     fresh.replace(folder / FILE)
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a journal that has ended is all in MLflow, with what was noted after its end."""
+    state = read(folder)
+    return bool(state.get("done")) and state["offset"] >= (folder / journal.FILE).stat().st_size
+
+
 def pending(place: Path, uri: str | None = None) -> Iterator[Path]:
     """Folders at or below `place` whose journal is not all in MLflow (at this address, as kept)."""
     for file in sorted(place.rglob(journal.FILE)):
-        state = read(file.parent)
-        if not state.get("done") or uri not in (None, state.get("uri")):
+        if not is_whole(file.parent) or uri not in (None, read(file.parent).get("uri")):
             yield file.parent

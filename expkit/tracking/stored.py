@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
+import numpy as np
+
+from expkit.contracts import HostArray
 from expkit.errors import UserError
 from expkit.measure.statistics import Rounds, nested
 from expkit.measure.stopping import Measure
@@ -130,6 +134,51 @@ def load(folder: Path) -> Stored:
         timed=timed,
         stable=tags.get("stable", "yes"),
     )
+
+
+PARAMS = "params.npz"
+"""What a run learnt, in its folder."""
+
+
+def title_of(folder: Path) -> str:
+    """What a run is called.
+
+    Raises:
+        UserError: its journal is damaged, or has no beginning.
+    """
+    run = journal.opening(folder)
+    if run is None:
+        raise UserError(f"{folder}: its journal has no beginning")
+    return str(run["name"])
+
+
+def metrics_of(folder: Path) -> dict[str, HostArray]:
+    """All that a run recorded of each metric, in its order.
+
+    Raises:
+        UserError: its journal is damaged.
+    """
+    found: dict[str, list[float]] = {}
+    for record, _ in journal.read(folder):
+        if record["kind"] == "metric":
+            found.setdefault(record["key"], []).extend(map(float, record["values"]))
+    return {key: np.array(values) for key, values in found.items()}
+
+
+def params_of(folder: Path) -> dict[str, HostArray]:
+    """The parameters that a run came to; empty where it kept none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = folder / PARAMS
+    if not file.exists():
+        return {}
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            return {name: np.asarray(kept[name], dtype=np.float64) for name in kept.files}
+    except (OSError, ValueError, BadZipFile) as error:
+        raise UserError(f"{file}: it cannot be read ({error})") from error
 
 
 def _threshold(value: object, file: Path) -> float:

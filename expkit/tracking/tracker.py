@@ -165,7 +165,7 @@ class Tracker:
 
     def missing(self) -> list[Path]:
         """The runs that it was asked to send and that are not all in MLflow."""
-        return [folder for folder in sorted(self._folders) if not sent.read(folder).get("done")]
+        return [folder for folder in sorted(self._folders) if not sent.is_whole(folder)]
 
     def _answer(self) -> Sent:
         self._await_start()
