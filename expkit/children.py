@@ -7,10 +7,14 @@ person's own module in that folder, a child finds too: it looks there last.
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+PR_SET_PDEATHSIG = 1
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 """For the environment of a child, so that it holds for what that starts in turn."""
 
@@ -28,3 +32,10 @@ def own_path() -> list[str]:
 def look_there_too(path: Sequence[str]) -> None:
     """Look for modules in these folders as well, after all others."""
     sys.path += [entry for entry in path if entry not in sys.path]
+
+
+def die_with_parent(parent: int) -> None:
+    """Should the parent die, nobody is there to read what this process measures (Linux)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before: this process would go on, beside its successor's
+        os._exit(1)

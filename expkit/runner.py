@@ -30,9 +30,10 @@ from expkit.measurement import Measurement, Now, Result
 from expkit.processes import measured_elsewhere
 from expkit.tracking import address
 from expkit.tracking import journal as journals
+from expkit.tracking.address import one_line
 from expkit.tracking.journal import Journal
 from expkit.tracking.stored import PARAMS
-from expkit.tracking.tracker import Tracker, one_line
+from expkit.tracking.tracker import Tracker
 
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf")
 

@@ -14,7 +14,7 @@ from expkit.cli.status import FAILED, MISUSED, OK, complain
 from expkit.config import default_outputs
 from expkit.errors import UserError
 from expkit.tracking import address, journal, known
-from expkit.tracking.tracker import one_line
+from expkit.tracking.address import one_line
 
 COMPARE = """\
 Compare B with A.

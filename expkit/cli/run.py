@@ -21,7 +21,8 @@ from expkit.cli.words import check_words, option_folder, parse
 from expkit.errors import ConfigError, UserError, is_disk_full
 from expkit.sweep.worker import spares
 from expkit.tracking import address, journal, known
-from expkit.tracking.tracker import Sent, Tracker, one_line
+from expkit.tracking.address import one_line
+from expkit.tracking.tracker import Sent, Tracker
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader

@@ -27,15 +27,16 @@ from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
 from expkit.cli.words import check_words
 from expkit.errors import ConfigError, UserError, is_disk_full
 from expkit.report import plots
-from expkit.report import sweep as report
 from expkit.report.units import count, megabytes
 from expkit.sweep import elsewhere, engine, names
+from expkit.sweep import table as report
 from expkit.sweep.manifest import Manifest, Planned, locked, named, newest, require_unused
 from expkit.sweep.pace import Pace
 from expkit.sweep.worker import end_spares
+from expkit.tracking.address import one_line
 from expkit.tracking.sent import pending
 from expkit.tracking.stored import ALIKE, FINISHED, Stored
-from expkit.tracking.tracker import Tracker, one_line
+from expkit.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from expkit import runner, streams
-from expkit.children import look_there_too
+from expkit.children import die_with_parent, look_there_too
 from expkit.config import thaw
 from expkit.errors import ParityError, UserError, is_disk_full
 from expkit.measure.environment import Activity
 from expkit.measurement import Measurement
-from expkit.processes import die_with_parent
 from expkit.sweep.worker import SAID, Message
-from expkit.tracking.tracker import one_line
+from expkit.tracking.address import one_line
 
 LOGGED = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
 """As in `conf/hydra/job_logging/expkit.yaml`."""

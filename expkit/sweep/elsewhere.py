@@ -32,7 +32,8 @@ from expkit.runner import record_failure
 from expkit.sweep import engine
 from expkit.sweep.manifest import Manifest, Planned
 from expkit.tracking import address, journal
-from expkit.tracking.tracker import Tracker, one_line
+from expkit.tracking.address import one_line
+from expkit.tracking.tracker import Tracker
 
 CELL = "EXPKIT_CELL"
 """The variable of a job's environment that holds its cell."""

@@ -34,7 +34,8 @@ from expkit.runner import record_failure
 from expkit.sweep.manifest import Manifest, Planned
 from expkit.sweep.worker import Ended, Message, Worker, end_spares
 from expkit.tracking import journal
-from expkit.tracking.tracker import Tracker, one_line
+from expkit.tracking.address import one_line
+from expkit.tracking.tracker import Tracker
 
 ALIVE = 8
 """Workers that are alive together by default, where one at a time is measured."""

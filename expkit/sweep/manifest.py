@@ -46,8 +46,8 @@ from expkit.records import (
 )
 from expkit.runner import record_failure
 from expkit.tracking import address, journal
+from expkit.tracking.address import one_line
 from expkit.tracking.stored import ALIKE, FINISHED, Stored, load
-from expkit.tracking.tracker import one_line
 
 FILE = "sweep.json"
 LOCK = "sweep.lock"

@@ -155,3 +155,9 @@ def _secrets(uri: str) -> set[str]:
     found = {field.partition("=")[2] for field in fields} | {parts.password or ""}
     forms = (form(secret) for secret in found for form in (str, unquote, unquote_plus))
     return set(filter(None, forms))
+
+
+def one_line(error: BaseException) -> str:
+    """An error's type and the first line of what it says, without passwords."""
+    said = scrub((str(error).strip().splitlines() or [""])[0])
+    return f"{type(error).__name__}: {said if len(said) <= 300 else said[:297] + '...'}"

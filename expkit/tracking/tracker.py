@@ -308,7 +308,7 @@ def _serve(answers: TextIO, progress: _Progress) -> None:
         uploader, broken = _uploader(progress), None
         progress()
     except Exception as error:  # a broken MLflow must not cost the run
-        uploader, broken = None, one_line(error)
+        uploader, broken = None, address.one_line(error)
     gc.freeze()  # the libraries stay, what a run leaves goes: a sweep has thousands
     gc.enable()
     folders: set[Path] = set()
@@ -327,7 +327,7 @@ def _serve(answers: TextIO, progress: _Progress) -> None:
         try:
             return Sent(uploader.send(folder, uri), None)
         except Exception as error:  # whatever MLflow or its server raises, the parent reports
-            failed[folder] = Sent(None, address.explain(one_line(error), uri))
+            failed[folder] = Sent(None, address.explain(address.one_line(error), uri))
             return failed[folder]
 
     for line in sys.stdin:
@@ -349,12 +349,6 @@ def _serve(answers: TextIO, progress: _Progress) -> None:
                     journal.end_orphan(folder)  # the parent has hung up in the middle of it
             if left:
                 answer(folder, last=True)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's type and the first line of what it says, without passwords."""
-    said = address.scrub((str(error).strip().splitlines() or [""])[0])
-    return f"{type(error).__name__}: {said if len(said) <= 300 else said[:297] + '...'}"
 
 
 def _child(parent: int) -> None:

@@ -26,7 +26,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from expkit.tracking import address, database, journal, sent
-from expkit.tracking.tracker import one_line
+from expkit.tracking.address import one_line
 
 OWNER = ("host", "namespace", "pid", "started")
 BATCH = 1000

@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_ray_launcher import ray_launcher
 
 from expkit.errors import UserError
-from expkit.tracking.tracker import one_line
+from expkit.tracking.address import one_line
 
 
 class RayLauncher(ray_launcher.RayLauncher):  # type: ignore[misc]

@@ -14,10 +14,10 @@ import yaml
 
 from expkit import __version__, config
 from expkit.report import plots
-from expkit.report.sweep import course, search
 from expkit.sweep import plan
 from expkit.sweep.manifest import Manifest, Planned
 from expkit.sweep.names import link
+from expkit.sweep.table import course, search
 from expkit.tracking.stored import load
 
 if TYPE_CHECKING:
