@@ -14,6 +14,7 @@ test: .venv/ready
 lint: .venv/ready types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: .venv/ready
 	$(BIN)/mypy expkit plugins tests benchmarks docs/make.py docs/tutorials.py

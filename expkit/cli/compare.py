@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expkit.cli.run import (
+from expkit.cli.session import (
     draw,
     interruptible,
     not_in_mlflow,

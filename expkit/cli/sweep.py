@@ -22,7 +22,7 @@ from yaml import YAMLError
 from expkit.cli.addresses import allow_stored
 from expkit.cli.complaints import explain
 from expkit.cli.progress import waiting_for
-from expkit.cli.run import interruptible, not_in_mlflow, show, tracker_for, where_told
+from expkit.cli.session import interruptible, not_in_mlflow, show, tracker_for, where_told
 from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
 from expkit.cli.words import check_words
 from expkit.errors import ConfigError, UserError, is_disk_full

@@ -1,0 +1,259 @@
+"""What every command that runs something does around it: signals, MLflow's process, last lines."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from expkit.cli.status import FAILED, INTERRUPTED, MISUSED, TERMINATED, complain
+from expkit.errors import UserError, is_disk_full
+from expkit.tracking import address, journal, known
+from expkit.tracking.address import one_line
+from expkit.tracking.tracker import Sent, Tracker
+
+if TYPE_CHECKING:
+    from expkit.config import Cell
+
+DAY = re.compile(r"\d{4}-\d\d-\d\d")
+NO_RUN = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: as an interrupt, with an exit status of its own."""
+
+
+def interruptible(work: Callable[[], int]) -> int:
+    """The work's exit status, or that of the signal or mistake that ended it."""
+    with _terminate_raises():
+        try:
+            return work()
+        except BaseException as error:
+            return _status(error)
+
+
+def _status(error: BaseException) -> int:
+    """The exit status for what ended the command, after its one line on stderr."""
+    interrupt = _interrupt(error)
+    if interrupt is not None:
+        return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
+    if isinstance(error, UserError):
+        return complain(error)
+    if is_disk_full(error):
+        return complain("the disk is full; free some of it, then try again", FAILED)
+    if isinstance(error, OSError) and error.filename is not None:
+        return complain(f"outputs: cannot write {error.filename} ({error.strerror})")
+    raise error
+
+
+def _interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The signal behind an error: a library may trip over it while it tidies up."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def runs_nothing(argv: Sequence[str]) -> bool:
+    """Whether the words ask for help or for information alone."""
+    return any(word in NO_RUN or word.startswith(("--cfg=", "--info=")) for word in argv)
+
+
+@contextmanager
+def tracker_for(argv: Sequence[str]) -> Iterator[Tracker | None]:
+    """MLflow's process, started before anything is imported: it is what takes longest."""
+    if "tracking=none" in argv or runs_nothing(argv):
+        yield None
+        return
+    with _tracked() as tracker:
+        yield tracker
+
+
+@contextmanager
+def _tracked() -> Iterator[Tracker]:
+    """A tracker, closed at the end; where a signal ends it, say what MLflow has not got."""
+    tracker = Tracker()
+    try:
+        with _hurried_by_signals(tracker), closing(tracker):
+            yield tracker
+    except BaseException as error:
+        if _interrupt(error) and (missing := tracker.missing()):
+            not_in_mlflow(tracker.trouble, Path(os.path.commonpath(missing)))
+        raise
+
+
+@contextmanager
+def _hurried_by_signals(tracker: Tracker) -> Iterator[None]:
+    """Let MLflow know that the person waits: each Ctrl-C leaves it less time."""
+
+    def hurry(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT or not tracker.hurried:
+            tracker.hurry()
+        before[number](number, frame)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, hurry)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _terminate_raises() -> Iterator[None]:
+    def raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def require_plain(outputs: Path) -> None:
+    """See that Hydra can be told of an outputs folder.
+
+    Raises:
+        UserError: its name has what Hydra reads as a reference.
+    """
+    if "${" in str(outputs):
+        raise UserError(f"outputs: got {str(outputs)!r}, takes a folder without ${{ in its name")
+
+
+def draw(jobs: Sequence[tuple[Cell, Path]]) -> None:
+    """Draw what the runs' records show; what cannot be drawn is said, and the run is as good.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    from expkit.report import plots
+
+    for cell, folder in jobs:
+        try:
+            if cell.tracking.pictures:
+                plots.draw(folder, cell.workload.problem)
+        except Exception as error:
+            if is_disk_full(error):
+                raise
+            again = f"draw them later: expkit draw {shlex.quote(str(folder))}"
+            complain(f"no pictures ({one_line(error)}); {again}", FAILED)
+
+
+def send(folders: Sequence[Path], tracker: Tracker | None) -> list[Sent]:
+    """Wait until MLflow has these runs, which have ended; what became of each."""
+    from expkit.cli.progress import waiting_for
+
+    if tracker is None:
+        return []
+    with waiting_for("MLflow"):
+        return [tracker.update(folder, last=True) for folder in folders]
+
+
+def reported(work: Callable[[], int], folder: Path) -> int:
+    """The exit status of work that is kept in this folder; one line for what goes wrong in it."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from expkit.config import plain_reason
+
+    try:
+        return work()
+    except (UserError, OmegaConfBaseException) as error:
+        if isinstance(error, OmegaConfBaseException):
+            error = UserError(plain_reason(error))
+        tidy(folder)
+        return complain(error, FAILED if folder.is_dir() else MISUSED)
+    except KeyboardInterrupt:
+        tidy(folder)
+        if not folder.is_dir():
+            complain("interrupted before the run began")
+        elif _has_ended(folder):
+            complain(f"interrupted; by then all was measured, and it is in {folder}")
+        else:
+            complain(f"interrupted; what was measured is in {folder}")
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            kept = f"what could be kept is in {folder}"
+            return complain(f"the disk is full; {kept}; free some of it, then try again", FAILED)
+        return complain(f"the run failed: {one_line(error)}{where_told(folder)}", FAILED)
+
+
+def _has_ended(folder: Path) -> bool:
+    """Whether the runs of a folder came to their own end, and nothing but MLflow was waited for."""
+    with suppress(UserError, OSError):  # damaged meanwhile
+        files = folder.rglob(journal.FILE)
+        ends = [
+            [r["status"] for r, _ in journal.read(f.parent) if r["kind"] == "end"] for f in files
+        ]
+        return all(end and end != ["KILLED"] for end in ends)
+    return False
+
+
+def tidy(folder: Path) -> None:
+    """Remove a run's folder if nothing is in it, and those of its day and kind alike."""
+    with suppress(OSError):  # there is something in it, or it is not there
+        folder.rmdir()
+        for parent in folder.parents[:2]:
+            if parent.name != "runs" and not DAY.fullmatch(parent.name):
+                break
+            parent.rmdir()
+
+
+def show(text: str) -> None:
+    """Print at once, also where what is printed goes to a file."""
+    print(text, flush=True)
+
+
+def not_in_mlflow(error: str, folder: Path) -> int:
+    """Say how to send it later."""
+    later = f"send it later: expkit sync {shlex.quote(str(folder))}"
+    return complain(f"not in MLflow ({error}); {later}", FAILED)
+
+
+def where_told(folder: Path) -> str:
+    """Where to read the whole error; nothing where it could not be written, as on a full disk."""
+    report = folder / "error.txt"
+    with suppress(OSError):
+        if not report.exists():  # it went wrong before the run began
+            report.write_text(traceback.format_exc())
+        if report.stat().st_size:
+            return f"; see {report}"
+    return f"; what could be kept is in {folder}"
+
+
+@contextmanager
+def used_by(
+    cells: Sequence[Cell], folder: Path, tracker: Tracker | None
+) -> Iterator[Tracker | None]:
+    """The tracker, if the first cell wants one: made now if the words did not show it before.
+
+    It is told where to send the cells' runs, which are kept in this folder.
+    """
+    if cells[0].tracking.kind == "none":
+        yield None
+    elif tracker is not None:
+        _allow(tracker, cells, folder)
+        yield tracker
+    else:
+        with _tracked() as late:
+            _allow(late, cells, folder)
+            yield late
+
+
+def _allow(tracker: Tracker, cells: Sequence[Cell], folder: Path) -> None:
+    from expkit.config import default_outputs
+
+    for cell in cells:
+        known.remember(cell.address, folder, default_outputs())
+        tracker.allow(address.without_password(cell.address), cell.address)
