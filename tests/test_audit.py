@@ -225,6 +225,24 @@ def test_others_that_hide_it_now_and_then_do_not_hide_it() -> None:
     assert found.outcome == "off_the_clock"
 
 
+class Alternating(Working):
+    """Honest steps of which every other stretch takes five times as long, such as for memory."""
+
+    asked = 0
+
+    def advance(self, n: int) -> None:
+        self.asked += 1
+        spin(n * STEP_S * (5 if self.asked % 4 == 1 else 1))
+
+
+def test_what_alternates_is_believed_in_the_end() -> None:
+    program = Alternating(200, {"advance": 1.0})
+    audit = Audit(cast(Program, program), program.synchronize, program.room, lambda: 1e-9)
+    program.asked = 0
+    assert audit.meanwhile() is None
+    assert program.asked < 100
+
+
 def test_what_is_computed_while_the_audit_reads_its_clock_is_found() -> None:
     found = [audited({}, made=Queueing, room=1000) for _ in range(12)]
     assert found == ["not_synchronized"] * 12

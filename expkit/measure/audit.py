@@ -67,6 +67,8 @@ by how many fewer it is believed: other processes make a fault look honest in so
 an honest program look faulty in few (a sequential test, as in Wald 1945). Of steps that take long,
 whose times are little disturbed, one that spares nothing will do.
 """
+TRIES = 30
+"""Of them at most: memory that is given back and taken again makes every other one look so."""
 REMEMBERED = 3.0
 LONG_STEP_S = 0.05
 """From which on noise is small beside a step: once will do."""
@@ -226,7 +228,9 @@ class Audit:
         score, doubt = 0, SPARED if self._long else SPARED_OFTEN
         at_once = rested = math.inf
         self.short = False
-        while -doubt < score < CONVINCED:
+        tries = 0
+        while -doubt < score < CONVINCED and tries < TRIES:
+            tries += 1
             sleep(PAUSE_S * max(0, score))
             this = self._whole(n, 0.0)
             if this < TOLD_S:  # it may be done before we can ask: that takes more steps to see
@@ -239,7 +243,7 @@ class Audit:
             at_once, rested = min(at_once, this), min(rested, later)
             score += 1 if later <= (1 - RESTED) * this else -1
         self._program.reset()
-        found = not self.short and score > 0 and rested <= (1 - RESTED) * at_once
+        found = score == CONVINCED and rested <= (1 - RESTED) * at_once
         if not found:
             return None
         return Finding(
