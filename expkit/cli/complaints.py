@@ -80,7 +80,7 @@ def _unreadable(word: str) -> str:
     if not mark:
         return f"{word}: no such command, takes {', '.join(COMMANDS)}, or words as key=value"
     rule = "quotes around a value that holds any of = , : { } [ ] ( ) or begins with a space"
-    return f"""{word}: cannot be read; takes {rule}, such as '{key}="..."'"""
+    return f"""{word}: cannot be read; takes key=value, with {rule}, such as '{key}="..."'"""
 
 
 def _missing(error: MissingConfigException) -> str:
