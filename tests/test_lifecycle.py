@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +23,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from expkit.tracking import journal
+from expkit.tracking import address, journal
 
 if TYPE_CHECKING:
     from conftest import Done, Expkit
@@ -326,7 +325,6 @@ def refused(expkit: Expkit, uri: str) -> list[str]:
 
 
 def test_four_runs_at_once_in_a_new_folder(expkit: Expkit) -> None:
-    shutil.rmtree(expkit.outputs)
     runs = [expkit.start(*SHORT, f"seed={seed}") for seed in range(4)]
     for done in [expkit.end(run) for run in runs]:
         assert (done.status, done.err) == (0, "")
@@ -338,7 +336,6 @@ def test_four_runs_at_once_in_a_new_folder(expkit: Expkit) -> None:
 
 
 def test_without_mlflow_the_journal_is_complete(expkit: Expkit) -> None:
-    shutil.rmtree(expkit.outputs)
     done = loaded_by(expkit, "from expkit.cli import main; main(['tracking=none', 'steps=250'])")
     assert not {"mlflow", "torch", "jax"} & set(done.out.split()), done
     assert not (expkit.outputs / "mlflow.db").exists()
@@ -392,7 +389,8 @@ def test_a_torn_journal_is_sent_up_to_the_tear(expkit: Expkit) -> None:
     for folder, torn in zip(expkit.folders(), tears, strict=True):
         tear(folder / "journal.jsonl", torn)
         held.append(in_journal(folder))
-    done = expkit("sync")
+    everything = ("sync", "--uri", address.local(expkit.outputs))
+    done = expkit(*everything)
     assert "Traceback" not in done.err
     assert not any(str(folder) in done.err for folder in expkit.folders()[1:]), done
     sent = {run.tags["expkit.folder"]: run for run in in_mlflow(expkit)}
@@ -404,7 +402,7 @@ def test_a_torn_journal_is_sent_up_to_the_tear(expkit: Expkit) -> None:
     ends = [(run.status, run.tags["outcome"]) for run in runs if run]
     assert ends == [("KILLED", "interrupted")] * 3 + [("FINISHED", "ok")]
     assert [in_journal(folder) for folder in expkit.folders()] == held
-    again = expkit("sync").out
+    again = expkit(*everything).out
     assert not any(run.id in again for run in runs if run)
 
 

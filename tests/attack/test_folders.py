@@ -486,7 +486,7 @@ JOURNALS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "binary garbage": added(b"\x80\x00\xff\xfe"),
     "garbage alone": lambda lines: [b"\x80\x00\xff\xfe" * 100],
     "a torn line of a run that finished": added(b'{"kind": "metric", "val'),
-    "a newer version": line("run", version=2),
+    "a newer version": line("run", version=journal.VERSION + 1),
     "a version that is a text": line("run", version="1"),
     "no name": line("run", name="gone"),
     "a name that is a number": line("run", name=1),
