@@ -19,7 +19,7 @@ import math
 import os
 import resource
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -258,12 +258,13 @@ class Audit:
         self._synchronize()
         if rest_s:
             sleep(rest_s)
-        started = _Stopwatch()
-        self._program.advance(n)
-        self._synchronize()
-        self._program.losses()
-        self._program.params()
-        return started.seconds()
+        with _no_collection():
+            started = _Stopwatch()
+            self._program.advance(n)
+            self._synchronize()
+            self._program.losses()
+            self._program.params()
+            return started.seconds()
 
     def ahead(self, build: Callable[[int], Program]) -> Finding | None:
         """What was computed before the clock: in `reset`, `reallocate` or when building.
@@ -339,19 +340,30 @@ class Audit:
         clocked = perf_counter() - start
         if n:
             self._step_seconds = min(self._step_seconds, clocked / n)
-        collecting = gc.isenabled()
-        gc.disable()  # what a collection takes here is of all that was allocated before
-        started = _Stopwatch()
-        program.losses()
-        if params:
-            program.params()
-        after, waited = started.lap()
-        if collecting:
-            gc.enable()
+        with _no_collection():
+            started = _Stopwatch()
+            program.losses()
+            if params:
+                program.params()
+            after, waited = started.lap()
         program.reset()
         synchronize()
         # Not what it computes itself: memory that steps have used is given back here.
         return clocked, after + max(0.0, started.lap()[1] - waited)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """What a collection of garbage takes is of all that was allocated before; and where tries take
+    turns, it may come in every other one.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def number_seconds(backend: Backend) -> float:
