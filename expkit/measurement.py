@@ -51,7 +51,7 @@ PLACES = 3
 """At most, where later steps are checked, if the reference ends before the last."""
 LATER_SHARE, ELSEWHERE_SHARE = 0.6, 0.2
 """Of the time for checking, what the reference may take for later steps, and for another start."""
-MANY = 64
+MANY = 16
 """How many times as many steps are looked at, at most, where they are too short to tell."""
 LONG = 10
 """Times what the audit wants of steps on the clock: such a program is not looked at early."""
