@@ -35,7 +35,7 @@ def look_there_too(path: Sequence[str]) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Should the parent die, nobody is there to read what this process measures (Linux)."""
+    """Have the kernel kill this process when its parent dies (Linux): nobody would read it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before: this process would go on, beside its successor's
         os._exit(1)

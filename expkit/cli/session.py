@@ -132,7 +132,7 @@ def require_plain(outputs: Path) -> None:
 
 
 def draw(jobs: Sequence[tuple[Cell, Path]]) -> None:
-    """Draw what the runs' records show; what cannot be drawn is said, and the run is as good.
+    """Draw the pictures of these runs. One that cannot be drawn is reported and fails no run.
 
     Raises:
         OSError: the disk is full.

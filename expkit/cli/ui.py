@@ -62,7 +62,7 @@ def ui(outputs: Path, port: int) -> int:
 
 
 def _serve(outputs: Path, port: int) -> int:
-    """Until it is to end, which is success, or the server ends by itself, which is none."""
+    """Serve the page until a signal comes; a server that ends by itself is a failure."""
     _end_by_signals()
     uri = address.local(outputs)
     words = ["--workers", "1", "--host", HOST, "--port", str(port), "--backend-store-uri", uri]
