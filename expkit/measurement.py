@@ -19,6 +19,7 @@ from expkit.contracts import Counted, FallenBack, HostArray, Operation, Program
 from expkit.errors import PluginError
 from expkit.measure import answer, parity
 from expkit.measure.audit import (
+    AHEAD,
     CLOCKED_S,
     FETCHES,
     GROWTH,
@@ -53,8 +54,6 @@ LATER_SHARE, ELSEWHERE_SHARE = 0.6, 0.2
 """Of the time for checking, what the reference may take for later steps, and for another start."""
 MANY = 16
 """How many times as many steps are looked at, at most, where they are too short to tell."""
-LONG = 10
-"""Times what the audit wants of steps on the clock: such a program is not looked at early."""
 CHECKED_SHARE = 0.25
 """The share of the timed part that the reference may take, where that is more than a second."""
 
@@ -186,6 +185,7 @@ class Measurement:
         """Times the steps are run in one reading, where once is too short for the clock."""
         self._every = cell.log_every
         """Steps between two readings."""
+        self._ahead_s = 0.0
         self._number_seconds = 0.0
         """Of fetching one number from the device."""
         self._step_seconds = 0.0
@@ -250,7 +250,7 @@ class Measurement:
                 self._watch(Now("warming up"))
                 warm = warm_up(self._program, self._synchronize, cell.workload.steps)
                 self._number_seconds = self._price_numbers()
-                short = warm.step_seconds * self._room < LONG * CLOCKED_S
+                short = warm.step_seconds * self._room < CLOCKED_S
                 found = self._audited_early() if short else None
                 if found is None:
                     result.warm_up = self._run_before(self._fit_readings(warm), warm.first_seconds)
@@ -271,7 +271,7 @@ class Measurement:
         """A program with room for this many."""
         return self.cell.backend.build(dataclasses.replace(self.cell.workload, steps=steps))
 
-    def _audit(self, room: int = 0) -> Audit:
+    def _audit(self, room: int = 0, number_s: float | None = None) -> Audit:
         """Of this program, or of one that has room for so many more steps; by default of one that
         has where its own take next to no time.
         """
@@ -281,7 +281,7 @@ class Measurement:
         if room > self._room:
             program = self._build(room)
         synchronize = partial(self.cell.backend.synchronize, program)
-        return Audit(program, synchronize, room, self._price_numbers)
+        return Audit(program, synchronize, room, self._price_numbers, number_s)
 
     def _price_numbers(self) -> float:
         """Seconds of fetching a loss; an operation has none."""
@@ -291,18 +291,26 @@ class Measurement:
         """Work that the clock does not see, of steps that all but take no time: before they are
         made many.
         """
-        audit = longer = self._audit()
-        found = audit.all_left() or audit.meanwhile()
+        audit = self._audit(number_s=self._number_seconds)
+        return audit.all_left() or self._meanwhile(audit) or self._ahead(audit)
+
+    def _meanwhile(self, audit: Audit) -> Finding | None:
+        longer, found = audit, audit.meanwhile()
         while found is None and longer.short and longer.room < MANY * audit.room:
             longer = self._audit(GROWTH * longer.room)
             found = longer.meanwhile()
-        return found or audit.ahead(self._build)
+        return found
+
+    def _ahead(self, audit: Audit) -> Finding | None:
+        found = audit.ahead(self._build)
+        self._ahead_s = audit.ahead_s
+        return found
 
     def _audited(self, *, ahead: bool) -> Finding | None:
         """The same of the program that will be timed; of what was done `ahead` where asked."""
-        audit = self._audit()
+        audit = self._audit(number_s=self._number_seconds)
         found = audit.left(self._lengths, self._step_seconds)
-        return found or ((audit.meanwhile() or audit.ahead(self._build)) if ahead else None)
+        return found or ((self._meanwhile(audit) or self._ahead(audit)) if ahead else None)
 
     def _audited_again(self) -> Finding | None:
         """The same after the last repeat, and over the repeats themselves."""
@@ -311,8 +319,10 @@ class Measurement:
         beside = [more - FETCHES * n * number_s for n, more in zip(steps, read, strict=True)]
         if found := left_in_readings(clocked, beside):
             return found
-        audit = self._audit()
+        audit = self._audit(number_s=number_s)
         found = audit.left(self._lengths, self._step_seconds) or audit.meanwhile()
+        if not found and self._ahead_s > AHEAD * self.result.step_seconds:
+            found = audit.ahead(self._build, self.result.step_seconds)
         backend, workload = self.cell.backend, self.cell.workload
         if found or not answer.another_start(backend, workload, self._rng):
             return found

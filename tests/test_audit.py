@@ -201,6 +201,46 @@ def test_what_is_left_of_a_few_steps_is_found(asked: int) -> None:
     assert audited({"advance": 1.0}, asked=asked, fixed=2e-5) is None
 
 
+class Blocks(Working):
+    """Works half a reading and more at a time; what is left is done when losses are read."""
+
+    step_s = 1e-4
+
+    def advance(self, n: int) -> None:
+        before, self.left = self.left, (self.left + n) % self.room
+        spin((before + n - self.left) * self.step_s)
+
+    def losses(self, start: int = 0) -> HostArray:
+        spin(self.left * self.step_s)
+        return super().losses(start)
+
+
+def test_the_length_of_a_reading_is_looked_at_however_long_reading_takes() -> None:
+    """All steps together leave nothing, and reading what they leave asks for that many."""
+    program = cast(Program, Blocks(100, {}, fixed=1e-3))
+    audit = Audit(program, program.synchronize, 100, lambda: 1e-9)
+    found = audit.left((50, 50), 6e-5)
+    assert found is not None
+    assert found.outcome == "not_synchronized"
+
+
+@pytest.mark.parametrize(("takes_s", "found"), [(STEP_S, False), (STEP_S / 3, True)])
+def test_what_is_done_ahead_is_held_against_the_step_as_it_is_when_it_is_known(
+    takes_s: float, found: bool
+) -> None:
+    """A step that has just been built may take longer than it will."""
+
+    def build(steps: int) -> Program:
+        return cast(Program, Working(steps, {"advance": 1.0, "reset": 0.09}))
+
+    program = build(400)
+    audit = Audit(program, program.synchronize, 400, lambda: 1e-9)
+    audit.all_left()
+    assert audit.ahead(build) is None
+    assert 0.03 * STEP_S < audit.ahead_s < 0.15 * STEP_S
+    assert (audit.ahead(build, takes_s) is not None) == found
+
+
 def test_what_is_computed_while_nobody_asks_is_found() -> None:
     assert audited({"advance": 1.0}, made=Hurrying) == "off_the_clock"
 

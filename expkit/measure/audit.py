@@ -75,7 +75,6 @@ LONG_STEP_S = 0.05
 MORE = 16.0
 """Times as many steps at most, where some were too few."""
 BLATANT, BLATANT_S = 10.0, 1e-3
-DRAWN = 2
 NUMBERS = 100
 READING_NOISE_S = 2e-4
 """What reading the losses once may take longer than it did before, by chance."""
@@ -107,6 +106,7 @@ class Audit:
         synchronize: Callable[[], None],
         room: int,
         fetching: Callable[[], float],
+        fetch_seconds: float | None = None,
     ) -> None:
         """Look at what the calls take without steps.
 
@@ -114,13 +114,16 @@ class Audit:
             room: the most steps that the program takes between two resets.
             fetching: tells what fetching a loss takes now, see `number_seconds`; 0 for an
                 operation, which has none.
+            fetch_seconds: what it took just now, where that is known.
         """
         self._program, self._synchronize, self.room = program, synchronize, room
         self.short = False
         """Whether all its steps together were too short to tell what is done `meanwhile`."""
+        self.ahead_s = 0.0
+        """About what is done `ahead` for a step."""
         _own()  # to open what it reads lets others have the interpreter
-        self._fetching, self._fetch_seconds = fetching, 0.0
-        self._price_fetches()
+        self._fetching = fetching
+        self._fetch_seconds = FETCHES * (fetching() if fetch_seconds is None else fetch_seconds)
         self._rng = np.random.default_rng()
         self._step_seconds = math.inf
         program.reset()
@@ -137,18 +140,18 @@ class Audit:
         """What is still computed when losses and parameters are read.
 
         Args:
-            lengths: that are timed; others are drawn at random.
+            lengths: that are timed; another one is drawn at random.
             step_seconds: what a step takes on the clock.
         """
         each = max(step_seconds, 1e-9)
         least = min(self.room, 2 + int(max(CLOCKED_S, READINGS * self._reading) / each))
         most = max(least, min(self.room, int(CYCLE_S / each)))
-        drawn = map(int, self._rng.integers(least, most, size=DRAWN, endpoint=True))
+        drawn = int(self._rng.integers(least, most, endpoint=True))
         timed = {min(max(n, least), most) for n in lengths}
-        asked = (least,) if self._long else (*timed, *drawn)
+        asked = {least} if self._long else {*timed, drawn}
         found = next(filter(None, map(self._left_after, asked)), None)
         if self._fetch_seconds and not self._long and not found:
-            short = {n for n in lengths if n > 1 and n * self._step_seconds < CLOCKED_S}
+            short = {n for n in lengths if 1 < n < least}
             found = next(filter(None, map(self._left_after_few, short)), None)
         self._program.reset()
         return found
@@ -159,7 +162,7 @@ class Audit:
         """
         found = self._left_after(self.room)
         for _ in range(0 if found else READINGS):  # of a time that is to be relied on
-            self._cycle(self.room)
+            self._cycle(min(self.room, 1 + int(CLOCKED_S / max(self._step_seconds, 1e-9))))
         self._program.reset()
         return found
 
@@ -266,7 +269,9 @@ class Audit:
             self._program.params()
             return started.seconds()
 
-    def ahead(self, build: Callable[[int], Program]) -> Finding | None:
+    def ahead(
+        self, build: Callable[[int], Program], step_seconds: float = math.inf
+    ) -> Finding | None:
         """What was computed before the clock: in `reset`, `reallocate` or when building.
 
         Only where these calls take long beside the steps are other programs built, for more and
@@ -274,8 +279,9 @@ class Audit:
 
         Args:
             build: makes the program for this many steps.
+            step_seconds: what a step takes on the clock, where that is known better than here.
         """
-        clocked = self.room * self._step_seconds
+        clocked = self.room * min(self._step_seconds, step_seconds)
         building, placing = self._made(build, self.room)
         quick = building <= BUILDING_S
         once = placing + (building if quick else 0.0)
@@ -301,12 +307,13 @@ class Audit:
         this, one, more = once, math.inf, math.inf
         for _ in _hearings():
             larger = seconds((1 + times) * self.room)
-            if larger - this <= allowed:
-                return None
-            this = seconds(self.room)
-            one, more = min(one, this), min(more, larger)
-            grown = min(larger - this, more - one)  # by turns, and in the best case of each
+            grown = larger - this
+            if grown > allowed:
+                this = seconds(self.room)
+                one, more = min(one, this), min(more, larger)
+                grown = min(larger - this, more - one)  # by turns, and in the best case of each
             if grown <= allowed:
+                self.ahead_s = grown / (times * self.room)
                 return None
         return Finding(
             "off_the_clock",
