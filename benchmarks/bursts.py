@@ -23,8 +23,8 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter, sleep
 
+from expkit.record.stored import Stored, load
 from expkit.report.units import seconds
-from expkit.tracking.stored import Stored, load
 
 COMMAND = (sys.executable, "-m", "expkit", "problem=sine", "tracking=none")
 SHORTEST_S, LONGEST_S = 0.3, 1.0

@@ -26,7 +26,7 @@ from time import perf_counter
 from benchmarks import planted
 from benchmarks.machine import machine
 from benchmarks.planted.kinds import CELLS
-from expkit import runner
+from expkit import conduct
 from expkit.config import compose_cell
 
 WORDS = (
@@ -149,13 +149,13 @@ def _run(case: Case, folder: Path, pipe: Connection) -> None:
     os.setpgid(0, 0)
     try:
         cell = compose_cell(*case.words)
-        result = runner.run(cell, folder, None, lambda *_: None)
+        result = conduct.run(cell, folder, None, lambda *_: None)
     except Exception as error:  # a planted program that breaks is told like any other
         pipe.send(Found("failed", f"{type(error).__name__}: {error}"))
         return
     seconds = result.summary.median if result.summary else None
-    if result.outcome == "ok" and result.unlike:
-        pipe.send(Found(UNLIKE, "; ".join(result.unlike), seconds))
+    if result.outcome == "ok" and result.broken:
+        pipe.send(Found(UNLIKE, "; ".join(result.broken), seconds))
     else:
         pipe.send(Found(result.outcome, result.reason or "", seconds))
 

@@ -22,11 +22,11 @@ from time import monotonic, perf_counter, sleep
 from typing import Any
 
 from benchmarks.machine import machine
+from expkit.conduct import run_together
 from expkit.config import Cell, compose_cell
 from expkit.contracts import Program, Workload
 from expkit.measure.clock import timed
 from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER, judge
-from expkit.runner import run_together
 
 BUDGET_S = 10
 CASES = {

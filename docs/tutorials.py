@@ -31,15 +31,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are not ins
 from benchmarks import loops, printed
 from benchmarks.pairs import paired
 from expkit.authors import first_params
+from expkit.conduct import run_together
 from expkit.config import Cell, compose_cell
 from expkit.contracts import HostArray, Program
 from expkit.measure.environment import cpu_model, git_state, versions
 from expkit.measure.parity import differences
 from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER, UNLIKE, Verdict, held
-from expkit.measurement import Result
 from expkit.problems.linear import Linear
+from expkit.record.result import Result
 from expkit.report.units import seconds
-from expkit.runner import run_together
 
 DTYPES = ("float64", "float32")
 NOT_MEASURED = "not measured"

@@ -28,9 +28,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-import expkit
-import expkit.optimizers
-import expkit.problems
+from expkit import optimizers, problems
 from expkit.contracts import Backend, Operation, Optimizer, Problem, Recommended, Workload
 from expkit.errors import ConfigError, PluginError, UnsetError, UserError, require
 from expkit.measure.stopping import Measure
@@ -45,6 +43,8 @@ MOST = 2**31 - 1
 """The greatest integer that a key takes: the losses of so many steps can be kept."""
 MOST_OF_PROBLEM = 10**12
 """Of a problem's sizes: what fits in memory is for the machine to say, what is an index is not."""
+PLAIN = re.compile(r"[\w.:@+/-]+")
+"""A value that means nothing to Hydra's grammar but itself."""
 MOST_SEED = 2**63 - 1
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
@@ -155,6 +155,19 @@ class Cell:
     resolved: Mapping[str, Any]
     frozen: Mapping[str, Any]
 
+    def but(self, *words: str, **values: object) -> Cell:
+        """The same cell with something changed, in words or values.
+
+        >>> compose_cell("problem=linear").but("seed=3", optimizer="adam").title
+        'linear · numpy · adam'
+
+        Raises:
+            UserError: an unknown option or key, a wrong type or a bad range.
+        """
+        changed = (*words, *words_of(values))
+        kept = {word.partition("=")[0]: word for word in (*self.frozen["words"], *changed)}
+        return compose_cell(*kept.values())
+
     @property
     def title(self) -> str:
         return " · ".join(self.names[group] for group in self.names)
@@ -202,7 +215,7 @@ def register() -> list[Path]:
     for group, name, node in plugins.for_sweeps():
         store.store(group=group, name=name, node=node)
     taken = {}
-    for group, package in (("problem", expkit.problems), ("optimizer", expkit.optimizers)):
+    for group, package in (("problem", problems), ("optimizer", optimizers)):
         for name, cls in _classes(package):
             store.store(group=group, name=name, node=_option(cls))
             taken[Path(group, f"{name}.yaml")] = "expkit"
@@ -264,6 +277,28 @@ def compose_cell(*words: str) -> Cell:
     return build_cell(composed, choices, words)
 
 
+def words_of(values: Mapping[str, object]) -> list[str]:
+    """Values in the words of the command line."""
+    return [f"{key}={_in_grammar(value)}" for key, value in values.items()]
+
+
+def _in_grammar(value: object) -> str:
+    """A value in Hydra's grammar; a list is a choice of several.
+
+    >>> [_in_grammar(value) for value in (3, None, True, "sine", "a b", ["numpy", "torch"])]
+    ['3', 'null', 'true', 'sine', "'a b'", 'numpy,torch']
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return ",".join(map(_in_grammar, value))
+    said = str(value)
+    if PLAIN.fullmatch(said):
+        return said
+    escaped = said.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 def as_typed(words: Sequence[str]) -> list[str]:
     """The words that Hydra keeps; what they refer to is not looked up."""
     found: Any = OmegaConf.to_container(words, resolve=False)
@@ -305,7 +340,7 @@ def default_outputs() -> Path:
     """EXPKIT_OUTPUTS if set; in a checkout its `outputs/`; else `outputs/` in or above here."""
     if chosen := os.environ.get("EXPKIT_OUTPUTS"):
         return Path(chosen).absolute()
-    checkout = Path(expkit.__file__).parent.parent
+    checkout = Path(__file__).parent.parent
     if (checkout / "conf").is_dir() and (checkout / "pyproject.toml").is_file():
         return checkout / "outputs"
     here = Path.cwd()
@@ -498,7 +533,7 @@ def _is_installed(target: str, group: str) -> bool:
     """Whether an option of this group names this class, the core's or an installed plugin's."""
     from expkit import plugins
 
-    core = {"problem": expkit.problems, "optimizer": expkit.optimizers}
+    core = {"problem": problems, "optimizer": optimizers}
     own = (_path(cls) for _, cls in _classes(core[group])) if group in core else ()
     return target in own or plugins.names(target, group)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -35,7 +36,7 @@ class Unavailable(UserError):
 class ParityError(UserError):
     """Cells that were to do the same work do not."""
 
-    def __init__(self, unlike: list[str]) -> None:
+    def __init__(self, unlike: Sequence[str]) -> None:
         super().__init__(f"not like for like: {'; '.join(unlike)}")
 
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from expkit import children
+from expkit import child
 
 TERM_S = 3.0
 """Between SIGTERM and SIGKILL."""
@@ -25,8 +25,8 @@ TERM_S = 3.0
 def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
     """Start a command below a guard, in a session of its own: Ctrl-C is the caller's to handle."""
     return subprocess.Popen(
-        children.command("expkit.guard", *command),
-        env={**os.environ, **children.SAFE_PATH},
+        child.command("expkit.guard", *command),
+        env={**os.environ, **child.SAFE_PATH},
         stdin=subprocess.PIPE,
         start_new_session=True,
     )

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from expkit import runner
+from expkit import conduct
 from expkit.authors import StepProgram, manual
 from expkit.config import compose_cell
 from expkit.contracts import HostArray, Program
@@ -217,8 +217,8 @@ class Blocks(Working):
 
 def test_the_length_of_a_reading_is_looked_at_however_long_reading_takes() -> None:
     """All steps together leave nothing, and reading what they leave asks for that many."""
-    program = cast(Program, Blocks(100, {}, fixed=1e-3))
-    audit = Audit(program, program.synchronize, 100, lambda: 1e-9)
+    program = Blocks(100, {}, fixed=1e-3)
+    audit = Audit(cast(Program, program), program.synchronize, 100, lambda: 1e-9)
     found = audit.left((50, 50), 6e-5)
     assert found is not None
     assert found.outcome == "not_synchronized"
@@ -234,7 +234,7 @@ def test_what_is_done_ahead_is_held_against_the_step_as_it_is_when_it_is_known(
         return cast(Program, Working(steps, {"advance": 1.0, "reset": 0.09}))
 
     program = build(400)
-    audit = Audit(program, program.synchronize, 400, lambda: 1e-9)
+    audit = Audit(program, cast(Any, program).synchronize, 400, lambda: 1e-9)
     audit.all_left()
     assert audit.ahead(build) is None
     assert 0.03 * STEP_S < audit.ahead_s < 0.15 * STEP_S
@@ -402,7 +402,7 @@ def outcome(
     monkeypatch.setattr(
         type(cell.backend), "build", lambda self, w: program(self, w, manual(np)), raising=True
     )
-    found = runner.run(cell, tmp_path / "run", None, lambda *_: None)
+    found = conduct.run(cell, tmp_path / "run", None, lambda *_: None)
     return found.outcome, found.checked
 
 
@@ -414,7 +414,7 @@ def test_steps_after_the_reference_are_checked_where_nobody_knows(
     how: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answer, "ELEMENT_STEPS", 1)
-    monkeypatch.setattr("expkit.measurement.PLACES", 8)
+    monkeypatch.setattr("expkit.measure.verification.PLACES", 8)
     monkeypatch.setattr(Lapsing, "how", how)
     assert outcome(Lapsing, tmp_path, monkeypatch, *QUICK)[0] == "wrong_answer"
 
@@ -426,14 +426,14 @@ def test_data_that_were_moved_are_put_back(
     """An operation is tried on other data, and its later steps on its own."""
     monkeypatch.setattr(answer, "ELEMENT_STEPS", 1)
     cell = compose_cell("problem=matmul", "problem.n=30", *words.split(), "tracking=none", *QUICK)
-    found = runner.run(cell, tmp_path / "run", None, lambda *_: None)
+    found = conduct.run(cell, tmp_path / "run", None, lambda *_: None)
     assert (found.outcome, found.reason) == ("ok", None)
     assert "from steps" in found.checked
 
 
 def test_the_picture_is_of_what_the_last_repeat_learnt(tmp_path: Any) -> None:
     cell = compose_cell("problem=sine", "steps=600", "tracking=none", *QUICK)
-    found = runner.run(cell, tmp_path / "run", None, lambda *_: None)
+    found = conduct.run(cell, tmp_path / "run", None, lambda *_: None)
     program = cell.backend.build(cell.workload)
     program.advance(600)
     for name, learnt in program.params().items():
@@ -458,7 +458,7 @@ def test_no_program_is_asked_for_more_steps_than_it_has_room_for(
 ) -> None:
     """Where a chunk is longer than the run, and every length is looked at as a short one."""
     monkeypatch.setattr("expkit.measure.audit.CLOCKED_S", 0.1)
-    monkeypatch.setattr("expkit.measurement.CLOCKED_S", 0.0)
+    monkeypatch.setattr("expkit.measure.audits.CLOCKED_S", 0.0)
     words = ("steps=90", "log_every=100", *QUICK)
     assert outcome(Roomy, tmp_path, monkeypatch, *words)[0] == "ok"
 
@@ -482,7 +482,7 @@ def test_draws_too_quick_for_the_clock_are_no_trouble(
     monkeypatch.setattr(answer, "drawing_seconds", lambda *_: 0.0)
     cell = compose_cell("problem=linear", "steps=20", "tracking=none", *QUICK)
     jobs = [(cell, tmp_path / "run")]
-    [found] = runner.run_together(jobs, None, lambda *_: None, tags={}, timed=False)
+    [found] = conduct.run_together(jobs, None, lambda *_: None, tags={}, timed=False)
     assert found.outcome == "ok"
 
 
@@ -524,5 +524,5 @@ def test_reading_losses_is_held_against_the_clock(
         Turning.on_the_clock = False
         return seconds
 
-    monkeypatch.setattr("expkit.measurement.timed", timed)
+    monkeypatch.setattr("expkit.trial.timed", timed)
     assert outcome(Turning, tmp_path, monkeypatch, *QUICK)[0] == "not_synchronized"

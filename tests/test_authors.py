@@ -20,16 +20,16 @@ from expkit_plugins.numpy.backend import NumpyBackend
 
 from expkit import authors
 from expkit.authors import StepProgram, first_data, first_params, first_slots, manual
+from expkit.conduct import run
 from expkit.config import compose_cell
 from expkit.contracts import Backend, Mark, Program, Recommended, Workload
 from expkit.errors import PluginError
 from expkit.measure.breakdown import Breakdown, breakdown
-from expkit.measurement import Result
 from expkit.optimizers.adam import Adam
 from expkit.optimizers.sgd import Sgd
 from expkit.problems.sine import Sine
+from expkit.record.result import Result
 from expkit.report.breakdown import rows
-from expkit.runner import run
 from expkit.testing import BackendContract, ProblemContract
 from expkit.testing.backend import DEVICE, SHARED, TOLERANCE, assert_traces
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from expkit.record.stored import load
 from expkit.tracking import journal
-from expkit.tracking.stored import load
 
 if TYPE_CHECKING:
     from conftest import Done, Expkit

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from expkit import runner
+from expkit import conduct
 from expkit.config import compose_cell, options
 from expkit.contracts import Operation
 from expkit.measure import answer, parity
@@ -153,10 +153,10 @@ SMALLER = {"large_dot": ("problem.n=2000",), "matmul": ("problem.n=60",), "add":
 def test_no_right_answer_is_refused(tmp_path: Path, words: tuple[str, ...]) -> None:
     words += SMALLER.get(words[0].partition("=")[2], ())
     cell = compose_cell(*words, "tracking=none", "measure.repeats_min=1", "measure.repeats_max=1")
-    found = runner.run(cell, tmp_path / "run", None, lambda *_: None)
+    found = conduct.run(cell, tmp_path / "run", None, lambda *_: None)
     assert (found.outcome, found.reason) == ("ok", None)
     assert found.checked.startswith("matches float64 NumPy on "), found.checked
-    assert found.unlike == []
+    assert found.broken == []
 
 
 def test_what_has_no_reference_says_so(expkit: Expkit) -> None:
@@ -273,7 +273,7 @@ def test_no_program_is_too_short_for_the_gates(tmp_path: Path, backend: str, wor
     for trial in range(8):
         cell = compose_cell(f"backend={backend}", *words.split(), "tracking=none", *QUICK)
         folder = tmp_path / str(trial)
-        found = runner.run(cell, folder, None, lambda *_: None)
+        found = conduct.run(cell, folder, None, lambda *_: None)
         assert (found.outcome, found.reason) == ("ok", None)
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from expkit.measure.idle import threads_at_work, worked_meanwhile
+from expkit.record.stored import load
 from expkit.tracking import journal
-from expkit.tracking.stored import load
 
 if TYPE_CHECKING:
     from conftest import Done, Expkit
@@ -149,13 +149,21 @@ def test_an_interrupt_ends_both_processes_and_keeps_what_there_is(expkit: Expkit
 
 
 def test_bad_input_is_one_line(expkit: Expkit) -> None:
-    for words, named in (
-        (("runs/a", "runs/b", "--isolate"), "--isolate"),
-        (("seed=0", "seed=0", NONE, "measure.processes=6", "--isolate"), "measure.processes"),
-    ):
-        done = expkit("compare", *words)
-        assert (done.status, done.out, len(done.err.splitlines())) == (2, "", 1), done
-        assert named in done.err
+    done = expkit("compare", "runs/a", "runs/b", "--isolate")
+    assert (done.status, done.out, len(done.err.splitlines())) == (2, "", 1), done
+    assert "--isolate" in done.err
+
+
+@pytest.mark.parametrize("word", ["--isolate", "--no-isolate"])
+def test_fresh_processes_measure_both_sides_again(expkit: Expkit, word: str) -> None:
+    few = ("measure.repeats_min=2", "measure.repeats_max=2", "measure.repeats_per_placement=1")
+    words = ("backend.fast=true", "backend.fast=false", *LINE, *few, "measure.processes=6", word)
+    done = expkit("compare", *words)
+    assert (done.status, done.err) == (1, ""), done
+    assert rows(done, "verdict")[0].startswith("SLOWER")
+    assert "in 6 processes" in rows(done, "ratio")[0]
+    assert [len(load(folder).processes) for folder in sides(expkit)] == [6, 6]
+    assert expkit.processes() == []
 
 
 # Threads that go on

@@ -357,7 +357,7 @@ def test_without_mlflow_the_journal_is_complete(expkit: Expkit) -> None:
 
 
 def test_starting_up_imports_no_heavy_library(expkit: Expkit) -> None:
-    start = "import expkit.cli, expkit.config, expkit.runner; expkit.config.register()"
+    start = "import expkit.cli, expkit.conduct, expkit.config; expkit.config.register()"
     done = loaded_by(expkit, start)
     assert not {"mlflow", "torch", "jax", "matplotlib"} & set(done.out.split()), done
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from expkit_plugins.numpy.backend import NumpyBackend
 
-from expkit import runner
+from expkit import conduct
 from expkit.authors import StepProgram, manual
 from expkit.config import Cell, compose_cell
 from expkit.contracts import Program, Work, Workload
@@ -27,10 +27,10 @@ from expkit.measure.parity import Facts
 from expkit.measure.statistics import Rounds
 from expkit.measure.threads import overused
 from expkit.measure.verdict import FASTER, SAME, SLOWER, UNLIKE, held
-from expkit.measurement import Result
 from expkit.problems.matmul import Matmul
+from expkit.record.result import Result
+from expkit.record.stored import load
 from expkit.tracking import journal
-from expkit.tracking.stored import load
 
 if TYPE_CHECKING:
     from conftest import Expkit
@@ -67,7 +67,7 @@ def cell(backend: Any, *words: str) -> Cell:
 
 def run(folder: Path, *cells: Cell) -> list[Result]:
     jobs = [(one, folder / str(number)) for number, one in enumerate(cells)]
-    return runner.run_together(jobs, None, lambda *_: None, tags={})
+    return conduct.run_together(jobs, None, lambda *_: None, tags={})
 
 
 def tags(folder: Path) -> dict[str, str]:
@@ -125,7 +125,8 @@ def test_devices_that_are_named_alike_are_alike(tmp_path: Path) -> None:
     ours, theirs = NumpyBackend(threads=1, fast=False), Named(threads=1)
     found = run(tmp_path, cell(ours), cell(theirs))
     assert [result.outcome for result in found] == ["ok"] * 2
-    assert [result.unlike for result in found] == [[], []]
+    one, other = found
+    assert parity.unlike(one, other) == []
     assert not tags(tmp_path / "1")["verdict"].startswith(UNLIKE)
 
 
@@ -192,8 +193,8 @@ def test_every_library_may_draw_by_itself_but_it_has_to_draw_normal_values(tmp_p
     assert compose_cell(*words).workload.stream == "device"
     cells = [cell(backend, *words) for backend in (NumpyBackend(), Drawing(), Drawing(scale=0.0))]
     plain, own, idle = run(tmp_path, *cells)
-    assert plain.unlike == own.unlike == []
-    assert idle.unlike == [
+    assert parity.unlike(plain, own) == []
+    assert parity.unlike(plain, idle) == [
         "random stream: device, standard normal against "
         "device, mean 0, standard deviation 0, 100% within 0.6745 of 0"
     ]
@@ -205,7 +206,7 @@ def test_draws_of_another_dtype_than_the_backend_says_are_named(
 ) -> None:
     words = ("problem=large_dot", "problem.n=100", "steps=20", *LIMITS)
     (found,) = run(tmp_path, cell(Drawing(dtype=dtype), *words))
-    assert found.unlike == ["dtype: says float32, what it draws is float64"] * broken
+    assert found.broken == ["dtype: says float32, what it draws is float64"] * broken
 
 
 # Threads
@@ -275,8 +276,8 @@ def test_two_threads_that_say_one_are_named_wherever_they_are_compared(
             run(tmp_path / "required", required)
     finally:
         os.sched_setaffinity(0, usable)
-    assert honest.unlike == []
-    [said] = helped.unlike
+    assert honest.broken == []
+    [said] = helped.broken
     assert said.startswith("threads: says 1, had work for ")
     assert said.endswith(" processors on the clock")
     a, b = (load(tmp_path / "compared" / side) for side in "01")

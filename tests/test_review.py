@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from expkit.child import VERSION, Hello, encode
 from expkit.config import compose_cell
 from expkit.errors import UserError
 from expkit.measure.answer import Answer, reference
 from expkit.measure.parity import differences
+from expkit.record.stored import find, load
+from expkit.record.writing import opening
 from expkit.report.comparison import hold, table
-from expkit.runner import _opening
 from expkit.tracking import address, journal
 from expkit.tracking.journal import Journal
-from expkit.tracking.stored import find, load
+from expkit.tracking.tracker import Allow, Send
 
 if TYPE_CHECKING:
     from conftest import Expkit
@@ -31,17 +33,23 @@ def test_a_tracker_whose_answer_nobody_reads_ends_the_run(tmp_path: Path) -> Non
     folder = tmp_path / "run"
     folder.mkdir()
     opened = Journal(folder)
-    opened.write("run", **_opening(cell, folder, {}, {}))
+    opened.write("run", **opening(cell, folder, {}, {}))
     opened._file.close()
     database = address.local(tmp_path)
-    allowed = {"kept": database, "uri": database}
-    sent = {"folder": str(folder), "last": False}
+    asked = (Hello(VERSION, []), Allow(database, database), Send(str(folder), last=False))
     reader, writer = os.pipe()
     os.close(reader)
     child = subprocess.run(
-        [sys.executable, "-m", "expkit.tracking.tracker", str(os.getpid())],
+        [
+            sys.executable,
+            "-m",
+            "expkit.child",
+            "expkit.tracking.sender",
+            str(os.getpid()),
+            "outlives",
+        ],
         env={**os.environ, "EXPKIT_OUTPUTS": str(tmp_path)},
-        input="".join(json.dumps(asked) + "\n" for asked in (allowed, sent)),
+        input="".join(encode(message).decode() for message in asked),
         stdout=writer,
         stderr=subprocess.PIPE,
         text=True,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from expkit import measurement, runner
+from expkit import conduct, trial
 from expkit.config import compose_cell
 from expkit.measure import clock
 from expkit.measure.clock import READING_RESOLUTIONS, resolution_seconds
@@ -133,9 +133,9 @@ def test_a_short_program_repeats_within_a_reading_until_the_clock_can_tell(
         return readings[-1]
 
     real = clock.timed
-    monkeypatch.setattr(measurement, "timed", timed)
+    monkeypatch.setattr(trial, "timed", timed)
     cell = compose_cell(*words.split(), "steps=1", NONE, *TWELVE)
-    found = runner.run(cell, tmp_path / "run", None, lambda *_: None)
+    found = conduct.run(cell, tmp_path / "run", None, lambda *_: None)
     assert found.outcome == "ok"
     readings = sorted(readings[:12])  # after them it is timed once more from another start
     assert len(readings) == 12

@@ -14,7 +14,7 @@ from statistics import median
 import pytest
 from expkit_plugins.numpy.backend import NumpyBackend
 
-from expkit import runner
+from expkit import conduct
 from expkit.authors import StepProgram, manual
 from expkit.cli.progress import Pace
 from expkit.config import compose_cell
@@ -32,7 +32,7 @@ from expkit.measure.stopping import (
     seconds_left,
 )
 from expkit.measure.warmup import run_before, warm_up
-from expkit.measurement import Now, Result
+from expkit.record.result import Now, Result
 from expkit.report.table import table
 from expkit.tracking import journal
 
@@ -82,7 +82,7 @@ def measured(place: Path, made: type[Compiled], *words: str) -> tuple[Result, st
     cell = compose_cell("problem=sine", "tracking=none", *words)
     backend = Compiling(made=made)
     cell = replace(cell, backend=backend)
-    found = runner.run(cell, place / "run", None, lambda *_: None)
+    found = conduct.run(cell, place / "run", None, lambda *_: None)
     return found, table(cell, found, place), max(backend.seen, key=len)
 
 
@@ -161,7 +161,7 @@ def test_a_short_program_is_warmed_up_at_the_length_that_fills_a_reading(tmp_pat
 
 def test_where_nothing_is_compiled_nothing_is_said_of_it(tmp_path: Path) -> None:
     cell = compose_cell("problem=sine", "tracking=none", *SIX)
-    found = runner.run(cell, tmp_path / "run", None, lambda *_: None)
+    found = conduct.run(cell, tmp_path / "run", None, lambda *_: None)
     assert found.warm_up is not None
     assert found.warm_up.compile_seconds < 0.1
     rows = [line.split()[0] for line in table(cell, found, tmp_path).splitlines()]

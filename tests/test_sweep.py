@@ -26,12 +26,12 @@ from swept import runs, sweep_of, wait_for
 from expkit import config
 from expkit.cli import main
 from expkit.errors import UserError
+from expkit.record.stored import Stored
+from expkit.remote import worker as a_worker
 from expkit.sweep.engine import teams
 from expkit.sweep.manifest import Manifest, Planned
 from expkit.sweep.plan import Composer
-from expkit.sweep.worker import Worker
 from expkit.tracking import journal
-from expkit.tracking.stored import Stored
 
 if TYPE_CHECKING:
     from conftest import Done, Expkit
@@ -311,7 +311,7 @@ def workers(expkit: Expkit) -> list[int]:
     for pid in expkit.processes():
         with suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            found += [pid] if "expkit.sweep.child" in words else []
+            found += [pid] if "expkit.far_end" in words else []
     return found
 
 
@@ -607,15 +607,15 @@ def test_a_new_database_is_a_copy_of_one_that_is_sound(expkit: Expkit, kept: str
 
 
 def test_a_worker_is_asleep_when_it_was_told_to_sleep() -> None:
-    worker = Worker({})
+    worker = a_worker()
     try:
         for _ in range(50):
-            worker.wake()
-            worker.sleep()
+            worker.resume()
+            worker.stop()
             state = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0]
             assert state == "T"
         worker.kill()
-        worker.sleep()
+        worker.stop()
     finally:
         worker.kill()
 
@@ -822,7 +822,7 @@ def test_a_cell_may_print_megabytes(expkit: Expkit) -> None:
 
 
 def test_a_worker_whose_parent_died_before_it_began_does_nothing() -> None:
-    words = [sys.executable, "-m", "expkit.sweep.child", "1"]  # not this process
+    words = [sys.executable, "-m", "expkit.child", "expkit.far_end", "1"]  # not this process
     done = subprocess.run(words, input="{}\n", capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 

@@ -11,9 +11,9 @@ import pytest
 
 SERVES = """
     import sys
-    from expkit.tracking.tracker import _uploader
-    uploader = _uploader()
-    print(type(uploader).__name__, getattr(sys.modules.get("numpy"), "__name__", "spared"))
+    from expkit.tracking.imports import uploader
+    found = uploader(lambda: None)
+    print(type(found).__name__, getattr(sys.modules.get("numpy"), "__name__", "spared"))
 """
 
 

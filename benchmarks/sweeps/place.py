@@ -78,7 +78,7 @@ class Place:
 
 
 def _role(command: str) -> str:
-    for module, role in (("sweep.child", "worker"), ("tracking.tracker", "tracker")):
+    for module, role in (("far_end", "worker"), ("tracking.sender", "tracker")):
         if f"expkit.{module}" in command:
             return role
     return "parent"

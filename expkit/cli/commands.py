@@ -13,6 +13,7 @@ from expkit.cli.addresses import Unmet, check_option, confirmed
 from expkit.cli.status import FAILED, MISUSED, OK, complain
 from expkit.config import default_outputs
 from expkit.errors import UserError
+from expkit.outcome import Outcome
 from expkit.tracking import address, journal, known
 from expkit.tracking.address import one_line
 
@@ -187,9 +188,7 @@ def _draw(places: Sequence[Path], *, allow_target: bool) -> int:
 
 
 def _outcomes(words: str) -> list[str]:
-    from expkit.tracking.stored import OUTCOMES
-
-    known = [outcome for outcome in OUTCOMES if outcome not in ("ok", "running")]
+    known = [outcome for outcome in Outcome if outcome not in (Outcome.OK, Outcome.RUNNING)]
     for word in words.split(","):
         if word not in known:
             takes = f"one or several of {', '.join(known)}"

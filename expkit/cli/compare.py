@@ -22,16 +22,14 @@ from expkit.cli.session import (
 )
 from expkit.cli.status import CANT_TELL, FAILED, MAY_NOT_COMPARE, OK, complain
 from expkit.cli.words import check_words
-from expkit.errors import ConfigError, UserError
+from expkit.errors import UserError
 from expkit.measure import verdict
-from expkit.measurement import Now
+from expkit.outcome import Outcome
+from expkit.record.stored import find, load
 from expkit.report.comparison import Comparison, hold, table
-from expkit.tracking.stored import find, load
 
 if TYPE_CHECKING:
     from expkit.config import Cell
-    from expkit.runner import Watch
-    from expkit.sweep.manifest import Planned
 
 SHIPPED = "expkit_plugins"
 """The package of the backends that ship with expkit."""
@@ -96,11 +94,10 @@ def _now(sides: Sequence[Sequence[str]], isolate: bool | None, *, verbose: bool)
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from expkit import runner
     from expkit.cli.complaints import explain
     from expkit.cli.progress import progress
+    from expkit.conduct import run_apart, run_together
     from expkit.config import compose_cell, default_outputs
-    from expkit.sweep import engine
 
     require_plain(default_outputs())
     with tracker_for([word for side in sides for word in side]) as tracker:
@@ -125,15 +122,12 @@ def _now(sides: Sequence[Sequence[str]], isolate: bool | None, *, verbose: bool)
             steps = first.workload.steps
             with used_by(cells, place, tracker) as used:
                 with progress(first.measure, steps, 2) as watch:
-                    if apart:
-                        engine.compare(cells, folders, tags, used, _Screen(watch))
-                    else:
-                        runner.run_together(jobs, used, watch, tags=tags)
+                    measure = run_apart if apart else run_together
+                    measure(jobs, used, watch, tags=tags)
                 threshold = first.measure.threshold
                 found = hold(load(folders[0]), load(folders[1]), threshold)
                 status = _tell(found, threshold, apart=apart, verbose=verbose)
-                if not apart:
-                    draw(jobs)
+                draw(jobs)
                 for run in send(folders, used):
                     if run.error:
                         return not_in_mlflow(run.error, place)
@@ -143,38 +137,11 @@ def _now(sides: Sequence[Sequence[str]], isolate: bool | None, *, verbose: bool)
 
 
 def _is_apart(cells: Sequence[Cell], isolate: bool | None) -> bool:
-    """Whether each cell has a process of its own.
-
-    Raises:
-        UserError: it is asked for, and so is something that it cannot have.
-    """
-    several = cells[0].measure.processes > 1
-    if isolate and several:
-        takes = "1 with --isolate: each cell has one process of its own"
-        raise ConfigError("measure.processes", cells[0].measure.processes, takes)
+    """Whether each cell has a process of its own."""
     if isolate is None:
         modules = (type(cell.backend).__module__ for cell in cells)
-        return not several and any(name.partition(".")[0] != SHIPPED for name in modules)
+        return any(name.partition(".")[0] != SHIPPED for name in modules)
     return isolate
-
-
-class _Screen:
-    """Tells of workers in the line that tells of a run."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-
-    def begins(self, planned: Planned) -> None:
-        self._watch(planned.index, Now(f"starting a process for {planned.title}"))
-
-    def measures(self, planned: Planned, rounds: int) -> None:
-        self._watch(planned.index, Now(f"measuring in turn, round {rounds}"))
-
-    def ends(self, planned: Planned, outcome: str, reason: str) -> None:
-        """The table tells of it."""
-
-    def says(self, text: str) -> None:
-        complain(text)
 
 
 def _tell(
@@ -182,6 +149,6 @@ def _tell(
 ) -> int:
     show(table(found, threshold, apart=apart, verbose=verbose))
     if found.verdict is None:
-        refused = any(run.outcome != "ok" for run in (found.a, found.b))
+        refused = any(run.outcome != Outcome.OK for run in (found.a, found.b))
         return FAILED if refused else MAY_NOT_COMPARE
     return STATUSES[found.verdict.word]

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
+from expkit.conduct import Watch
 from expkit.measure.stopping import Measure, fitted, most_repeats, seconds_left
-from expkit.measurement import Now
+from expkit.record.result import Now
 from expkit.report.units import roughly
-from expkit.runner import Watch
 
 REDRAW_S = 0.1
 PLAIN, MEASURING = "{desc}", "{desc} {bar:20}{postfix}"

@@ -28,7 +28,8 @@ from expkit.cli.session import (
 from expkit.cli.status import FAILED, MISUSED, OK
 from expkit.cli.words import check_words, option_folder, parse
 from expkit.errors import ConfigError, UserError
-from expkit.sweep.worker import spares
+from expkit.outcome import Outcome
+from expkit.remote import prestarted
 from expkit.tracking import address, journal
 from expkit.tracking.tracker import Tracker
 
@@ -44,7 +45,7 @@ BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 NOT_TIMED_HERE = ("sweep.timing=false", "sweep.dry_run=true", "hydra/launcher=")
 AGAIN = ("tracking=none", "allow_target=")
 """What may be said anew of a sweep that goes on."""
-SPARES = 2
+PRESTARTED = 2
 """Workers that are started early: few sweeps have fewer cells."""
 VERBOSE = "--verbose"
 """The one option of ours among Hydra's: the table has everything in it."""
@@ -67,7 +68,7 @@ def _workers_for(argv: Sequence[str]) -> AbstractContextManager[None]:
     """A sweep's first workers, which import what every cell needs while Hydra composes them."""
     here = not any(word.startswith(NOT_TIMED_HERE) for word in argv)
     if _is_sweep(argv) and here and not runs_nothing(argv):
-        return spares(SPARES)
+        return prestarted(PRESTARTED)
     return nullcontext()
 
 
@@ -261,8 +262,9 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: boo
     """One cell, in the folder that Hydra chose for it; its exit status."""
     from hydra.core.hydra_config import HydraConfig
 
-    from expkit import config, runner
+    from expkit import config
     from expkit.cli.progress import progress
+    from expkit.conduct import run as run_cell
     from expkit.report.table import in_mlflow, table
 
     hydra_config = HydraConfig.get()
@@ -273,13 +275,13 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: boo
         cell = config.build_cell(composed, dict(hydra_config.runtime.choices), words)
         with used_by([cell], folder, tracker) as used:
             with progress(cell.measure, cell.workload.steps) as watch:
-                result = runner.run(cell, folder, used, watch)
+                result = run_cell(cell, folder, used, watch)
             show(table(cell, result, folder, verbose=verbose))
             draw([(cell, folder)])
             for sent in send([folder], used):
                 if sent.error:
                     return not_in_mlflow(sent.error, folder)
                 show(in_mlflow(str(sent.run_id)))
-        return OK if result.outcome == "ok" else FAILED
+        return OK if result.outcome == Outcome.OK else FAILED
 
     return reported(work, folder)

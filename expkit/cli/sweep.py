@@ -26,16 +26,17 @@ from expkit.cli.session import interruptible, not_in_mlflow, show, tracker_for, 
 from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
 from expkit.cli.words import check_words
 from expkit.errors import ConfigError, UserError, is_disk_full
+from expkit.outcome import ALIKE, FINISHED, Outcome
+from expkit.record.stored import Stored
+from expkit.remote import end_prestarted
 from expkit.report import plots
 from expkit.report.units import count, megabytes
 from expkit.sweep import elsewhere, engine, names
 from expkit.sweep import table as report
 from expkit.sweep.manifest import Manifest, Planned, locked, named, newest, require_unused
 from expkit.sweep.pace import Pace
-from expkit.sweep.worker import end_spares
 from expkit.tracking.address import one_line
 from expkit.tracking.sent import pending
-from expkit.tracking.stored import ALIKE, FINISHED, Stored
 from expkit.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def conduct(
             if launcher is None:
                 stopped = engine.run(manifest, todo, tracker, screen)
             else:
-                end_spares()
+                end_prestarted()
                 elsewhere.launch(manifest, todo, launcher)
         except Exception as error:
             if not (full := is_disk_full(error)):
@@ -289,9 +290,9 @@ class Search:
 
 
 def _objective(run: Stored | None, objective: str) -> JobReturn:
-    if run is not None and run.outcome == "diverged":  # an answer, and the worst there is
+    if run is not None and run.outcome == Outcome.DIVERGED:  # an answer, and the worst there is
         return JobReturn(_return_value=math.inf, status=JobStatus.COMPLETED)
-    if run is None or run.outcome != "ok":
+    if run is None or run.outcome != Outcome.OK:
         why = f"{run.outcome}: {run.reason}" if run else "it cannot run"
         return JobReturn(_return_value=RuntimeError(why), status=JobStatus.FAILED)
     value = report.objective(run, objective)

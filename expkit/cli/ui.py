@@ -20,7 +20,7 @@ from typing import NoReturn
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from expkit import cache, children, guard
+from expkit import cache, child, guard
 from expkit.cli.status import FAILED, OK, complain
 from expkit.tracking import address
 from expkit.tracking.journal import now_ms
@@ -66,7 +66,7 @@ def _serve(outputs: Path, port: int) -> int:
     _end_by_signals()
     uri = address.local(outputs)
     words = ["--workers", "1", "--host", HOST, "--port", str(port), "--backend-store-uri", uri]
-    command = children.command("mlflow", "server", *words, "--uvicorn-opts", NOT_FROM_HERE)
+    command = child.command("mlflow", "server", *words, "--uvicorn-opts", NOT_FROM_HERE)
     try:
         page = f"http://{HOST}:{port}/{_fragment(uri)}"
         server = guard.start(command)

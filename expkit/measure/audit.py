@@ -30,6 +30,7 @@ from time import perf_counter, sleep, thread_time
 import numpy as np
 
 from expkit.contracts import Backend, Program
+from expkit.outcome import Outcome
 
 Take = Callable[[], Callable[[], object]]
 
@@ -93,7 +94,7 @@ class Finding:
             `off_the_clock` for any other.
     """
 
-    outcome: str
+    outcome: Outcome
     reason: str
 
 
@@ -191,7 +192,7 @@ class Audit:
             hearing += -(-HEARINGS // 2) if blatant else 1
             self._price_fetches()
         return Finding(
-            "not_synchronized",
+            Outcome.NOT_SYNCHRONIZED,
             f"{_seconds(beyond)} of work was left when synchronize had returned: {n} steps took "
             f"{_seconds(clocked)} on the clock, and reading their losses and parameters took that "
             "much longer than reading those of one step",
@@ -215,7 +216,7 @@ class Audit:
                 return None
             self._price_fetches()
         return Finding(
-            "not_synchronized",
+            Outcome.NOT_SYNCHRONIZED,
             f"{_seconds(beyond)} of work was left when synchronize had returned, in the median of "
             f"{len(turns)} tries: {n} steps took {_seconds(clocked)} on the clock, and reading "
             "their losses took that much longer than reading that of one step",
@@ -250,7 +251,7 @@ class Audit:
         if not found:
             return None
         return Finding(
-            "off_the_clock",
+            Outcome.OFF_THE_CLOCK,
             f"{n} steps and reading what they leave take {_seconds(at_once)} right after a reset, "
             f"and {_seconds(rested)} after a rest: they are computed while nobody asks for them",
         )
@@ -316,7 +317,7 @@ class Audit:
                 self.ahead_s = grown / (times * self.room)
                 return None
         return Finding(
-            "off_the_clock",
+            Outcome.OFF_THE_CLOCK,
             f"{times * self.room} steps take {_seconds(times * clocked)} on the clock; a program "
             f"that is built for as many more takes {_seconds(grown)} longer to be built, placed "
             "and reset",
@@ -405,7 +406,7 @@ def left_in_readings(clocked: Sequence[float], beside: Sequence[float]) -> Findi
         return None
     left, seen = (median(seconds) for seconds in zip(*off, strict=True))
     return Finding(
-        "not_synchronized",
+        Outcome.NOT_SYNCHRONIZED,
         f"{len(off)} of {len(clocked)} timed readings took {_seconds(seen)} on the clock, and "
         f"reading their losses then took {_seconds(left)} of processor time off it",
     )
@@ -428,7 +429,7 @@ def remembered(timed_s: float, seen: Take, unseen: Take) -> Finding | None:
         if other <= REMEMBERED * again:
             return None
     return Finding(
-        "off_the_clock",
+        Outcome.OFF_THE_CLOCK,
         f"the timed steps took {_seconds(timed_s)}, and as many steps from a start not seen before "
         f"took {_seconds(other)}: the program remembers instead of computing",
     )
@@ -447,8 +448,8 @@ def _taken(take: Callable[[], object]) -> float:
 
 
 class _Stopwatch:
-    """Seconds of the wall, less those that this thread waited for a core of a busy machine; or,
-    where it is more, of the processors of processes that this one has started.
+    """Seconds of the wall, less those that this thread, or a process that this one has started,
+    waited for a core of a busy machine; or, where it is more, of those processes' processors.
 
     What starting takes this thread is left out. While it reads files, others may get hold of the
     interpreter and do the work that is looked for: that counts.
@@ -456,7 +457,7 @@ class _Stopwatch:
 
     def __init__(self) -> None:
         began, self._own = _own()
-        self._children = _children_seconds()
+        self._children, self._queued = _children_seconds()
         self._cpu = thread_time()
         self._own += self._cpu - began
 
@@ -468,7 +469,9 @@ class _Stopwatch:
         """Seconds since the start; those of them in which this thread did nothing."""
         cpu, own = _own()
         cpu, own = cpu - self._cpu, own - self._own
-        return max(own, cpu, _children_seconds() - self._children), own - cpu
+        children, queued = _children_seconds()
+        busy = max(own - (queued - self._queued), cpu, children - self._children)
+        return busy, own - cpu
 
 
 def _own() -> tuple[float, float]:
@@ -520,15 +523,20 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.2g} s"
 
 
-def _children_seconds() -> float:
-    """Processor time of all processes that this one has started, now or ever (Linux)."""
+def _children_seconds() -> tuple[float, float]:
+    """Of all processes that this one has started: their processor time, now or ever, and how long
+    those that live were ready to run and had no core (Linux).
+    """
     ended = os.times()
-    total, waiting = ended.children_user + ended.children_system, ["self"]
+    total, queued = ended.children_user + ended.children_system, 0.0
+    waiting = ["self"]
     while waiting:
         pid = waiting.pop()
         for task in Path(f"/proc/{pid}/task").glob("*"):
             with suppress(OSError, IndexError):  # it ended meanwhile
                 waiting += (task / "children").read_text().split()
                 if pid != "self":
-                    total += int((task / "schedstat").read_text().split()[0]) / 1e9
-    return total
+                    ran_ns, queued_ns, _ = map(int, (task / "schedstat").read_text().split())
+                    total += ran_ns / 1e9
+                    queued += queued_ns / 1e9
+    return total, queued

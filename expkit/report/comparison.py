@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from expkit.measure import parity
 from expkit.measure.statistics import summarize
 from expkit.measure.verdict import CANT_TELL, FASTER, SLOWER, UNLIKE, Verdict, held
+from expkit.outcome import Outcome
+from expkit.record.stored import Stored
 from expkit.report.units import percent, seconds
-from expkit.tracking.stored import Stored
 
 MAY_NOT = "MAY NOT BE COMPARED"
 
@@ -35,7 +36,7 @@ def hold(a: Stored, b: Stored, threshold: float) -> Comparison:
     barriers = [
         f"{name} is {run.outcome}" + (f": {run.reason}" if run.reason else "")
         for name, run in (("A", a), ("B", b))
-        if run.outcome != "ok"
+        if run.outcome != Outcome.OK
     ]
     untimed = (name for name, run in (("A", a), ("B", b)) if not run.timed)
     barriers += [f"{name} ran beside other cells, so it was not timed" for name in untimed]
@@ -78,7 +79,7 @@ def table(
 
 def _side(run: Stored) -> str:
     text = f"{run.title}: "
-    if run.outcome != "ok":
+    if run.outcome != Outcome.OK:
         return text + f"{run.outcome}, no time is given"
     summary = summarize(run.rounds)
     what = "95% interval" if summary.interval else "least to greatest"
@@ -91,7 +92,7 @@ def _side(run: Stored) -> str:
 def _details(name: str, run: Stored) -> list[tuple[str, str]]:
     """What explains how a side's time came about."""
     rows: list[tuple[str, str]] = []
-    if run.outcome == "ok" and run.timed:
+    if run.outcome == Outcome.OK and run.timed:
         summary = summarize(run.rounds)
         units = "processes" if len(run.processes) > 1 else "placements of the arrays"
         repeats = sum(len(repeats) for rounds in run.processes for repeats in rounds)

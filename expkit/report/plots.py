@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expkit.contracts import Curves, HostArray, Plotted
+from expkit.record.stored import metrics_of, params_of, title_of
 from expkit.report import breakdown
 from expkit.tracking.journal import Journal
-from expkit.tracking.stored import metrics_of, params_of, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

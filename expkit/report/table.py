@@ -7,7 +7,8 @@ from pathlib import Path
 from expkit.config import Cell
 from expkit.measure.statistics import Summary
 from expkit.measure.warmup import WarmUp
-from expkit.measurement import Result
+from expkit.record import quantities
+from expkit.record.result import Result
 from expkit.report import breakdown
 from expkit.report.units import percent, seconds
 
@@ -47,7 +48,8 @@ def table(cell: Cell, result: Result, folder: Path, *, verbose: bool = False) ->
         rows.append(("stable", "no: " + "; ".join(result.unstable) if result.unstable else "yes"))
         if verbose:
             rows.append(("stopped by", f"measure.{result.stopped_by}"))
-    rows += [("unlike", difference) for difference in result.unlike]
+            rows += _recorded(result)
+    rows += [("unlike", difference) for difference in result.broken]
     reason = f": {result.reason}; no time is given" if result.reason else ""
     rows.append(("outcome", result.outcome + reason))
     rows.append(("where", str(folder)))
@@ -87,6 +89,15 @@ def _times(summary: Summary, result: Result, steps: int, *, verbose: bool) -> Ro
         slowest = f"the slowest took {summary.worst:.3g} times the median"
         rows.append(("outliers", f"{count} far from the others; {slowest}"))
     return rows + _about_repeats(summary, several=several) * verbose
+
+
+def _recorded(result: Result) -> Rows:
+    """Each figure as MLflow has it."""
+    lines = [
+        f"{quantity.name} {seconds(value) if quantity.unit else f'{value:.6g}'} ({quantity.label})"
+        for quantity, value in quantities.found(result)
+    ]
+    return [("" if number else "recorded", line) for number, line in enumerate(lines)]
 
 
 def _spread(summary: Summary, *, several: bool) -> str:

@@ -25,10 +25,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from expkit import children
+from expkit import child
 from expkit.config import Sweep, as_typed, register
 from expkit.errors import UserError
-from expkit.runner import record_failure
+from expkit.outcome import Outcome
+from expkit.record.writing import record_failure
 from expkit.sweep import engine
 from expkit.sweep.manifest import Manifest, Planned
 from expkit.tracking import address, journal
@@ -58,18 +59,6 @@ RESOURCES = re.compile(
 commands (`setup`), places or addresses."""
 
 
-class Silent:
-    """Where nobody looks on."""
-
-    def begins(self, planned: Planned) -> None: ...
-
-    def measures(self, planned: Planned, rounds: int) -> None: ...
-
-    def ends(self, planned: Planned, outcome: str, reason: str) -> None: ...
-
-    def says(self, text: str) -> None: ...
-
-
 def launch(manifest: Manifest, todo: Sequence[Planned], launcher: Launcher) -> None:
     """Run cells through a launcher, each as a job, and take in what comes home."""
     jobs = [
@@ -79,12 +68,17 @@ def launch(manifest: Manifest, todo: Sequence[Planned], launcher: Launcher) -> N
         ]
         for planned in todo
     ]
-    os.environ.update(children.SAFE_PATH)  # a job is started from here too
+    os.environ.update(child.SAFE_PATH)  # a job is started from here too
     try:
         returns = launcher.launch(jobs, initial_job_idx=0)
         for planned, job in zip(todo, returns, strict=True):
             if job.status != JobStatus.COMPLETED:
-                _lost(manifest, planned, "failed", f"its job failed: {one_line(job._return_value)}")
+                _lost(
+                    manifest,
+                    planned,
+                    Outcome.FAILED,
+                    f"its job failed: {one_line(job._return_value)}",
+                )
             else:
                 _take_in(manifest, job.return_value)
     except UserError:
@@ -92,12 +86,12 @@ def launch(manifest: Manifest, todo: Sequence[Planned], launcher: Launcher) -> N
     except Exception as error:  # it gives up on all that it had not told of
         for planned in todo:
             run = manifest.result(planned)
-            if run is None or run.outcome == "running":
-                _lost(manifest, planned, "failed", f"the launcher ended: {one_line(error)}")
+            if run is None or run.outcome == Outcome.RUNNING:
+                _lost(manifest, planned, Outcome.FAILED, f"the launcher ended: {one_line(error)}")
     finally:
         for planned in todo:  # what is still open has nobody left to end it
             for folder in _open(manifest, planned):
-                _end(manifest, planned, folder, "interrupted", "stopped before its end")
+                _end(manifest, planned, folder, Outcome.INTERRUPTED, "stopped before its end")
 
 
 def replayed(words: Sequence[str], typed: Sequence[str], file: Path) -> list[str]:
@@ -188,7 +182,7 @@ def _kept(config: DictConfig) -> DictConfig:
 def run_there(composed: DictConfig) -> dict[str, Files]:
     """A job: one cell, as the variable has it. Returns its files, by folder."""
     packed = json.loads(zlib.decompress(base64.b64decode(os.environ[CELL])))
-    children.look_there_too(packed["path"])
+    child.look_there_too(packed["path"])
     planned = Planned(**packed["planned"])
     folder, sweep = Path(packed["folder"]), Sweep(**packed["sweep"])
     manifest = Manifest(folder, [], sweep, [], [planned])
@@ -202,7 +196,7 @@ def run_there(composed: DictConfig) -> dict[str, Files]:
         with closing(Tracker()) if reachable else nullcontext() as tracker:
             if tracker and kept:
                 tracker.allow(kept, address.whole(kept, [address.given()]))
-            engine.run(manifest, [planned], tracker, Silent())
+            engine.run(manifest, [planned], tracker, engine.Silent())
     files = {file.name: file.read_bytes() for file in attempt.iterdir() if file.is_file()}
     return {attempt.name: files}
 
@@ -213,7 +207,7 @@ def _packed(manifest: Manifest, planned: Planned) -> str:
         "planned": asdict(planned),
         "folder": str(manifest.folder),
         "sweep": asdict(manifest.sweep),
-        "path": children.own_path(),
+        "path": child.own_path(),
     }
     return base64.b64encode(zlib.compress(json.dumps(record).encode())).decode()
 

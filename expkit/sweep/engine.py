@@ -1,4 +1,4 @@
-"""Run a sweep's cells in workers: in turn where they are timed, several at once where not.
+"""Run a sweep's cells in processes of their own: in turn where timed, else several at once.
 
 What goes wrong with a cell, be it the death of its process, is recorded as that cell's end; the
 others go on. This process alone sends runs to MLflow, and draws the pictures of timed cells.
@@ -10,43 +10,48 @@ import errno
 import os
 import select
 import signal
-import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import takewhile
-from pathlib import Path
 from time import monotonic
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
-from expkit.config import Cell, Sweep
+from expkit.child import Child, Gone, Late
+from expkit.conduct import conduct
 from expkit.errors import is_disk_full
-from expkit.measure import parity
-from expkit.measure.environment import Activity, Snapshot, gpus
-from expkit.measure.looking import Look
-from expkit.measure.rounds import run_rounds
-from expkit.measure.verdict import held
+from expkit.measure.environment import gpus
+from expkit.outcome import Outcome
+from expkit.remote import Attempt, Done, RemoteTrial, end_prestarted, environment, worker
 from expkit.report import plots
-from expkit.runner import record_failure
 from expkit.sweep.manifest import Manifest, Planned
-from expkit.sweep.worker import Ended, Message, Worker, end_spares
 from expkit.tracking import journal
 from expkit.tracking.address import one_line
 from expkit.tracking.tracker import Tracker
 
 ALIVE = 8
 """Workers that are alive together by default, where one at a time is measured."""
-FOR_EVER_S = 1e9
-"""What a comparison's cells may take: as in one process, there is no limit."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Screen(Protocol):
     """Shows how a sweep goes."""
+
+    def begins(self, planned: Planned) -> None: ...
+
+    def measures(self, planned: Planned, rounds: int) -> None: ...
+
+    def ends(self, planned: Planned, outcome: str, reason: str) -> None: ...
+
+    def says(self, text: str) -> None: ...
+
+
+class Silent:
+    """Where nobody looks on."""
 
     def begins(self, planned: Planned) -> None: ...
 
@@ -87,124 +92,9 @@ class Ledger:
         """A new run of a cell, with this tag."""
         tags = {"sweep": self.manifest.id, "sweep.cell": str(planned.index), **mark}
         self.screen.begins(planned)
-        return Attempt(planned, self.manifest.next_attempt(planned), tags, self)
-
-    def send(self, attempt: Attempt) -> None:
-        """To MLflow, some time soon. Not while the tracker is stopped."""
-        if self.tracker and (attempt.folder / journal.FILE).exists():
-            self.tracker.update(attempt.folder)
-
-
-@dataclass
-class Attempt:
-    """A run of a cell."""
-
-    planned: Planned
-    folder: Path
-    tags: Mapping[str, str]
-    ledger: Ledger
-    outcome: str | None = None
-    """Once there is one."""
-
-    @property
-    def request(self) -> Message:
-        """What its worker is told."""
-        return {"cell": self.planned.frozen, "folder": str(self.folder), "tags": self.tags}
-
-    def end(self, outcome: str, reason: str, *, full: bool = False) -> None:
-        """See to it that the journal has its end.
-
-        Args:
-            full: whether it failed for want of room on the disk.
-
-        Raises:
-            OSError: there is no room, so that the cells that are left would fail too.
-        """
-        if full:
-            self.outcome = outcome
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if not (self.folder / journal.FILE).exists() or not journal.is_ended(self.folder):
-            record_failure(self.planned.cell, self.folder, self.tags, outcome, reason)
-        self.outcome = outcome
-        self.ledger.screen.ends(self.planned, outcome, reason)
-
-    def interrupt(self) -> None:
-        """End it where nothing else has, if the disk takes that."""
-        if self.outcome is None:
-            full = is_disk_full(sys.exception())
-            with suppress(OSError):
-                self.end("interrupted", "the disk is full" if full else "stopped before its end")
-
-
-@dataclass
-class Member:
-    """One cell of a team, and the worker that holds it: a source of repeats."""
-
-    attempt: Attempt
-    worker: Worker
-    left_s: float
-    rounds: list[list[float]] = field(default_factory=list)
-    facts: Mapping[str, str] = field(default_factory=dict)
-    broken: Sequence[str] = ()
-    """Where its program does not work with what it says."""
-    expected_s: float = 0.0
-    ready: bool = False
-    refused: bool = False
-    """Whether it has come to no time: diverged, or a wrong answer."""
-
-    @property
-    def planned(self) -> Planned:
-        return self.attempt.planned
-
-    @property
-    def ended(self) -> bool:
-        return self.attempt.outcome is not None
-
-    def ask(self, **request: Any) -> Message:
-        """Hand it a request and wait for the answer; then it sleeps. `done` if it is gone."""
-        begun = monotonic()
-        try:
-            if request:
-                self.worker.tell(**request)
-            answer = self.worker.hear(self.left_s)
-        except Ended as error:
-            answer = {"is": "done", "outcome": "failed", "reason": str(error)}
-        self.worker.sleep()
-        if answer["is"] == "done":
-            full = answer.get("full", False)
-            self.attempt.end(answer["outcome"], answer["reason"], full=full)
-        self.left_s -= monotonic() - begun
-        return answer
-
-    def place(self) -> None:
-        if not self.ended:
-            self.rounds.append([])
-            self.attempt.ledger.screen.measures(self.planned, len(self.rounds))
-            self.ask(do="place")
-
-    def repeat(self) -> float | None:
-        answer = {} if self.ended else self.ask(do="repeat")
-        seconds: float | None = answer.get("seconds")
-        if seconds is None:
-            self.refused = True
-            return None
-        self.rounds[-1].append(seconds)
-        if tracker := self.attempt.ledger.tracker:
-            tracker.refresh(self.attempt.folder)
-        return seconds
-
-    def conclude(self, stopped_by: str | None, activity: Mapping[str, float | None]) -> None:
-        """End its repeats, and take in what is found after the last."""
-        answer = self.ask(do="stop", stopped_by=stopped_by, activity=activity)
-        if not self.ended:
-            (found,) = answer["found"]
-            self.broken = found["broken"]
-            self.refused = self.refused or found["outcome"] != "ok"
-
-    @property
-    def lives(self) -> bool:
-        """Whether it has times, and may have more."""
-        return self.ready and not self.ended and not self.refused and bool(self.rounds)
+        folder = self.manifest.next_attempt(planned)
+        ended = partial(self.screen.ends, planned)
+        return Attempt(planned.frozen, folder, tags, self.tracker, ended)
 
 
 def run(
@@ -261,15 +151,6 @@ def teams(todo: Iterable[Planned], most: int) -> list[list[Planned]]:
     return found
 
 
-def environment(planned: Planned, gpu: str | None = None) -> dict[str, str]:
-    """What a worker's libraries read when they are imported."""
-    threads = planned.frozen["config"]["backend"].get("threads")
-    env = dict.fromkeys(THREADS, str(threads)) if threads else {}
-    if gpu is not None and _wants_gpu(planned):
-        env[VISIBLE] = gpu
-    return env
-
-
 def _wants_gpu(planned: Planned) -> bool:
     """Whether any GPU will do: a cell that names one (`cuda:1`) chooses for itself."""
     return bool(planned.frozen["config"]["backend"].get("device") == "cuda")
@@ -278,118 +159,34 @@ def _wants_gpu(planned: Planned) -> bool:
 def _measure(team: Sequence[Planned], ledger: Ledger) -> None:
     """Measure cells in turn, each in an interpreter of its own, one awake at a time."""
     mark = {"interleaved": f"{ledger.manifest.id}/{datetime.now():%H-%M-%S-%f}"}
-    _hold(team, ledger, lambda planned: ledger.begin(planned, mark), compared=False)
-
-
-def compare(
-    cells: Sequence[Cell],
-    folders: Sequence[Path],
-    tags: Mapping[str, str],
-    tracker: Tracker | None,
-    screen: Screen,
-) -> None:
-    """Measure cells against the first of them as a sweep does, until a verdict is known.
-
-    What goes wrong with a cell is recorded as its end; the others go on.
-
-    Args:
-        folders: where to keep each cell's run.
-        tags: of every run.
-    """
-    first = cells[0]
-    team = [
-        Planned(index, cell.hash, cell.title, 0, 0 if index else None, cell.frozen)
-        for index, cell in enumerate(cells)
-    ]
-    sweep = Sweep(limit_s=FOR_EVER_S)
-    manifest = Manifest(folders[0].parent, [], sweep, [first.names["problem"]], team)
-    ledger = Ledger(manifest, tracker, screen)
-
-    def begin(planned: Planned) -> Attempt:
-        screen.begins(planned)
-        return Attempt(planned, folders[planned.index], tags, ledger)
-
-    _hold(team, ledger, begin, compared=True)
-
-
-def _hold(
-    team: Sequence[Planned],
-    ledger: Ledger,
-    begin: Callable[[Planned], Attempt],
-    *,
-    compared: bool,
-) -> None:
-    """Let cells take turns in workers, from their beginning to their end."""
+    places = {planned.index: number for number, planned in enumerate(team)}
+    bases = [None if p.baseline is None else places.get(p.baseline) for p in team]
     with ExitStack() as stack:
-        members = []
+        trials = []
         for planned in team:
-            worker = Worker(environment(planned))
-            stack.callback(worker.kill)
-            members.append(Member(begin(planned), worker, ledger.manifest.sweep.limit_s))
-        end_spares()
-        try:
-            _take_turns(members, compared=compared)
-        finally:
-            for member in members:
-                if not member.ended:
-                    member.worker.kill()
-                    member.attempt.interrupt()
-            for member in members:
-                ledger.send(member.attempt)
+            placed = partial(ledger.screen.measures, planned)
+            attempt, limit_s = ledger.begin(planned, mark), ledger.manifest.sweep.limit_s
+            trial = RemoteTrial(planned.cell, attempt, placed=placed, limit_s=limit_s)
+            trials.append(stack.enter_context(trial))
+        end_prestarted()
+        if any(trial.cell.tracking.pictures for trial in trials):
+            with suppress(Exception):  # told when they cannot be drawn
+                plots.preload()
+        for trial in trials:  # importing is not timed: all at once
+            trial.wait()
+        processes = trials[0].cell.measure.processes
+        conduct(trials, bases, compared=False, processes=processes)
+        for trial in trials:
+            _draw(trial, ledger.screen)
 
 
-def _take_turns(members: Sequence[Member], *, compared: bool) -> None:
-    for member in members:  # importing is not timed: all at once
-        with suppress(Ended):  # told by the next answer
-            member.worker.tell(timed=True, **member.attempt.request)
-    if any(member.planned.cell.tracking.pictures for member in members):
-        with suppress(Exception):  # told when they cannot be drawn
-            plots.preload()
-    for member in members:
-        member.ask()
-    with _quiet(members):
-        for member in members:
-            if not member.ended:
-                member.ask(do="prepare")
-    prepared = [member for member in members if not member.ended]
-    for member in prepared:
-        member.attempt.ledger.send(member.attempt)
-    for member in prepared:  # what a right answer is: all at once again
-        with suppress(Ended):
-            member.worker.tell(do="answer")
-    for member in prepared:
-        answer = member.ask()
-        if answer["is"] == "ready":
-            member.ready, member.facts = True, answer["facts"]
-            member.expected_s = answer["expected_s"]
-    _require_alike(members)
-    ready = [member for member in members if member.ready and not member.ended]
-    with _quiet(ready):
-        pids = [member.worker.pid for member in ready]
-        start = Snapshot.take(pids=pids)
-        stopped_by = _rounds(ready, compared=compared)
-        activity = asdict(Activity.between(start, Snapshot.take(pids=pids)))
-        for member in ready:
-            if not member.ended:
-                member.conclude(stopped_by, activity)
-    waiting = [member for member in members if not member.ended]
-    for member in waiting:
-        with suppress(Ended):  # told by the next line
-            member.worker.tell(do="finish", tags=_held_against(member, members))
-        member.attempt.ledger.send(member.attempt)
-    for member in waiting:
-        member.ask()
-    for member in members:
-        _draw(member)
-
-
-def _draw(member: Member) -> None:
+def _draw(trial: RemoteTrial, screen: Screen) -> None:
     """Draw what a cell's record shows; what cannot be drawn is said, and the run is as good.
 
     Raises:
         OSError: the disk is full.
     """
-    folder, cell = member.attempt.folder, member.planned.cell
+    folder, cell = trial.folder, trial.cell
     if not cell.tracking.pictures or not (folder / journal.FILE).exists():
         return
     try:
@@ -398,56 +195,7 @@ def _draw(member: Member) -> None:
         if is_disk_full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         again = f"draw them later: expkit draw {folder}"
-        screen = member.attempt.ledger.screen
         screen.says(f"{cell.title}: no pictures ({one_line(error)}); {again}")
-
-
-@contextmanager
-def _quiet(members: Sequence[Member]) -> Iterator[None]:
-    """Nothing of ours beside the clock; first let long runs appear in MLflow."""
-    with ExitStack() as quiet:
-        for member in members:
-            if tracker := member.attempt.ledger.tracker:
-                expected_s = member.expected_s * len(members)
-                quiet.enter_context(tracker.quiet(member.attempt.folder, expected_s))
-        yield
-
-
-def _require_alike(members: Sequence[Member]) -> None:
-    """With `measure.parity=require`, end what does not do its baseline's work."""
-    for member in members:
-        required = member.ready and member.planned.cell.measure.parity == "require"
-        base = _baseline(member, members) if required else None
-        if base and (unlike := parity.differences(base.facts, member.facts)):
-            member.ask(do="refuse", unlike=unlike)
-
-
-def _rounds(ready: Sequence[Member], *, compared: bool) -> str | None:
-    if not ready:
-        return None
-    measure = ready[0].planned.cell.measure
-    if not compared:  # what one cell may take, each of them may
-        measure = replace(measure, budget_s=measure.budget_s * len(ready))
-    look = Look(measure, lambda: [m.rounds for m in ready if m.lives], compared=compared)
-    return run_rounds(ready, measure, look.enough, look.width)
-
-
-def _held_against(member: Member, members: Sequence[Member]) -> dict[str, str]:
-    """How a cell stands against its baseline, as tags: its verdict, and where they are unlike."""
-    base = _baseline(member, members)
-    if base is None or not member.ready:
-        return {}
-    unlike = parity.unlike(base, member, (base.planned.title, "this cell"))
-    tags = {"parity": "not like for like: " + "; ".join(unlike)} if unlike else {}
-    if base.lives and member.lives:
-        verdict = held(base, member, member.planned.cell.measure.threshold)
-        tags["verdict"] = f"{verdict.word} ({verdict.ratio:.3f} times {base.planned.title})"
-    return tags
-
-
-def _baseline(member: Member, members: Sequence[Member]) -> Member | None:
-    found = [m for m in members if m.planned.index == member.planned.baseline and m.ready]
-    return found[0] if found else None
 
 
 @dataclass(frozen=True)
@@ -462,7 +210,7 @@ class _Slot:
 class _Post:
     """A worker that runs one cell after another."""
 
-    worker: Worker
+    worker: Child
     key: tuple[str, ...]
     slot: _Slot
     attempt: Attempt | None = None
@@ -479,7 +227,7 @@ def _fill(todo: Sequence[Planned], ledger: Ledger, stop: Stop) -> None:
     free = deque(_slots(todo, ledger.manifest.sweep.workers))
     waiting = deque(sorted(todo, key=_key))
     posts: list[_Post] = []
-    end_spares()
+    end_prestarted()
     try:
         while (waiting and not stop.asked) or any(post.attempt for post in posts):
             if not stop.asked:
@@ -499,8 +247,16 @@ def _fill(todo: Sequence[Planned], ledger: Ledger, stop: Stop) -> None:
             if post.attempt:
                 post.worker.kill()
                 post.attempt.interrupt()
-                ledger.send(post.attempt)
+                post.attempt.send()
             post.worker.close()
+
+
+def _environment(planned: Planned, gpu: str | None) -> dict[str, str]:
+    """What a worker's libraries read when they are imported."""
+    env = environment(planned.frozen["config"])
+    if gpu is not None and _wants_gpu(planned):
+        env[VISIBLE] = gpu
+    return env
 
 
 def _slots(todo: Sequence[Planned], workers: int | None) -> list[_Slot]:
@@ -550,12 +306,13 @@ def _occupy(
             slot = _suitable(waiting[0], free, posts)
             if slot is None:
                 return
-            idle = _Post(Worker(environment(waiting[0], slot.gpu), slot.cpus), key, slot)
+            idle = _Post(worker(_environment(waiting[0], slot.gpu)), key, slot)
+            idle.worker.pin(slot.cpus)
             posts.append(idle)
         idle.attempt = ledger.begin(waiting.popleft(), {"timed": "no"})
         idle.ends_at = monotonic() + ledger.manifest.sweep.limit_s
-        with suppress(Ended):  # told by the next answer
-            idle.worker.tell(timed=False, **idle.attempt.request)
+        with suppress(Gone):  # told by the next answer
+            idle.worker.tell(idle.attempt.begin(timed=False))
 
 
 def _suitable(planned: Planned, free: deque[_Slot], posts: Sequence[_Post]) -> _Slot | None:
@@ -574,13 +331,17 @@ def _vacate(ledger: Ledger, post: _Post, posts: list[_Post], free: deque[_Slot])
     attempt = post.attempt
     assert attempt is not None
     try:
-        answer = post.worker.hear(post.ends_at - monotonic())
-    except Ended as error:
-        answer = {"outcome": "failed", "reason": str(error)}
-    attempt.end(answer["outcome"], answer["reason"], full=answer.get("full", False))
-    if answer["outcome"] == "failed":  # what it has done to its process is not the next cell's
+        done = post.worker.hear(0.0)
+    except Gone as error:
+        done = Done(Outcome.FAILED, f"its process {error}")
+    except Late:
+        if post.ends_at > monotonic():
+            return
+        done = Done(Outcome.FAILED, "it took longer than sweep.limit_s allows")
+    attempt.end(done)
+    if done.outcome == Outcome.FAILED:  # what it has done to its process is not the next cell's
         post.worker.kill()
         posts.remove(post)
         free.append(post.slot)
-    ledger.send(attempt)
+    attempt.send()
     post.attempt = None

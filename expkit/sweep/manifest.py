@@ -22,17 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from expkit.config import (
-    Cell,
-    Sweep,
-    checked_sweep,
-    default_outputs,
-    reference,
-    require_installed,
-    thaw,
-)
-from expkit.errors import UserError
-from expkit.records import (
+from expkit.checks import (
     MAPPING,
     TEXT,
     TEXTS,
@@ -44,10 +34,21 @@ from expkit.records import (
     misfit,
     unknown,
 )
-from expkit.runner import record_failure
+from expkit.config import (
+    Cell,
+    Sweep,
+    checked_sweep,
+    default_outputs,
+    reference,
+    require_installed,
+    thaw,
+)
+from expkit.errors import UserError
+from expkit.outcome import ALIKE, FINISHED, Outcome
+from expkit.record.stored import Stored, load
+from expkit.record.writing import record_failure
 from expkit.tracking import address, journal
 from expkit.tracking.address import one_line
-from expkit.tracking.stored import ALIKE, FINISHED, Stored, load
 
 FILE = "sweep.json"
 LOCK = "sweep.lock"
@@ -249,7 +250,7 @@ class Manifest:
             if not begun or journal.opening(folder) is None:
                 tags = {"sweep": self.id, "sweep.cell": str(planned.index)}
                 reason = "killed before its run began"
-                record_failure(planned.cell, folder, tags, "interrupted", reason)
+                record_failure(planned.cell, folder, tags, Outcome.INTERRUPTED, reason)
             else:
                 journal.close_if_orphaned(folder)
 

@@ -9,15 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra import initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from expkit.config import Cell, Sweep, as_typed, build_cell, build_sweep
+from expkit.conduct import check_workload
+from expkit.config import Cell, Sweep, as_typed, build_cell, build_sweep, register
 from expkit.errors import ConfigError, Unavailable, UnsetError, UserError
-from expkit.runner import require_workload
 from expkit.sweep.manifest import Manifest, Planned, finished_elsewhere, measured_how
 
 BY_NUMBER = "${hydra.job.num}"
@@ -83,6 +87,24 @@ def plan(
     log = _log(master)
     cells = [replace(cell, frozen={**cell.frozen, "log": log}) for cell in manifest.cells]
     return replace(manifest, cells=cells, again=again)
+
+
+def plan_words(words: Sequence[str]) -> Manifest:
+    """The sweep of these words, as after `-m`, in a new folder.
+
+    Raises:
+        UserError: as `plan`.
+    """
+    register()
+    with initialize_config_module("expkit.conf", version_base="1.3", job_name="expkit"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        loader = hydra.config_loader
+        parser = OverridesParser.create(config_loader=loader)
+        whole = [word for word in words if not parser.parse_override(word).is_sweep_override()]
+        master = loader.load_configuration("config", whole, RunMode.MULTIRUN)
+        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(list(words)), None)
+        return plan(master, loader, jobs, words)
 
 
 def _log(master: DictConfig) -> dict[str, Any] | None:
@@ -246,7 +268,7 @@ def _build(composed: DictConfig, choices: Mapping[str, str], words: Sequence[str
 def _impossible(cell: Cell) -> str | None:
     """Why a cell cannot run on any machine; None where it may."""
     try:
-        require_workload(cell)
+        check_workload(cell)
     except Unavailable as error:
         return str(error)
     return None

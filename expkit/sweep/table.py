@@ -10,12 +10,13 @@ from pathlib import Path
 
 from expkit.measure import parity
 from expkit.measure.statistics import summarize
+from expkit.outcome import FINISHED, Outcome
+from expkit.record.stored import Stored
+from expkit.remote import SAID
 from expkit.report.comparison import hold
 from expkit.report.plots import Course
 from expkit.report.units import count, seconds
 from expkit.sweep.manifest import Manifest, Planned
-from expkit.sweep.worker import SAID
-from expkit.tracking.stored import FINISHED, Stored
 
 SHOWN = 30
 """Rows of a problem on a terminal; the file in the sweep's folder has all."""
@@ -99,7 +100,7 @@ def trials(manifest: Manifest) -> list[Trial]:
     found = []
     for cell in manifest.cells:
         run = manifest.result(cell)
-        ended = run is not None and run.outcome == "ok"
+        ended = run is not None and run.outcome == Outcome.OK
         value = objective(run, manifest.sweep.objective) if run and ended else None
         own = {key: words[cell.index].get(key, "") for key in chosen}
         found.append(Trial(cell, run.outcome if run else "not run", value, own))
@@ -203,7 +204,7 @@ def counted(outcomes: Mapping[str, int], damaged: int) -> str:
     '5 cells finished, 1 of them diverged; 2 failed, 1 wrong answer, 1 not run'
     """
     finished = count(sum(outcomes.get(outcome, 0) for outcome in FINISHED), "cell")
-    diverged = outcomes.get("diverged", 0)
+    diverged = outcomes.get(Outcome.DIVERGED, 0)
     head = f"{finished} finished" + (f", {diverged} of them diverged" if diverged else "")
     rest = [f"{n} {o.replace('_', ' ')}" for o, n in outcomes.items() if o not in FINISHED]
     rest += [f"{damaged} damaged"] if damaged else []
@@ -240,7 +241,7 @@ def _ranked(
         run = runs[cell.index]
         outcome = run.outcome if run else "not run"
         loss = f"{run.loss:.6g}" if run and run.loss is not None else ""
-        if run is None or outcome != "ok":
+        if run is None or outcome != Outcome.OK:
             empty = [""] * (4 if manifest.sweep.timing else 0)
             rows.append((float("inf"), (cell.title, *empty, "", outcome)))
         elif not manifest.sweep.timing:
@@ -260,7 +261,7 @@ def _verdict(cell: Planned, run: Stored, runs: dict[int, Stored | None]) -> tupl
     if cell.baseline is None:
         return "", "baseline"
     base = runs[cell.baseline]
-    if base is None or base.outcome != "ok":
+    if base is None or base.outcome != Outcome.OK:
         return "", "the baseline has no time"
     found = hold(base, run, cell.cell.measure.threshold)
     if found.verdict is None:
@@ -282,7 +283,7 @@ def _unstable(cells: Sequence[Planned], runs: dict[int, Stored | None]) -> list[
     return [
         f"  unstable: {cell.title}: {run.stable}"
         for cell, run in found
-        if run and run.outcome == "ok" and not run.is_stable
+        if run and run.outcome == Outcome.OK and not run.is_stable
     ]
 
 
@@ -290,9 +291,9 @@ def _differences(cell: Planned, runs: dict[int, Stored | None]) -> list[str]:
     """Where a cell does not do its baseline's work, or not what it says."""
     run = runs[cell.index]
     base = None if cell.baseline is None else runs[cell.baseline]
-    if run is None or run.outcome != "ok":
+    if run is None or run.outcome != Outcome.OK:
         return []
-    if base is None or base.outcome != "ok":
+    if base is None or base.outcome != Outcome.OK:
         return run.broken
     return parity.unlike(base, run, ("the baseline", "this cell"))
 
@@ -302,7 +303,7 @@ def _failures(manifest: Manifest, runs: dict[int, Stored | None]) -> list[str]:
     alike: dict[tuple[str, ...], list[tuple[Planned, Stored]]] = {}
     for cell in manifest.cells:
         run = runs[cell.index]
-        if run and run.outcome != "ok":
+        if run and run.outcome != Outcome.OK:
             key = (run.outcome, run.reason, *_last_lines(run.folder))
             alike.setdefault(key, []).append((cell, run))
     failed: list[str] = []

@@ -30,8 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from expkit.errors import UserError
-from expkit.records import (
+from expkit.checks import (
     MAPPING,
     NUMBERS,
     SECONDS,
@@ -46,6 +45,8 @@ from expkit.records import (
     misfit,
     short,
 )
+from expkit.errors import UserError
+from expkit.outcome import Outcome
 
 FILE = "journal.jsonl"
 VERSION = 2
@@ -267,7 +268,7 @@ def locked(folder: Path) -> Iterator[None]:
 def end_orphan(folder: Path) -> None:
     """End, as KILLED, a journal that nobody writes any more."""
     journal = Journal(folder)
-    journal.tags({"outcome": "interrupted"})
+    journal.tags({"outcome": Outcome.INTERRUPTED})
     journal.end("KILLED")
 
 

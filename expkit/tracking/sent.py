@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from expkit.records import TEXT, WHOLE, misfit
+from expkit.checks import TEXT, WHOLE, misfit
 from expkit.tracking import journal
 
 FILE = "mlflow.json"

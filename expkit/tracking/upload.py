@@ -25,6 +25,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
+from expkit.outcome import Outcome
 from expkit.tracking import address, database, journal, sent
 from expkit.tracking.address import one_line
 
@@ -157,7 +158,7 @@ def _end(client: MlflowClient, run: Run, kept: str) -> None:
                 state = {"uri": kept, "run_id": run_id, "offset": 0} | state
                 _append(client, folder, state, _read(folder, state["offset"]))
                 return
-    client.set_tag(run_id, "outcome", "interrupted")
+    client.set_tag(run_id, "outcome", Outcome.INTERRUPTED)
     client.set_terminated(run_id, "KILLED")
 
 

@@ -58,7 +58,7 @@ def given(workers: int) -> list[str | None]:
     config = {"backend": {"device": "cuda", "threads": None}}
     planned = cast(Planned, SimpleNamespace(frozen={"config": config}))
     slots = engine._slots([planned] * workers, workers)
-    return [engine.environment(planned, slot.gpu).get("CUDA_VISIBLE_DEVICES") for slot in slots]
+    return [engine._environment(planned, slot.gpu).get("CUDA_VISIBLE_DEVICES") for slot in slots]
 
 
 @pytest.mark.usefixtures("two_gpus")

@@ -15,10 +15,10 @@ import pytest
 
 from expkit.cli import main
 from expkit.errors import UserError
+from expkit.record.stored import load
 from expkit.sweep import elsewhere
 from expkit.sweep.manifest import Manifest
 from expkit.tracking import journal
-from expkit.tracking.stored import load
 
 if TYPE_CHECKING:
     from conftest import Expkit

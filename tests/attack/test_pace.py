@@ -30,7 +30,7 @@ from expkit.measure.answer import Answer, another_start, reference, reference_fr
 from expkit.measure.rounds import run_rounds
 from expkit.measure.stability import drift, pauses
 from expkit.measure.stopping import Measure, fitted, seconds_left
-from expkit.measurement import Now
+from expkit.record.result import Now
 from expkit.sweep.manifest import Planned
 from expkit.sweep.pace import Pace as SweepPace
 from expkit.sweep.pace import left, most_rounds
@@ -326,7 +326,7 @@ def test_a_sweep_whose_worker_was_stopped_says_so(expkit: Expkit) -> None:
     [worker] = [
         pid
         for pid in expkit.processes()
-        if b"expkit.sweep.child" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"expkit.far_end" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     stop_now_and_then(worker)
     done = expkit.end(process)

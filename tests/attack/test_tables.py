@@ -17,7 +17,8 @@ from expkit.measure.answer import Answer, covered
 from expkit.measure.breakdown import ADDS_UP, Breakdown, breakdown
 from expkit.measure.limits import StepLimit
 from expkit.measure.warmup import WarmUp
-from expkit.measurement import Result
+from expkit.outcome import Outcome
+from expkit.record.result import Result
 from expkit.report.breakdown import parts_in, rows
 from expkit.report.table import table
 
@@ -27,7 +28,7 @@ JARGON = ("of the variance", "outlying", "fetching", "placing data", "not attrib
 def found(step_seconds: float = 1e-3) -> Result:
     """Of a run of twelve repeats of ten steps."""
     return Result(
-        outcome="ok",
+        outcome=Outcome.OK,
         setup_seconds=0.1,
         warm_up=WarmUp(0.01, 0.1, 20, 1e-3, settled=True),
         processes=[[[0.010 + 0.0001 * i, 0.0101 + 0.0001 * i] for i in range(6)]],

@@ -25,7 +25,7 @@ import pytest
 
 from expkit.config import Sweep, compose_cell
 from expkit.errors import ConfigError, PluginError
-from expkit.runner import _opening
+from expkit.record import writing
 from expkit.sweep.manifest import Manifest, Planned
 from expkit.tracking import address, journal, known, sent
 from expkit.tracking.journal import Journal
@@ -207,7 +207,9 @@ class Store:
         folder = self.outputs / "runs" / name
         folder.mkdir(parents=True)
         opened = Journal(folder)
-        opened.write("run", **_opening(compose_cell(f"outputs={self.outputs}"), folder, tags, {}))
+        opened.write(
+            "run", **writing.opening(compose_cell(f"outputs={self.outputs}"), folder, tags, {})
+        )
         opened._file.close()
         opening = journal.opening(folder)
         assert opening is not None
@@ -389,7 +391,7 @@ def foreign(expkit: Expkit, uri: str, name: str = "theirs") -> Path:
     """A run's folder that somebody else made, whose journal names this address."""
     folder = expkit.outputs / "runs" / name
     folder.mkdir(parents=True)
-    opening = _opening(compose_cell(f"outputs={expkit.outputs}"), folder, {}, {})
+    opening = writing.opening(compose_cell(f"outputs={expkit.outputs}"), folder, {}, {})
     opening["tracking"]["uri"] = uri
     written = Journal(folder)
     written.write("run", **opening)
@@ -470,7 +472,7 @@ def test_a_password_is_in_nothing_that_a_cell_keeps(uri: str, shown: str) -> Non
     cell = compose_cell(f"tracking.uri='{uri}'")
     assert cell.params["tracking.uri"] == shown
     assert cell.frozen["config"]["tracking"]["uri"] == shown
-    kept = json.dumps([cell.resolved, cell.frozen, _opening(cell, Path("/x"), {}, {})])
+    kept = json.dumps([cell.resolved, cell.frozen, writing.opening(cell, Path("/x"), {}, {})])
     assert "S3" not in kept
     error = f"OperationalError: cannot reach '{uri}', or {address.readable(uri)}"
     assert "S3" not in address.scrub(error, [uri])

@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from expkit import __version__, config
+from expkit.record.stored import load
 from expkit.report import plots
 from expkit.sweep import plan
 from expkit.sweep.manifest import Manifest, Planned
 from expkit.sweep.names import link
 from expkit.sweep.table import course, search
-from expkit.tracking.stored import load
 
 if TYPE_CHECKING:
     from conftest import Done, Expkit

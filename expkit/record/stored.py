@@ -11,20 +11,14 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from expkit.checks import WHOLE, misfit, short
 from expkit.contracts import HostArray
 from expkit.errors import UserError
 from expkit.measure.statistics import Rounds, nested
 from expkit.measure.stopping import Measure
-from expkit.records import WHOLE, misfit, short
+from expkit.outcome import FINISHED, Outcome
+from expkit.record import quantities
 from expkit.tracking import journal
-
-FINISHED = ("ok", "diverged")
-"""Outcomes that are a result."""
-ALIKE = ("wrong_answer", "not_synchronized", "off_the_clock", "beyond_limit")
-"""Failures that come again as long as nobody mends their cause."""
-FAILED = ("failed", "unavailable", "interrupted")
-"""Failures of the moment or of the machine."""
-OUTCOMES = (*FINISHED, *ALIKE, *FAILED, "running")
 
 
 @dataclass(frozen=True)
@@ -37,27 +31,35 @@ class Stored:
         facts: see `expkit.measure.parity`.
         broken: where its program does not work with what its configuration says.
         processes: seconds of each repeat, by placement, by process.
-        share_of_limit: how much of the machine's limit the time reaches; None where not known.
+        quantities: those of `expkit.record.quantities` that it has, by name.
         threshold: of a comparison, as it was configured.
         interleaved: the name that runs share whose rounds were measured in turn; else None.
-        loss: the last; None where there is none.
         timed: false where other things ran meanwhile, by intent.
         stable: `yes`, or every reason to distrust the times.
     """
 
     folder: Path
     title: str
-    outcome: str
+    outcome: Outcome
     reason: str
     facts: Mapping[str, str]
     broken: list[str]
     processes: list[list[list[float]]]
-    share_of_limit: float | None
+    quantities: Mapping[str, float]
     threshold: float
     interleaved: str | None
-    loss: float | None
     timed: bool
     stable: str
+
+    @property
+    def loss(self) -> float | None:
+        """The last; None where there is none."""
+        return self.quantities.get("final/loss")
+
+    @property
+    def share_of_limit(self) -> float | None:
+        """How much of the machine's limit the time reaches; None where that is not known."""
+        return self.quantities.get("time/share_of_limit")
 
     @property
     def is_stable(self) -> bool:
@@ -87,7 +89,8 @@ def load(folder: Path) -> Stored:
     facts: dict[str, str] = {}
     broken: list[str] = []
     processes: dict[int, dict[int, list[float]]] = {}
-    last: dict[str, float | None] = {"time/share_of_limit": None, "final/loss": None}
+    once = {quantity.name for quantity in quantities.QUANTITIES}
+    figures: dict[str, float] = {}
     title = None
     threshold = Measure().threshold
     for record, _ in journal.read(folder):
@@ -98,10 +101,10 @@ def load(folder: Path) -> Stored:
             tags |= record["tags"]
         elif record["kind"] == "facts":
             facts, broken = record["facts"], record["broken"]
-        elif record["kind"] == "metric" and record["key"] in last:
+        elif record["kind"] == "metric" and record["key"] in once:
             if len(record["values"]) != 1:
                 raise UserError(f"{file}: {record['key']}: got {len(record['values'])}, takes one")
-            (last[record["key"]],) = map(float, record["values"])
+            figures[record["key"]] = float(record["values"][0])
         elif record["kind"] == "sample":
             if "process" not in record or "placement" not in record:
                 raise UserError(f"{folder}: an older expkit wrote it, without placements")
@@ -112,12 +115,12 @@ def load(folder: Path) -> Stored:
     if title is None:
         raise UserError(f"{folder}: its journal has no beginning")
     timed = tags.get("timed") != "no"
-    outcome = tags.get("outcome")
-    if outcome not in OUTCOMES:
-        raise UserError(
-            f"{file}: outcome: got {short(outcome)}, takes one of {', '.join(OUTCOMES)}"
-        )
-    if outcome == "ok" and timed and not processes:
+    try:
+        outcome = Outcome(tags.get("outcome", ""))
+    except ValueError:
+        got, takes = short(tags.get("outcome")), ", ".join(Outcome)
+        raise UserError(f"{file}: outcome: got {got}, takes one of {takes}") from None
+    if outcome == Outcome.OK and timed and not processes:
         raise UserError(f"{folder}: its journal has no times")
     return Stored(
         folder=folder,
@@ -127,10 +130,9 @@ def load(folder: Path) -> Stored:
         facts=facts,
         broken=broken,
         processes=[list(rounds.values()) for rounds in processes.values()],
-        share_of_limit=last["time/share_of_limit"],
+        quantities=figures,
         threshold=threshold,
         interleaved=tags.get("interleaved"),
-        loss=last["final/loss"],
         timed=timed,
         stable=tags.get("stable", "yes"),
     )

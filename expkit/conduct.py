@@ -1,0 +1,326 @@
+"""The one loop that drives trials, whether they live in this process or in others.
+
+A run is one trial, `expkit compare` two, a sweep teams of them in processes of their own; where
+the process is the unit, the same cells are tried again in fresh ones. Likeness, verdict and
+stopping are decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from expkit.config import Cell
+from expkit.contracts import Selective
+from expkit.errors import Unavailable, UserError
+from expkit.measure import parity
+from expkit.measure.environment import Activity, Snapshot
+from expkit.measure.looking import Look
+from expkit.measure.rounds import run_rounds
+from expkit.measure.statistics import Rounds
+from expkit.measure.verdict import held
+from expkit.record import writing
+from expkit.record.result import Now, Result
+from expkit.record.stored import load
+from expkit.remote import Attempt, RemoteTrial
+from expkit.tracking.tracker import Tracker
+from expkit.trial import Trial
+
+Watch = Callable[[int, Now], None]
+"""Called off the clock, with the number of the cell among those that are run together."""
+
+
+class AnyTrial(Protocol):
+    """One attempt to measure a cell, wherever it lives.
+
+    What is asked of one that has ended has no effect. `wait` is for what `find_answer` and `finish`
+    have begun: elsewhere they go on side by side.
+
+    Attributes:
+        lives: whether it may have times, or more of them.
+        facts: what its program works with.
+        broken: where that is not what it says.
+        rounds: the seconds of its repeats so far.
+        expected_s: about how long the least number of them takes.
+        pid: of its process.
+    """
+
+    cell: Cell
+    folder: Path
+    tracker: Tracker | None
+
+    @property
+    def lives(self) -> bool: ...
+    @property
+    def facts(self) -> parity.Facts: ...
+    @property
+    def broken(self) -> Sequence[str]: ...
+    @property
+    def rounds(self) -> Rounds: ...
+    @property
+    def expected_s(self) -> float: ...
+    @property
+    def pid(self) -> int: ...
+
+    def prepare(self) -> None: ...
+    def find_answer(self) -> None: ...
+    def place(self) -> None: ...
+    def repeat(self) -> float | None: ...
+    def take_in(self, outcome: str, reason: str, rounds: Rounds) -> None: ...
+    def conclude(self, stopped_by: str | None, activity: Activity) -> None: ...
+    def refuse(self, unlike: Sequence[str]) -> None: ...
+    def finish(self, tags: Mapping[str, str]) -> None: ...
+    def wait(self) -> None: ...
+
+
+def conduct(
+    trials: Sequence[AnyTrial],
+    bases: Sequence[int | None],
+    *,
+    compared: bool,
+    timed: bool = True,
+    processes: int = 1,
+    watch: Watch = lambda number, now: None,
+) -> None:
+    """Measure cells in turn, from their preparation to their end.
+
+    Args:
+        bases: of each trial, which of them it is held against.
+        compared: whether verdicts end it; else narrow intervals do, and each trial may take the
+            whole budget.
+        timed: false for one repeat of each.
+        processes: how many processes measure each cell, these included.
+    """
+    with _quiet(trials, expected=False):
+        for trial in trials:
+            trial.prepare()
+    for trial in _alive(trials):
+        trial.find_answer()
+    for trial in _alive(trials):
+        trial.wait()
+    _refuse_unlike(trials, bases)
+    ready = _alive(trials)
+    with _quiet(ready, expected=True):
+        start = Snapshot.take(pids=_others(ready))
+        stopped_by = _rounds(ready, compared=compared, timed=timed)
+        activity = Activity.between(start, Snapshot.take(pids=_others(ready)))
+        _measure_again(ready, processes, watch, compared=compared)
+        for trial in ready:
+            trial.conclude(stopped_by, activity)
+    _refuse_unlike(trials, bases)  # by what only the clock could show
+    for number, trial in enumerate(trials):
+        trial.finish(_standing(trial, _base(trials, bases, number)))
+    for trial in trials:
+        trial.wait()
+
+
+def run(cell: Cell, folder: Path, tracker: Tracker | None, watch: Watch) -> Result:
+    """Run a cell in its folder, journal first. What went wrong is recorded, then raised.
+
+    Raises:
+        UserError: before anything is written, where this machine cannot run the backend or the
+            folder holds a run.
+    """
+    return run_together([(cell, folder)], tracker, watch, tags={})[0]
+
+
+def run_together(
+    jobs: Sequence[tuple[Cell, Path]],
+    tracker: Tracker | None,
+    watch: Watch,
+    *,
+    tags: Mapping[str, str],
+    timed: bool = True,
+) -> list[Result]:
+    """Run cells in this process, each in its folder, their repeats interleaved.
+
+    How long is the first cell's to say. That they are in MLflow is the caller's to see to.
+
+    Args:
+        tags: of every run.
+        timed: false where other things run meanwhile: one repeat each, and no times.
+
+    Raises:
+        UserError: before anything is written, where this machine cannot run a backend or a folder
+            holds a run.
+        ParityError: the cells do unlike work and `measure.parity=require`.
+    """
+    for cell, _ in jobs:
+        check_runnable(cell)
+    alone = len(jobs) == 1
+    with ExitStack() as stack:
+        trials = []
+        for number, (cell, folder) in enumerate(jobs):
+            told = partial(watch, number)
+            trial = Trial(cell, folder, tags, tracker, told, alone=alone, timed=timed)
+            trials.append(stack.enter_context(trial))
+        stack.enter_context(as_a_program())
+        bases = [None if number == 0 else 0 for number in range(len(jobs))]
+        processes = jobs[0][0].measure.processes
+        conduct(trials, bases, compared=True, timed=timed, processes=processes, watch=watch)
+    return [trial.result for trial in trials]
+
+
+def run_apart(
+    jobs: Sequence[tuple[Cell, Path]],
+    tracker: Tracker | None,
+    watch: Watch,
+    *,
+    tags: Mapping[str, str],
+) -> None:
+    """As `run_together`, each cell in a process of its own: what goes wrong is that run's end."""
+    with ExitStack() as stack:
+        trials = []
+        for number, (cell, folder) in enumerate(jobs):
+            watch(number, Now(f"starting a process for {cell.title}"))
+            attempt = Attempt(cell.frozen, folder, tags, tracker)
+
+            def placed(rounds: int, number: int = number) -> None:
+                watch(number, Now(f"measuring in turn, round {rounds}"))
+
+            trials.append(stack.enter_context(RemoteTrial(cell, attempt, placed=placed)))
+        for trial in trials:
+            trial.wait()
+        bases = [None if number == 0 else 0 for number in range(len(jobs))]
+        processes = jobs[0][0].measure.processes
+        conduct(trials, bases, compared=True, processes=processes, watch=watch)
+
+
+def check_runnable(cell: Cell) -> None:
+    """See that this machine can run a cell.
+
+    Raises:
+        UserError: it cannot, with the reason and a remedy.
+    """
+    try:
+        check_workload(cell)
+        cell.backend.require()
+    except Unavailable as error:
+        raise UserError(f"backend={cell.names['backend']}: {error}") from error
+
+
+def check_workload(cell: Cell) -> None:
+    """See that the backend can run the problem at all; takes no library and no device.
+
+    Raises:
+        Unavailable: it cannot.
+    """
+    if isinstance(cell.backend, Selective):
+        cell.backend.require_workload(cell.workload)
+
+
+@contextmanager
+def as_a_program() -> Iterator[None]:
+    """Collect garbage as a user's program would, which the command line does not when it starts.
+
+    A loss that is not finite is found and named, and no warning.
+    """
+    before = gc.isenabled()
+    gc.collect()
+    gc.enable()
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    finally:
+        if not before:
+            gc.disable()
+
+
+@contextmanager
+def _quiet(trials: Sequence[AnyTrial], *, expected: bool) -> Iterator[None]:
+    """Nothing of ours beside the clock; first let runs that are expected to be long appear."""
+    with ExitStack() as quiet:
+        for trial in trials:
+            if trial.tracker:
+                expected_s = trial.expected_s * len(trials) if expected else 0.0
+                quiet.enter_context(trial.tracker.quiet(trial.folder, expected_s))
+        yield
+
+
+def _alive(trials: Sequence[AnyTrial]) -> list[AnyTrial]:
+    return [trial for trial in trials if trial.lives]
+
+
+def _others(trials: Sequence[AnyTrial]) -> list[int]:
+    """Processes that measure on this one's behalf."""
+    return [trial.pid for trial in trials if trial.pid != os.getpid()]
+
+
+def _base(trials: Sequence[AnyTrial], bases: Sequence[int | None], number: int) -> AnyTrial | None:
+    """What a trial is held against, if that has come to anything."""
+    index = bases[number]
+    return trials[index] if index is not None and trials[index].facts else None
+
+
+def _refuse_unlike(trials: Sequence[AnyTrial], bases: Sequence[int | None]) -> None:
+    """With `measure.parity=require`, end what does not do the work that it says, or its base's."""
+    for number, trial in enumerate(trials):
+        if trial.cell.measure.parity == "require" and trial.lives:
+            base = _base(trials, bases, number)
+            found = list(trial.broken)
+            found += parity.differences(base.facts, trial.facts) if base else []
+            if found:
+                trial.refuse(found)
+
+
+def _rounds(ready: Sequence[AnyTrial], *, compared: bool, timed: bool) -> str | None:
+    """Repeats until enough is known or a limit is reached; what ended them."""
+    if not ready:
+        return None
+    if not timed:
+        for trial in ready:
+            trial.repeat()
+        return None
+    measure = ready[0].cell.measure
+    if not compared:  # what one cell may take, each of them may
+        measure = replace(measure, budget_s=measure.budget_s * len(ready))
+    look = Look(measure, lambda: [t.rounds for t in ready if t.lives], compared=compared)
+    return run_rounds(ready, measure, look.enough, look.width)
+
+
+def _measure_again(
+    ready: Sequence[AnyTrial], processes: int, watch: Watch, *, compared: bool
+) -> None:
+    """Add what fresh processes measure, one for each cell, until one of them comes to no time.
+
+    What a process fixes when it starts (where its code and stack lie, the seed of its hashes, a
+    GPU's context) moves times as placement does, for as long as the process lives. So the process
+    is the unit of the interval then, and placements are nested in it.
+    """
+    trials = _alive(ready)
+    for number in range(2, processes + 1):
+        if not trials or not all(trial.lives for trial in trials):
+            return
+        watch(0, Now(f"measuring in process {number} of {processes}"))
+        with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+            again = []
+            for index, trial in enumerate(trials):
+                attempt = Attempt(trial.cell.frozen, Path(place, str(index)), {}, None)
+                again.append(stack.enter_context(RemoteTrial(trial.cell, attempt)))
+            for remote in again:
+                remote.wait()
+            conduct(again, [None] * len(again), compared=compared)
+            for trial, remote in zip(trials, again, strict=True):
+                run = load(remote.folder)
+                trial.take_in(run.outcome, run.reason, run.rounds)
+
+
+def _standing(trial: AnyTrial, base: AnyTrial | None) -> dict[str, str]:
+    """How a trial stands against its base, as tags: its verdict, and where they are unlike."""
+    if base is None:
+        return {"parity": writing.not_alike(trial.broken)} if trial.broken else {}
+    unlike = parity.unlike(base, trial, (base.cell.title, "this cell"))
+    tags = {"parity": writing.not_alike(unlike)} if unlike else {}
+    if base.lives and trial.lives:
+        verdict = held(base, trial, trial.cell.measure.threshold)
+        tags["verdict"] = f"{verdict.word} ({verdict.ratio:.3f} times {base.cell.title})"
+    return tags

@@ -1,0 +1,392 @@
+"""What scripts and notebooks need: cells, and runs, comparisons and sweeps of them.
+
+Everything that is measured is recorded as on the command line, and what comes back is a view of the
+record. A measurement has a process of its own unless `here` is asked for: a notebook's heap and
+threads move times.
+"""
+
+from __future__ import annotations
+
+import html
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+from expkit import config
+from expkit.conduct import check_runnable, run_apart, run_together
+from expkit.config import Cell
+from expkit.errors import UserError
+from expkit.measure.statistics import Summary, summarize
+from expkit.measure.verdict import Verdict
+from expkit.outcome import Outcome
+from expkit.record.stored import Stored, find, metrics_of, params_of
+from expkit.record.stored import load as load_stored
+from expkit.report import comparison as comparisons
+from expkit.report.units import seconds
+from expkit.tracking import address, journal, known
+from expkit.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from pandas import DataFrame  # type: ignore[import-untyped]
+
+    from expkit.contracts import HostArray
+
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, as its record has it."""
+
+    stored: Stored
+
+    @property
+    def folder(self) -> Path:
+        """Where the record is kept."""
+        return self.stored.folder
+
+    @property
+    def title(self) -> str:
+        """Problem, backend and optimizer."""
+        return self.stored.title
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it ended; only one that is ok has times."""
+        return self.stored.outcome
+
+    @property
+    def reason(self) -> str:
+        """What is wrong with one that is not ok."""
+        return self.stored.reason
+
+    @cached_property
+    def _summary(self) -> Summary | None:
+        timed = self.outcome == Outcome.OK and self.stored.timed
+        return summarize(self.stored.rounds) if timed else None
+
+    @property
+    def seconds(self) -> float | None:
+        """The median repeat's, of all steps; None where no time may be shown."""
+        return self._summary.median if self._summary else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % confidence interval of `seconds`; of few rounds, the least and the greatest."""
+        return (self._summary.low, self._summary.high) if self._summary else None
+
+    @property
+    def stable(self) -> str:
+        """`yes`, or every reason to distrust the times."""
+        return self.stored.stable
+
+    @property
+    def losses(self) -> HostArray:
+        """Of each step of the first repeat, shape (steps,); empty for an operation."""
+        return self.metrics.get("train/loss", np.empty(0))
+
+    @cached_property
+    def metrics(self) -> dict[str, HostArray]:
+        """All values of each metric, by the name that MLflow has for it."""
+        return metrics_of(self.folder)
+
+    @cached_property
+    def params(self) -> dict[str, HostArray]:
+        """The parameters that it came to, by name; empty where they were too many to keep."""
+        return params_of(self.folder)
+
+    def row(self) -> Row:
+        """The run in plain values, for a table."""
+        low, high = self.interval or (None, None)
+        return {
+            "run": self.title,
+            "outcome": str(self.outcome),
+            "seconds": self.seconds,
+            "low": low,
+            "high": high,
+            "loss": self.stored.loss,
+            "stable": self.stable,
+            "folder": str(self.folder),
+        }
+
+    def __str__(self) -> str:
+        if self.seconds is None or self.interval is None:
+            return f"{self.title}: {self.outcome}" + (f": {self.reason}" if self.reason else "")
+        low, high = self.interval
+        return f"{self.title}: {seconds(self.seconds)} ({seconds(low)} to {seconds(high)})"
+
+    def _repr_html_(self) -> str:
+        return _html([self.row()])
+
+
+class Runs(Sequence[Run]):
+    """Several runs, as a sweep or an experiment has them."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = list(runs)
+
+    @overload
+    def __getitem__(self, index: int) -> Run: ...
+    @overload
+    def __getitem__(self, index: slice) -> Runs: ...
+    def __getitem__(self, index: int | slice) -> Run | Runs:
+        return self._runs[index] if isinstance(index, int) else Runs(self._runs[index])
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def rows(self) -> list[Row]:
+        """Each run in plain values."""
+        return [run.row() for run in self._runs]
+
+    def frame(self) -> DataFrame:
+        """The rows as a frame of pandas.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self._runs))
+
+    def _repr_html_(self) -> str:
+        return _html(self.rows())
+
+
+class Sweep(Runs):
+    """The newest run of each cell of a sweep that has begun.
+
+    Attributes:
+        folder: where the sweep is kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from expkit.sweep import table
+        from expkit.sweep.manifest import Manifest
+
+        self.folder = folder
+        manifest = Manifest.load(folder)
+        found = (manifest.result(planned) for planned in manifest.cells)
+        super().__init__([Run(stored) for stored in found if stored])
+        self._table = table.result(manifest)
+
+    def __str__(self) -> str:
+        return self._table
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B held against A.
+
+    Attributes:
+        a, b: the runs.
+        unlike: where they do not do the same work.
+        barriers: why their times may not be compared; empty where they may.
+        verdict: None where there are barriers.
+    """
+
+    a: Run
+    b: Run
+    unlike: Sequence[str]
+    barriers: Sequence[str]
+    verdict: Verdict | None
+    threshold: float
+
+    @property
+    def word(self) -> str:
+        """FASTER, SLOWER, SAME, CAN'T TELL, UNLIKE, or that they may not be compared."""
+        return self.verdict.word if self.verdict else comparisons.MAY_NOT
+
+    def __str__(self) -> str:
+        found = comparisons.hold(self.a.stored, self.b.stored, self.threshold)
+        return comparisons.table(found, self.threshold)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+Side = Cell | Run | Path | str
+
+
+def cell(*words: str, **values: object) -> Cell:
+    """The cell of these words, as on the command line, and of these values.
+
+    A key with a dot in it is a word, or stands in a mapping: `cell(**{"optimizer.lr": 0.1})`.
+
+    >>> cell("optimizer.lr=0.1", problem="linear", backend="numpy", steps=50).title
+    'linear · numpy · sgd'
+
+    Raises:
+        UserError: an unknown option or key, a wrong type or a bad range.
+    """
+    return config.compose_cell(*words, *config.words_of(values))
+
+
+def run(
+    cell: Cell,
+    *,
+    here: bool = False,
+    folder: Path | None = None,
+) -> Run:
+    """Measure a cell, record it, and send it to MLflow as the cell says.
+
+    Args:
+        here: in this process, and not in one of its own.
+        folder: where to keep the record; by default a new folder under the cell's outputs.
+
+    Raises:
+        UserError: this machine cannot run it.
+    """
+    check(cell)
+    folder = folder or cell.outputs / "runs" / _now()
+    _measure([(cell, folder)], here=here, tags={})
+    return Run(load_stored(folder))
+
+
+def compare(a: Side, b: Side, *, here: bool = False) -> Comparison:
+    """Hold B against A: two cells, measured in turn now, or two runs that were.
+
+    Args:
+        here: as `run` has it.
+
+    Raises:
+        UserError: this machine cannot run one of them, or there is no such run.
+    """
+    if isinstance(a, Cell) and isinstance(b, Cell):
+        check(a)
+        check(b)
+        name = _now()
+        place = a.outputs / "comparisons" / name
+        jobs = [(a, place / "a"), (b, place / "b")]
+        _measure(jobs, here=here, tags={"interleaved": name})
+        return _held(*map(_stored, (place / "a", place / "b")), threshold=a.measure.threshold)
+    sides = [_stored(side) for side in (a, b)]
+    return _held(*sides, threshold=sides[0].threshold)
+
+
+def sweep(*words: str, **values: object) -> Sweep:
+    """Run every combination of words with several values, such as `backend=numpy,torch`.
+
+    A list of values is one such word: `sweep(problem="sine", backend=["numpy", "torch"])`. Cells
+    have processes of their own and take turns, as with `-m` on the command line.
+
+    Raises:
+        UserError: as `cell`, of any of them, or nothing can run.
+    """
+    from expkit.sweep import engine
+    from expkit.sweep.manifest import locked, require_unused
+    from expkit.sweep.plan import plan_words
+
+    manifest = plan_words([*words, *config.words_of(values)])
+    if not manifest.cells:
+        raise UserError(f"nothing can run: {'; '.join(map(': '.join, manifest.skipped))}")
+    with locked(manifest.folder):
+        require_unused(manifest.folder)
+        manifest.save()
+        cells = [planned.cell for planned in manifest.cells]
+        with _tracker(cells, manifest.folder) as tracker:
+            engine.run(manifest, manifest.cells, tracker, engine.Silent())
+    return Sweep(manifest.folder)
+
+
+def load(what: Path | str) -> Run | Sweep | Runs:
+    """A run by its folder or MLflow id, a sweep by its folder or id, or an experiment by its name.
+
+    Raises:
+        UserError: there is nothing of that name, or its record is damaged.
+    """
+    from expkit.sweep.manifest import FILE, named
+
+    outputs = config.default_outputs()
+    folder = Path(what).absolute()
+    if (folder / FILE).is_file():
+        return Sweep(folder)
+    if (outputs / "sweeps" / what / FILE).is_file():
+        return Sweep(named(str(what), outputs))
+    if not (folder / journal.FILE).is_file() and (found := _of_experiment(str(what), outputs)):
+        return Runs(found)
+    return Run(load_stored(find(str(what), outputs)))
+
+
+def check(cell: Cell) -> None:
+    """See that this machine can run a cell.
+
+    Raises:
+        UserError: it cannot, with the reason and a remedy.
+    """
+    check_runnable(cell)
+
+
+def _of_experiment(name: str, outputs: Path) -> list[Run]:
+    """The runs that were recorded for an experiment, the oldest first."""
+    found = []
+    for file in sorted(outputs.rglob(journal.FILE)):
+        with suppress(UserError):  # damaged
+            opening = journal.opening(file.parent)
+            if opening and opening["tracking"]["experiment"] == name:
+                found.append(Run(load_stored(file.parent)))
+    return found
+
+
+def _now() -> str:
+    return f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
+
+
+def _measure(jobs: Sequence[tuple[Cell, Path]], *, here: bool, tags: Mapping[str, str]) -> None:
+    """Measure cells in turn; what keeps MLflow from having them is a warning."""
+    cells, folders = zip(*jobs, strict=True)
+    with _tracker(cells, folders[0]) as tracker:
+        measure = run_together if here else run_apart
+        measure(jobs, tracker, lambda number, now: None, tags=tags)
+        sent = [tracker.update(folder, last=True) for folder in folders] if tracker else []
+    for one in sent:
+        if one.error:
+            warnings.warn(f"not in MLflow: {one.error}", stacklevel=3)
+
+
+@contextmanager
+def _tracker(cells: Sequence[Cell], folder: Path) -> Iterator[Tracker | None]:
+    """MLflow's process, which may send to where the cells say; None where they say nowhere."""
+    if cells[0].tracking.kind == "none":
+        yield None
+        return
+    with closing(Tracker()) as tracker:
+        for cell in cells:
+            known.remember(cell.address, folder, config.default_outputs())
+            tracker.allow(address.without_password(cell.address), cell.address)
+        yield tracker
+
+
+def _stored(side: Side) -> Stored:
+    if isinstance(side, Run):
+        return side.stored
+    if isinstance(side, Cell):
+        raise UserError("compare: got a cell and a run, takes two of a kind")
+    return load_stored(find(str(side), config.default_outputs()))
+
+
+def _held(a: Stored, b: Stored, *, threshold: float) -> Comparison:
+    found = comparisons.hold(a, b, threshold)
+    return Comparison(Run(a), Run(b), found.unlike, found.barriers, found.verdict, threshold)
+
+
+def _html(rows: Sequence[Row]) -> str:
+    """Rows as a table for a notebook."""
+    if not rows:
+        return "<table></table>"
+    head = "".join(f"<th>{html.escape(key)}</th>" for key in rows[0])
+    shown = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
+    body = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in shown
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

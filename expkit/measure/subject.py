@@ -1,0 +1,145 @@
+"""A cell's program as it is measured: in readings of so many steps, from a start, to its end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from time import perf_counter
+
+import numpy as np
+
+from expkit.contracts import Backend, HostArray, Operation, Program, Workload
+from expkit.errors import PluginError
+from expkit.measure.clock import steps_of_a_reading, timed
+from expkit.measure.warmup import WarmUp, run_before, warm_up
+
+
+class Subject:
+    """The program of a workload on a backend, and how it is run.
+
+    Attributes:
+        every: steps of a reading.
+        passes: how often the steps are run in one reading, where once is too short for the clock.
+        step_seconds: of a step, as warming up or the last repeat left it; 0 before.
+    """
+
+    def __init__(self, backend: Backend, workload: Workload, every: int, name: str) -> None:
+        self.backend, self.workload, self._name = backend, workload, name
+        self.every, self.passes, self.step_seconds = every, 1, 0.0
+        self._log_every = every
+        self.program: Program
+
+    def begin(self) -> float:
+        """Build the program; the seconds that it took, without what a library's import takes."""
+        _ = self.backend.xp
+        started = perf_counter()
+        self.program = self.backend.build(self.workload)
+        self.synchronize()
+        return perf_counter() - started
+
+    def build(self, steps: int) -> Program:
+        """Another program, with room for this many."""
+        return self.backend.build(dataclasses.replace(self.workload, steps=steps))
+
+    def synchronize(self) -> None:
+        self.backend.synchronize(self.program)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has losses; an operation has none."""
+        return not isinstance(self.workload.problem, Operation)
+
+    @property
+    def room(self) -> int:
+        """Steps from a start to the end."""
+        return self.workload.steps * self.passes
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Steps of a reading, and of the last of a repeat."""
+        return self.every, self.room % self.every or self.every
+
+    @property
+    def chunk_ends(self) -> list[int]:
+        """The last step of each reading."""
+        ends = range(self.every, self.room + self.every, self.every)
+        return [min(end, self.workload.steps) - 1 for end in ends]
+
+    def warm_up(self) -> WarmUp:
+        return warm_up(self.program, self.synchronize, self.room)
+
+    def fit_readings(self, warm: WarmUp) -> WarmUp:
+        """Make every reading long enough for the clock; returns how the program then warmed up."""
+        steps, needed = self.workload.steps, steps_of_a_reading(warm.step_seconds)
+        while needed > self.room:  # again: a step takes less among many than alone
+            self.passes = -(-needed * 5 // (steps * 4))
+            del self.program  # both may not fit
+            self.program = self.build(self.room)
+            warm = self.warm_up()
+            needed = steps_of_a_reading(warm.step_seconds)
+        more = self._log_every * -(-needed // self._log_every)
+        self.every = self.room if self.passes > 1 else min(self.room, more)
+        return warm
+
+    def run_before(self, warm: WarmUp, untimed: int) -> WarmUp:
+        """Run every length that a repeat asks for, with these steps that it takes untimed."""
+        lengths = sorted({untimed, *self.lengths} - {0})
+        ran = run_before(self.program, self.synchronize, lengths, warm)
+        self.step_seconds = ran.step_seconds
+        return ran
+
+    def back(self) -> None:
+        """To the start of every repeat, after another one was loaded: a reset leaves the data."""
+        if self.learns:
+            self.program.reset()
+        else:
+            self.program.reallocate()
+
+    def taking(self, start: Callable[[], None], readings: int = 1) -> Callable[[], float]:
+        """Bring the program to a start; returns what takes the steps of so many readings."""
+        start()
+        self.synchronize()
+
+        def take() -> float:
+            each = (timed(self.program, self.synchronize, self.every) for _ in range(readings))
+            return sum(each)
+
+        return take
+
+    def losses(self, start: int = 0) -> HostArray:
+        """From this step on.
+
+        Raises:
+            PluginError: they are not what the contract takes.
+        """
+        given = self.program.losses(start)
+        if not _is_array(given) or np.ndim(given) != 1:
+            takes = "takes a NumPy array of shape (steps,) in float64"
+            raise PluginError(f"{self._name}: losses() gives {_kind(given)}, {takes}")
+        return given
+
+    def params(self) -> dict[str, HostArray]:
+        """As they are now.
+
+        Raises:
+            PluginError: they are not what the contract takes.
+        """
+        given, takes = self.program.params(), "takes a dict of NumPy arrays in float64, by name"
+        if not isinstance(given, dict):
+            raise PluginError(f"{self._name}: params() gives {_kind(given)}, {takes}")
+        for name, value in given.items():
+            if not _is_array(value):
+                raise PluginError(f"{self._name}: params() gives {name} as {_kind(value)}, {takes}")
+        return given
+
+
+def _is_array(given: object) -> bool:
+    """Of real numbers; a NumPy scalar is one of shape ()."""
+    return isinstance(given, np.ndarray | np.generic) and given.dtype.kind == "f"
+
+
+def _kind(given: object) -> str:
+    """A value's type, for the author of what gave it."""
+    if isinstance(given, np.ndarray):
+        return f"an array of shape {given.shape} in {given.dtype}"
+    return type(given).__name__

@@ -1,0 +1,1 @@
+"""What a trial finds, what a run records of it, and a run read back from its record."""

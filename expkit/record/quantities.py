@@ -1,0 +1,94 @@
+"""What a run records once, a row a figure: journal, MLflow, tables and the loader read these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from expkit.measure.statistics import Summary
+from expkit.measure.warmup import WarmUp
+from expkit.record.result import Result
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One figure of a run.
+
+    Attributes:
+        name: of the metric; what stands before the slash is its section in MLflow's page.
+        of: how it follows from a result; None where there is none.
+        unit: `s` for seconds, else empty.
+        label: what it is, in words.
+    """
+
+    name: str
+    of: Callable[[Result], float | None]
+    unit: str
+    label: str
+
+
+def _of_times(of: Callable[[Result, Summary], float | None]) -> Callable[[Result], float | None]:
+    """Of a run that has times to show."""
+    return lambda result: of(result, result.summary) if result.summary else None
+
+
+def _of_warm_up(of: Callable[[WarmUp], float]) -> Callable[[Result], float | None]:
+    return lambda result: of(result.warm_up) if result.summary and result.warm_up else None
+
+
+QUANTITIES = (
+    Quantity(
+        "final/loss",
+        lambda result: float(result.losses[-1]) if result.losses.size else None,
+        "",
+        "the loss of the last step",
+    ),
+    Quantity("time/setup_seconds", _of_times(lambda r, _: r.setup_seconds), "s", "to build"),
+    Quantity(
+        "time/first_step_seconds",
+        _of_warm_up(lambda warm: warm.first_seconds),
+        "s",
+        "for the first step",
+    ),
+    Quantity("time/warmup_seconds", _of_warm_up(lambda warm: warm.seconds), "s", "of warm-up"),
+    Quantity(
+        "time/compile_seconds",
+        _of_warm_up(lambda warm: warm.compile_seconds),
+        "s",
+        "of the first calls of the timed lengths beyond their steps' time",
+    ),
+    Quantity("time/median_seconds", _of_times(lambda _, s: s.median), "s", "the median repeat"),
+    Quantity("time/low_seconds", _of_times(lambda _, s: s.low), "s", "its interval's low end"),
+    Quantity("time/high_seconds", _of_times(lambda _, s: s.high), "s", "its interval's high end"),
+    Quantity(
+        "time/steps_per_second",
+        _of_times(lambda r, s: (r.chunk_ends[-1] + 1) / s.median),
+        "",
+        "steps in a second",
+    ),
+    Quantity(
+        "time/outliers", _of_times(lambda _, s: s.outliers), "", "repeats far from the others"
+    ),
+    Quantity(
+        "time/placement_share",
+        _of_times(lambda _, s: s.placement_share),
+        "",
+        "the part of the variance that is from one placement to the next",
+    ),
+    Quantity(
+        "time/share_of_limit",
+        lambda result: result.limit_share,
+        "",
+        "the part of the machine's limit that is reached",
+    ),
+)
+
+
+def found(result: Result) -> Iterator[tuple[Quantity, float]]:
+    """Each that a result has, and those of a step's breakdown."""
+    for quantity in QUANTITIES:
+        if (value := quantity.of(result)) is not None:
+            yield quantity, value
+    parts = result.breakdown.metrics() if result.summary and result.breakdown else {}
+    for name, seconds in parts.items():
+        yield Quantity(name, lambda _: None, "s", "of a step"), seconds

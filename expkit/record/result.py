@@ -1,0 +1,116 @@
+"""What a trial does, for whoever looks on, and what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+
+from expkit.contracts import HostArray
+from expkit.measure import parity
+from expkit.measure.breakdown import Breakdown
+from expkit.measure.limits import StepLimit
+from expkit.measure.statistics import Rounds, Summary, nested, summarize
+from expkit.measure.warmup import WarmUp
+from expkit.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class Now:
+    """What a measurement does at this moment, for whoever looks on.
+
+    Attributes:
+        doing: in words.
+        repeat: its number, from 1; 0 where nothing is timed yet, or any more.
+        done: of its steps.
+        loss: the last; None where there is none.
+        steps_per_second: of the last reading.
+    """
+
+    doing: str
+    repeat: int = 0
+    done: int = 0
+    loss: float | None = None
+    steps_per_second: float = 0.0
+
+
+Watch = Callable[[Now], None]
+"""Called off the clock."""
+
+
+@dataclass
+class Result:
+    """What one cell's measurement found; filled as it goes.
+
+    Attributes:
+        outcome: ok, diverged, wrong_answer, not_synchronized, off_the_clock, beyond_limit,
+            failed or interrupted.
+        reason: what is wrong, for one that ran and is not ok.
+        first_bad_step: the first step with a non-finite loss, from 0.
+        path: how steps are computed, as the program says it.
+        path_reason: why that is not the faster way; empty where it is, or where none was asked for.
+        processes: seconds of each whole repeat, by placement, by process; this process first.
+        chunk_seconds: of each repeat, its readings' seconds.
+        cpu_seconds: of the same, the seconds of the processor's clock, over all threads.
+        chunk_ends: the last step of each reading.
+        losses: of the first repeat's steps; of a diverged run those to the end of the bad chunk.
+        stopped_by: the limit that ended the repeats.
+        facts: what the program worked with.
+        broken: where that is not what the configuration or the backend says.
+        checked: how the answer was checked, or why it was not.
+        unstable: every reason to distrust the times.
+        limit: the least that the machine leaves a step; None where that is not known.
+        timed: false where other things ran meanwhile, by intent: then there is no time to show.
+    """
+
+    outcome: Outcome = Outcome.FAILED
+    reason: str | None = None
+    first_bad_step: int | None = None
+    path: str = ""
+    path_reason: str = ""
+    setup_seconds: float | None = None
+    warm_up: WarmUp | None = None
+    processes: list[list[list[float]]] = field(default_factory=lambda: [[]])
+    chunk_seconds: list[list[float]] = field(default_factory=list)
+    cpu_seconds: list[list[float]] = field(default_factory=list)
+    chunk_ends: list[int] = field(default_factory=list)
+    losses: HostArray = field(default_factory=lambda: np.empty(0))
+    params: dict[str, HostArray] = field(default_factory=dict)
+    stopped_by: str | None = None
+    facts: parity.Facts = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+    checked: str = ""
+    unstable: list[str] = field(default_factory=list)
+    breakdown: Breakdown | None = None
+    limit: StepLimit | None = None
+    timed: bool = True
+
+    @property
+    def summary(self) -> Summary | None:
+        """Of whole repeats; None unless the outcome is ok: no other has a time to show."""
+        return summarize(self.rounds) if self.outcome == Outcome.OK and self.timed else None
+
+    @property
+    def step_seconds(self) -> float:
+        """The median over readings of a step's seconds."""
+        lengths = np.diff([-1, *self.chunk_ends])
+        return float(np.median(np.asarray(self.chunk_seconds) / lengths))
+
+    @property
+    def limit_share(self) -> float | None:
+        """How much of the machine's limit the whole wall time reaches: 1 at the limit."""
+        if self.limit is None or self.summary is None:
+            return None
+        return self.limit.share(self.summary.median / (self.chunk_ends[-1] + 1))
+
+    @property
+    def rounds(self) -> Rounds:
+        """Repeats by placement; by process, where several measured."""
+        return nested(self.processes)
+
+    @property
+    def middles(self) -> list[float]:
+        """Each round's median."""
+        return [median(repeats) for repeats in self.rounds if repeats]

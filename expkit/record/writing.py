@@ -1,0 +1,125 @@
+"""What a run writes down: how it begins, what was found, and the end of one that could not."""
+
+from __future__ import annotations
+
+import json
+import uuid
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from omegaconf import OmegaConf
+
+from expkit.config import Cell
+from expkit.measure.environment import environment
+from expkit.outcome import Outcome
+from expkit.record import quantities
+from expkit.record.result import Result
+from expkit.record.stored import PARAMS
+from expkit.tracking import address
+from expkit.tracking import journal as journals
+from expkit.tracking.journal import Journal
+
+COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf")
+
+
+def begin(cell: Cell, folder: Path, tags: Mapping[str, str]) -> Journal:
+    """A new journal, with its first line.
+
+    Raises:
+        UserError: the folder holds a run already.
+    """
+    journal = Journal(folder, new=True)
+    journal.write("run", **opening(cell, folder, tags, cell.backend.describe()))
+    return journal
+
+
+def not_alike(unlike: Sequence[str]) -> str:
+    """The tag `parity` of a run that does not do the work that it has to be alike in."""
+    return "not like for like: " + "; ".join(unlike)
+
+
+def record_failure(
+    cell: Cell, folder: Path, tags: Mapping[str, str], outcome: str, reason: str
+) -> None:
+    """End a run that did not end itself: its process is gone, or could not begin."""
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = (folder / journals.FILE).exists() and journals.opening(folder) is not None
+    journal = Journal(folder)
+    if not begun:
+        journal.write("run", **opening(cell, folder, tags, {}))
+    journal.tags({"outcome": outcome, "reason": reason})
+    journal.end("KILLED" if outcome == Outcome.INTERRUPTED else "FAILED")
+
+
+def opening(
+    cell: Cell, folder: Path, tags: Mapping[str, str], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    colour = COLOURS[zlib.crc32(cell.names["backend"].encode()) % len(COLOURS)]
+    own = {
+        **cell.names,
+        **{key: str(about[key]) for key in ("device", "dtype") if key in about},
+        "cell": cell.hash,
+        "outcome": Outcome.RUNNING,
+        "expkit.folder": str(folder),
+        "mlflow.runColor": colour,
+    }
+    return {
+        "version": journals.VERSION,
+        "id": uuid.uuid4().hex,
+        "name": cell.title,
+        "owner": journals.owner(),
+        "tracking": {
+            "uri": address.without_password(cell.address),
+            "experiment": cell.tracking.experiment,
+        },
+        "params": cell.params | {f"actual.{k}": v for k, v in about.items()},
+        "tags": own | dict(tags),
+        "cell": dict(cell.frozen),
+    }
+
+
+def write_result(journal: Journal, result: Result) -> None:
+    """The metrics of a run that was measured or refused."""
+    for quantity, value in quantities.found(result):
+        journal.metric(quantity.name, [value])
+    if result.first_bad_step is not None:
+        journal.tags({"first_bad_step": str(result.first_bad_step)})
+    if result.summary:
+        journal.tags({"stopped_by": str(result.stopped_by)})
+        journal.tags({"stable": "; ".join(result.unstable) or "yes"})
+        _write_step_seconds(journal, result)
+
+
+def write_files(cell: Cell, journal: Journal, result: Result) -> None:
+    """Its artifacts."""
+    (journal.folder / "config.yaml").write_text(OmegaConf.to_yaml(cell.resolved))
+    words = yaml.safe_dump(list(cell.frozen["words"]), allow_unicode=True, width=1e9)
+    (journal.folder / "overrides.yaml").write_text(words, encoding="utf-8")
+    about = environment() if result.timed else _environment_of_process()
+    about = {**about, "backend": cell.backend.describe()}
+    (journal.folder / "environment.json").write_text(json.dumps(about, indent=2) + "\n")
+    names = ["config.yaml", "overrides.yaml", "environment.json"]
+    if result.params:
+        kept: dict[str, Any] = result.params
+        np.savez(journal.folder / PARAMS, **kept)
+        names.append(PARAMS)
+    for name in names:
+        journal.artifact(name)
+
+
+@cache
+def _environment_of_process() -> dict[str, Any]:
+    """As it was at its first cell: what changes since is of interest beside times alone."""
+    return environment()
+
+
+def _write_step_seconds(journal: Journal, result: Result) -> None:
+    """Median over repeats of a step's mean seconds in each reading, at its last step."""
+    lengths = np.diff([-1, *result.chunk_ends])
+    medians = np.median(np.asarray(result.chunk_seconds), axis=0) / lengths
+    journal.series("time/step_seconds", medians.tolist(), result.chunk_ends)

@@ -1,0 +1,340 @@
+"""A trial in a process of its own: the near end, and the messages that both ends speak.
+
+While it is not asked anything the process is stopped (SIGSTOP): it sleeps, and so do its threads,
+which after a parallel loop would go on spinning for a while. The far end is `expkit.far_end`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from expkit.child import NOTHING, Child, Gone, Late, Message
+from expkit.config import Cell, thaw
+from expkit.errors import is_disk_full
+from expkit.measure.environment import Activity
+from expkit.measure.parity import Facts
+from expkit.measure.statistics import Rounds
+from expkit.outcome import Outcome
+from expkit.record.writing import record_failure
+from expkit.tracking import journal
+from expkit.tracking.tracker import Tracker
+
+SAID = "output.txt"
+"""What a cell's process printed, in the run's folder."""
+FOR_EVER_S = 1e9
+"""What a cell may take where nobody limits it."""
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Make a trial of a cell.
+
+    Attributes:
+        cell: what `expkit.config.thaw` makes the cell of.
+        timed: false to have it run to its end without further questions, and without times.
+    """
+
+    cell: Mapping[str, Any]
+    folder: str
+    tags: Mapping[str, str]
+    timed: bool
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """As `expkit.trial.Trial` has it, and so are all that follow; each is answered by `State`."""
+
+
+@dataclass(frozen=True)
+class FindAnswer: ...
+
+
+@dataclass(frozen=True)
+class Place: ...
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Answered by `Repeated`."""
+
+
+@dataclass(frozen=True)
+class TakeIn:
+    outcome: str
+    reason: str
+    rounds: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Conclude:
+    stopped_by: str | None
+    activity: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Refuse:
+    unlike: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The last; answered by `Done`."""
+
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class State:
+    """What a trial has come to.
+
+    Attributes:
+        lives: whether it may have times, or more of them.
+        facts: what its program works with.
+        broken: where that is not what it says.
+        expected_s: about how long the least number of its repeats takes.
+    """
+
+    lives: bool
+    facts: Facts
+    broken: Sequence[str]
+    expected_s: float
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Seconds of a repeat; None where there is none to be had."""
+
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The trial has ended.
+
+    Attributes:
+        full: whether it failed for want of room on the disk.
+    """
+
+    outcome: str
+    reason: str
+    full: bool = False
+
+
+REQUESTS = (Begin, Prepare, FindAnswer, Place, Repeat, TakeIn, Conclude, Refuse, Finish)
+ANSWERS = (State, Repeated, Done)
+
+
+_prestarted: list[Child] = []
+
+
+def worker(env: Mapping[str, str] = NOTHING) -> Child:
+    """A process for trials: one that was started before, where it needs nothing of its own."""
+    return _prestarted.pop() if _prestarted and not env else Child("expkit.far_end", ANSWERS, env)
+
+
+@contextmanager
+def prestarted(count: int) -> Iterator[None]:
+    """Start processes that get ready beside what is done here, for the first trials."""
+    try:
+        with suppress(OSError):  # a trial that finds none starts its own, and tells
+            _prestarted.extend(Child("expkit.far_end", ANSWERS) for _ in range(count))
+        yield
+    finally:
+        end_prestarted()
+
+
+def end_prestarted() -> None:
+    """End those that no trial has taken."""
+    while _prestarted:
+        _prestarted.pop().kill()
+
+
+def environment(config: Mapping[str, Any]) -> dict[str, str]:
+    """What the libraries of a cell's process read when they are imported."""
+    threads = config["backend"].get("threads")
+    return dict.fromkeys(THREADS, str(threads)) if threads else {}
+
+
+Ended = Callable[[str, str], None]
+"""Called with the outcome of a trial, and the reason where it is not ok."""
+
+
+@dataclass
+class Attempt:
+    """A run of a cell that another process makes.
+
+    Attributes:
+        frozen: what `expkit.config.thaw` makes the cell of.
+        outcome: once there is one.
+    """
+
+    frozen: Mapping[str, Any]
+    folder: Path
+    tags: Mapping[str, str]
+    tracker: Tracker | None
+    ended: Ended = lambda outcome, reason: None
+    outcome: str | None = None
+
+    def begin(self, *, timed: bool) -> Begin:
+        """What its process is told."""
+        return Begin(self.frozen, str(self.folder), self.tags, timed)
+
+    def end(self, done: Done) -> None:
+        """See to it that the journal has its end.
+
+        Raises:
+            OSError: there is no room, so that the cells that are left would fail too.
+        """
+        self.outcome = done.outcome
+        if done.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if not (self.folder / journal.FILE).exists() or not journal.is_ended(self.folder):
+            cell = thaw(self.frozen)
+            record_failure(cell, self.folder, self.tags, done.outcome, done.reason)
+        self.ended(done.outcome, done.reason)
+
+    def interrupt(self) -> None:
+        """End it where nothing else has, if the disk takes that."""
+        if self.outcome is None:
+            full = is_disk_full(sys.exception())
+            with suppress(OSError):
+                why = "the disk is full" if full else "stopped before its end"
+                self.end(Done(Outcome.INTERRUPTED, why))
+
+    def send(self) -> None:
+        """To MLflow, some time soon. Not while the tracker is stopped."""
+        if self.tracker and (self.folder / journal.FILE).exists():
+            self.tracker.update(self.folder)
+
+
+class RemoteTrial(AbstractContextManager["RemoteTrial"]):
+    """A trial in a process of its own. What goes wrong with it is recorded as its end.
+
+    Args:
+        ended: told of its end.
+        placed: told of every round that it begins, by number.
+        limit_s: what it may take in all.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        attempt: Attempt,
+        *,
+        env: Mapping[str, str] = NOTHING,
+        placed: Callable[[int], None] = lambda number: None,
+        limit_s: float = FOR_EVER_S,
+    ) -> None:
+        self.cell, self.folder, self.tracker = cell, attempt.folder, attempt.tracker
+        self.attempt = attempt
+        self.rounds: list[list[float]] = []
+        self.facts: Facts = {}
+        self.broken: Sequence[str] = ()
+        self.expected_s = 0.0
+        self._lives, self._asleep = True, False
+        self._placed, self._left_s = placed, limit_s
+        self._child = worker({**environment(cell.frozen["config"]), **env})
+        self._ask(attempt.begin(timed=True))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        if self.attempt.outcome is None:
+            self._child.kill()
+            self.attempt.interrupt()
+        self._child.kill()
+        self.attempt.send()
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._child.pid
+
+    @property
+    def lives(self) -> bool:
+        """Whether it may have times, or more of them."""
+        return self._lives and self.attempt.outcome is None
+
+    def prepare(self) -> None:
+        self._ask(Prepare())
+        self.wait()
+
+    def find_answer(self) -> None:
+        """Begin to; `wait` for it."""
+        self._ask(FindAnswer())
+        self.attempt.send()
+
+    def place(self) -> None:
+        if self.attempt.outcome is None:
+            self.rounds.append([])
+            self._placed(len(self.rounds))
+            self._ask(Place())
+            self.wait()
+
+    def repeat(self) -> float | None:
+        self._ask(Repeat())
+        answer = self.wait()
+        seconds = answer.seconds if isinstance(answer, Repeated) else None
+        if seconds is None:
+            self._lives = False
+            return None
+        self.rounds[-1].append(seconds)
+        if self.tracker:
+            self.tracker.refresh(self.folder)
+        return seconds
+
+    def take_in(self, outcome: str, reason: str, rounds: Rounds) -> None:
+        self._ask(TakeIn(outcome, reason, rounds))
+        self.wait()
+
+    def conclude(self, stopped_by: str | None, activity: Activity) -> None:
+        self._ask(Conclude(stopped_by, asdict(activity)))
+        self.wait()
+
+    def refuse(self, unlike: Sequence[str]) -> None:
+        self._ask(Refuse(unlike))
+        self.wait()
+
+    def finish(self, tags: Mapping[str, str]) -> None:
+        """Begin to; `wait` for it."""
+        self._ask(Finish(tags))
+        self.attempt.send()
+
+    def _ask(self, request: Message) -> None:
+        if self.attempt.outcome is None:
+            with suppress(Gone):  # told by the next answer
+                self._child.tell(request)
+
+    def wait(self) -> Message | None:
+        """For what it was asked last; then it sleeps."""
+        if self.attempt.outcome is not None:
+            return None
+        begun = monotonic()
+        try:
+            answer = self._child.hear(max(0.0, self._left_s))
+        except Gone as error:
+            answer = Done(Outcome.FAILED, f"its process {error}")
+        except Late:
+            self._child.kill()
+            answer = Done(Outcome.FAILED, "it took longer than sweep.limit_s allows")
+        self._child.stop()
+        if isinstance(answer, Done):
+            self.attempt.end(answer)
+        elif isinstance(answer, State):
+            self._lives, self.facts, self.broken = answer.lives, answer.facts, answer.broken
+            self.expected_s = answer.expected_s
+        self._left_s -= monotonic() - begun
+        return answer

@@ -1,0 +1,450 @@
+"""A trial: one attempt to measure a cell, in this process, and its record."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from time import perf_counter, process_time
+from types import TracebackType
+
+import numpy as np
+
+from expkit.config import Cell
+from expkit.contracts import Counted, FallenBack, HostArray
+from expkit.errors import ParityError
+from expkit.measure import parity
+from expkit.measure.audit import Finding
+from expkit.measure.audits import Audits
+from expkit.measure.breakdown import breakdown
+from expkit.measure.clock import timed
+from expkit.measure.environment import Activity
+from expkit.measure.idle import threads_at_work, worked_meanwhile
+from expkit.measure.limits import hold_to_limit, optimizer_elements
+from expkit.measure.stability import pauses, recompiled, unstable_because
+from expkit.measure.statistics import Rounds, summarize
+from expkit.measure.stopping import fitted
+from expkit.measure.subject import Subject
+from expkit.measure.threads import AGAIN_S, Queue, overused, overused_again
+from expkit.measure.verification import Verification
+from expkit.outcome import Outcome
+from expkit.record import writing
+from expkit.record.result import Now, Result, Watch
+from expkit.tracking.address import one_line
+from expkit.tracking.journal import Journal
+from expkit.tracking.tracker import Tracker
+
+FLUSH_S = 1.0
+"""How much measured time a kill may cost the journal."""
+
+KEPT_MOST = 1 << 20
+"""Parameters that are kept of a run: 8 MB. Of more only the losses are."""
+
+
+class Trial(AbstractContextManager["Trial"]):
+    """One attempt to measure a cell, in this process.
+
+    As a context it is a run in the journal, and in MLflow, from its beginning to its end, however
+    it ends. What goes wrong is recorded, then raised.
+
+    Args:
+        tags: of the run.
+        watch: called off the clock with what is done.
+        alone: whether no other trial shares this process.
+        timed: false where other things run meanwhile: the result is without times.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        folder: Path,
+        tags: Mapping[str, str],
+        tracker: Tracker | None,
+        watch: Watch,
+        *,
+        alone: bool = True,
+        timed: bool = True,
+    ) -> None:
+        self.cell, self.folder, self.tracker = cell, folder, tracker
+        self.result = Result(timed=timed)
+        self.journal: Journal
+        self._tags, self._watch, self._alone = tags, watch, alone
+        backend, workload = cell.backend, cell.workload
+        name = f"backend {cell.names['backend']}"
+        self._subject = Subject(backend, workload, cell.log_every, name)
+        rng = np.random.default_rng()
+        self._audits = Audits(self._subject, rng)
+        self._answers = Verification(self._subject, lambda: self.expected_s, rng)
+        self._queued_s = self._waited_s = 0.0
+        """Seconds that all threads, and this one, were kept from a core in repeats, reading losses
+        included.
+        """
+        self._at_work: list[int] = []
+        """Threads that worked before each placement, where cells share this process."""
+
+    def __enter__(self) -> Trial:
+        """Begin the run.
+
+        Raises:
+            UserError: the folder holds one already.
+        """
+        self._watch(Now(f"starting backend {self.cell.names['backend']}"))
+        self.cell.backend.configure()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.journal = writing.begin(self.cell, self.folder, self._tags)
+        self._send()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self._watch(Now("closing the record"))
+        status = "FINISHED" if self.result.outcome == Outcome.OK else "FAILED"
+        if isinstance(error, KeyboardInterrupt):
+            self.result.outcome, status = Outcome.INTERRUPTED, "KILLED"
+        elif error is not None:
+            self.result.outcome, status = Outcome.FAILED, "FAILED"
+            with suppress(OSError):  # on a full disk what went wrong first is what is told
+                self.journal.tags({"reason": one_line(error)})
+                (self.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+                self.journal.artifact("error.txt")
+        self.journal.tags({"outcome": self.result.outcome})
+        self.journal.end(status)
+        if self.tracker:  # who has a result shows it before MLflow is waited for
+            self.tracker.update(self.folder, last=error is not None)
+
+    def _send(self) -> None:
+        """To MLflow, some time soon."""
+        if self.tracker:
+            self.tracker.update(self.folder)
+
+    @property
+    def lives(self) -> bool:
+        """Whether it may have times, or more of them."""
+        return self.result.reason is None
+
+    @property
+    def facts(self) -> parity.Facts:
+        """What its program works with."""
+        return self.result.facts
+
+    @property
+    def broken(self) -> Sequence[str]:
+        """Where that is not what the configuration or the backend says."""
+        return self.result.broken
+
+    @property
+    def rounds(self) -> Rounds:
+        """Repeats by placement; by process, where several measured."""
+        return self.result.rounds
+
+    @property
+    def pid(self) -> int:
+        """Of this process."""
+        return os.getpid()
+
+    def wait(self) -> None:
+        """Nothing goes on elsewhere."""
+
+    @property
+    def _warmup_steps(self) -> int:
+        return min(self.cell.measure.warmup, -(-self.cell.workload.steps // 10))
+
+    @property
+    def expected_s(self) -> float:
+        """About how long the least number of repeats takes; 0 where nothing is timed."""
+        if self.result.warm_up is None:
+            return 0.0
+        repeat_s = self.result.warm_up.step_seconds * self.cell.workload.steps
+        return repeat_s * fitted(self.cell.measure, repeat_s).repeats_min
+
+    def configure(self) -> None:
+        """Threads are the process's, and another cell may have set its own meanwhile."""
+        if not self._alone:
+            self.cell.backend.configure()
+
+    def prepare(self) -> None:
+        """Build, warm up, note what the program works with."""
+        cell, result, subject = self.cell, self.result, self._subject
+        found: Finding | None = None
+        self.configure()
+        self._watch(Now("making the data and building the program"))
+        result.setup_seconds = subject.begin()
+        if result.timed:
+            self._watch(Now("warming up"))
+            warm = subject.warm_up()
+            found = self._audits.early(warm)
+            if found is None:
+                fitted_warm = subject.fit_readings(warm)
+                ran = subject.run_before(fitted_warm, self._warmup_steps)
+                result.warm_up = dataclasses.replace(ran, first_seconds=warm.first_seconds)
+                result.chunk_ends = subject.chunk_ends
+                self._watch(Now("checking that all work is done on the clock"))
+                found = self._audits.before()
+        self._note_path()
+        self._watch(Now("noting what the program works with"))
+        result.facts = parity.facts(cell.backend, cell.workload, subject.program, cell.log_every)
+        threads = cell.resolved["backend"].get("threads")
+        result.broken = parity.broken_claims(cell.backend, threads, result.facts)
+        self.journal.write("facts", facts=result.facts, broken=result.broken)
+        if found:
+            self._refuse(found.outcome, found.reason)
+
+    def _note_path(self) -> None:
+        """How steps are computed, and why not faster."""
+        program, result = self._subject.program, self.result
+        result.path = program.path
+        if isinstance(program, FallenBack):
+            result.path_reason = program.path_reason
+        tags = {"path": result.path, "path_reason": result.path_reason}
+        self.journal.tags({name: said for name, said in tags.items() if said})
+
+    def find_answer(self) -> None:
+        """Compute what every repeat will be held against; nothing here is timed."""
+        self._watch(Now("computing the right answer in float64"))
+        self.result.checked = self._answers.find()
+        self.journal.tags({"answer": self.result.checked})
+
+    def place(self) -> None:
+        """The same program in fresh, shifted memory."""
+        self.configure()
+        if not self._alone:
+            self._at_work.append(threads_at_work())
+        self._watch(self._next("placing the arrays elsewhere"))
+        self._subject.program.reallocate()
+        self.result.processes[0].append([])
+
+    def _next(self, doing: str) -> Now:
+        """Something on the way to the next repeat."""
+        return Now(doing, len(self.result.chunk_seconds) + 1)
+
+    def repeat(self) -> float | None:
+        """All steps from the start, in chunks; between them, off the clock, look at the losses."""
+        result, subject = self.result, self._subject
+        program, learns = subject.program, subject.learns
+        self.configure()
+        program.reset()
+        if self._warmup_steps and result.timed:
+            program.advance(self._warmup_steps)
+            program.reset()
+        repeat = len(result.chunk_seconds)
+        seconds: list[float] = []
+        cpu_seconds: list[float] = []
+        losses: list[HostArray] = []
+        written, last_flush = 0, perf_counter()
+        queue = Queue()
+        try:
+            for done in range(0, subject.room, subject.every):
+                n = min(subject.every, subject.room - done)
+                clocked, cpu, fresh = self._reading(done, n)
+                seconds.append(clocked)
+                cpu_seconds.append(cpu)
+                wanted = n if learns else 0
+                if fresh.size != wanted:
+                    came = f"losses({done}): {fresh.size} came back for {n} steps"
+                    came += "" if learns else " of an operation, which has none"
+                    self._refuse(Outcome.WRONG_ANSWER, f"in repeat {repeat + 1} {came}")
+                    break
+                losses.append(fresh[: max(0, self.cell.workload.steps - done)])
+                bad = np.flatnonzero(~np.isfinite(losses[-1]))
+                if bad.size:
+                    result.first_bad_step = done + int(bad[0])
+                    self._refuse(
+                        Outcome.DIVERGED,
+                        f"the loss is not finite from step {result.first_bad_step}",
+                    )
+                    break
+                loss = float(losses[-1][-1]) if losses[-1].size else None
+                steps_done = (done + n) // subject.passes
+                self._watch(Now("", repeat + 1, steps_done, loss, n / seconds[-1]))
+                if repeat == 0 and learns and perf_counter() - last_flush > FLUSH_S:
+                    unwritten = np.concatenate(losses)[written:]
+                    self.journal.metric("train/loss", unwritten, written)
+                    written, last_flush = written + unwritten.size, perf_counter()
+                if self.tracker:
+                    self.tracker.refresh(self.folder)
+        except BaseException:
+            with suppress(Exception):  # what went wrong first is what is told
+                self._keep(np.concatenate(losses), written)
+            raise
+        self._queued_s += queue.seconds() / subject.passes
+        self._waited_s += queue.own_seconds() / subject.passes
+        curve = np.concatenate(losses) if losses else np.empty(0)
+        self._keep(curve, written)
+        if result.reason is not None:
+            return None
+        if not result.timed:
+            subject.step_seconds = sum(seconds) / subject.room
+        seconds = [s / subject.passes for s in seconds]
+        if wrong := self._answers.wrong(curve):
+            self._refuse(Outcome.WRONG_ANSWER, f"in repeat {repeat + 1} {wrong}")
+            return None
+        result.chunk_seconds.append(seconds)
+        result.cpu_seconds.append([s / subject.passes for s in cpu_seconds])
+        if result.timed:
+            rounds = result.processes[0]
+            rounds[-1].append(sum(seconds))
+            self._keep_sample(0, len(rounds) - 1, seconds)
+            self.journal.metric("time/wall_seconds", [sum(seconds)], repeat)
+        return sum(seconds)
+
+    def _reading(self, done: int, n: int) -> tuple[float, float, HostArray]:
+        """Seconds of n steps, those of the processor, and, off the clock, the steps' losses."""
+        program, ran = self._subject.program, process_time()
+        seconds = timed(program, self._subject.synchronize, n)
+        stopped = process_time()
+        fresh = self._subject.losses(done)
+        read = process_time()
+        program.losses(done)
+        self._audits.readings.append((n, seconds, (read - stopped) - (process_time() - read)))
+        return seconds, stopped - ran, fresh
+
+    def take_in(self, outcome: str, reason: str, rounds: Rounds) -> None:
+        """What another process measured of this cell."""
+        number = len(self.result.processes)
+        if outcome != Outcome.OK:
+            self._refuse(Outcome(outcome), f"in process {number + 1} {reason}")
+            return
+        self.result.processes.append([list(repeats) for repeats in rounds])
+        for placement, repeats in enumerate(rounds):
+            for seconds in repeats:
+                self._keep_sample(number, placement, [seconds])
+
+    def refuse(self, unlike: Sequence[str]) -> None:
+        """End it: it does not do the work that it has to be alike in.
+
+        Raises:
+            ParityError: always.
+        """
+        self.journal.tags({"parity": writing.not_alike(unlike)})
+        raise ParityError(unlike)
+
+    def _keep_sample(self, process: int, placement: int, seconds: list[float]) -> None:
+        self.journal.write("sample", process=process, placement=placement, seconds=seconds)
+
+    def _keep(self, curve: HostArray, written: int) -> None:
+        """The first repeat's losses, or those of the repeat that diverged."""
+        first = not self.result.chunk_seconds
+        learns = self._subject.learns
+        if learns and (first or self.result.outcome == Outcome.DIVERGED):
+            self.result.losses = curve
+        if learns and first:
+            self.journal.metric("train/loss", curve[written:], written)
+
+    def _refuse(self, outcome: Outcome, reason: str) -> None:
+        """No time of this cell may be shown."""
+        self.result.outcome, self.result.reason = outcome, reason
+        self.journal.tags({"reason": reason})
+
+    def _check_again(self) -> None:
+        """Look once more whether the times may be shown."""
+        self.configure()
+        self._watch(Now("checking later steps, and another start"))
+        if wrong := self._answers.wrong_further():
+            self._refuse(Outcome.WRONG_ANSWER, wrong)
+            return
+        if covered := self._answers.covered:
+            self.result.checked = covered
+            self.journal.tags({"answer": covered})
+        if self.result.timed:
+            self._watch(Now("checking that all work was done on the clock"))
+            if found := self._audits.after(self.result.step_seconds):
+                self._refuse(found.outcome, found.reason)
+
+    def conclude(self, stopped_by: str | None, activity: Activity) -> None:
+        """After the clock: what remains to be learnt from the program that was timed."""
+        result = self.result
+        if result.reason is None:
+            self._keep_params()
+            self._check_again()
+        if result.reason is not None:
+            return
+        self._watch(Now("tracing where a step's time goes"))
+        result.outcome, result.stopped_by = Outcome.OK, stopped_by
+        if not result.timed:
+            return
+        summary = summarize(result.rounds)
+        measure = self.cell.measure
+        paused = pauses(result.chunk_seconds, result.cpu_seconds)
+        result.unstable = unstable_because(measure, summary, result.rounds, activity, paused)
+        result.unstable += recompiled(result.processes[0], result.chunk_seconds)
+        result.unstable += worked_meanwhile(self._at_work)
+        if not self._beyond_threads() and self._beyond_limit(
+            summary.median / (result.chunk_ends[-1] + 1)
+        ):
+            return
+        subject = self._subject
+        result.breakdown = breakdown(
+            subject.program, subject.synchronize, subject.room, result.step_seconds, subject.every
+        )
+
+    def finish(self, tags: Mapping[str, str]) -> None:
+        """Write down what was found, and how it stands against others."""
+        self._watch(Now("writing down what was found"))
+        self.configure()
+        if tags:
+            self.journal.tags(tags)
+        writing.write_result(self.journal, self.result)
+        self._send()
+        writing.write_files(self.cell, self.journal, self.result)
+
+    def _keep_params(self) -> None:
+        """What the last repeat learnt, where it is not long."""
+        subject = self._subject
+        program, workload = subject.program, self.cell.workload
+        arrays = program.arrays().items()
+        size = sum(int(np.prod(x.shape)) for name, x in arrays if name.startswith("params."))
+        if not subject.learns or size > KEPT_MOST:
+            return
+        if subject.passes > 1:  # it went on after the last step
+            program.reset()
+            program.advance(workload.steps)
+            subject.synchronize()
+        self.result.params = subject.params()
+
+    def _beyond_limit(self, step_seconds: float) -> bool:
+        """Hold a step's time against the machine's limit; no program is faster than that."""
+        problem, result = self.cell.workload.problem, self.result
+        if not isinstance(problem, Counted):
+            return False
+        subject = self._subject
+        moved = optimizer_elements(subject.program.arrays())
+        backend = self.cell.backend
+
+        def again() -> float:
+            return subject.taking(subject.back)() / subject.every
+
+        found = hold_to_limit(backend, problem.work(), moved, step_seconds, again)
+        result.limit = found.limit
+        if found.doubt:
+            result.unstable.append(f"limit: {found.doubt}")
+        if found.beyond:
+            self._refuse(Outcome.BEYOND_LIMIT, found.beyond)
+        return bool(found.beyond)
+
+    def _beyond_threads(self) -> bool:
+        """Note where more processors were in use on the clock than the threads claimed."""
+        result, subject = self.result, self._subject
+        if "threads" not in result.facts:
+            return False
+        claimed = int(result.facts["threads"])
+        wall_s, cpu_s = (sum(map(sum, s)) for s in (result.chunk_seconds, result.cpu_seconds))
+        used = overused(claimed, wall_s, cpu_s, self._queued_s, self._waited_s)
+        if used is not None:
+            self._watch(Now("counting the processors in use once more"))
+            most = int(AGAIN_S / max(result.step_seconds, 1e-9))
+            n = max(subject.every, min(subject.room, most))
+            used = overused_again(claimed, subject.program, subject.synchronize, n)
+        if used is None:
+            return False
+        result.broken.append(
+            f"threads: says {claimed}, had work for {used:.1f} processors on the clock"
+        )
+        self.journal.write("facts", facts=result.facts, broken=result.broken)
+        return True

@@ -1,0 +1,104 @@
+"""What scripts and notebooks get from `import expkit`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import expkit as door
+from expkit.errors import UserError
+from expkit.outcome import Outcome
+
+if TYPE_CHECKING:
+    from conftest import Expkit
+
+QUICK = ("measure.repeats_min=6", "measure.repeats_max=6", "measure.repeats_per_placement=1")
+LINE = {"problem": "linear", "steps": 50, "tracking": "none"}
+
+
+@pytest.fixture(autouse=True)
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EXPKIT_OUTPUTS", str(tmp_path / "outputs"))
+    return tmp_path / "outputs"
+
+
+def test_importing_it_imports_nothing_heavy(expkit: Expkit) -> None:
+    done = expkit.python("import sys, expkit; print(*sys.modules)")
+    heavy = {"hydra", "omegaconf", "mlflow", "torch", "jax", "numba", "numpy", "matplotlib"}
+    assert not heavy & set(done.out.split()), done
+
+
+def test_a_cell_is_made_of_words_or_values_and_changed() -> None:
+    cell = door.cell("optimizer.lr=0.25", **LINE, **{"problem.batch_size": 5})
+    assert (cell.resolved["optimizer"]["lr"], cell.resolved["problem"]["batch_size"]) == (0.25, 5)
+    other = cell.but(optimizer="adam", seed=3)
+    assert other.title == "linear · numpy · adam"
+    assert (other.resolved["seed"], other.resolved["optimizer"]["lr"]) == (3, 0.25)
+    assert cell.resolved["seed"] == 0, "and the first is as it was"
+    with pytest.raises(UserError, match="problem"):
+        door.cell(problem="sin e")
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_run_is_a_view_of_its_record(here: bool, outputs: Path) -> None:
+    found = door.run(door.cell(*QUICK, **LINE), here=here)
+    assert found.outcome == Outcome.OK
+    assert found.folder.is_relative_to(outputs / "runs")
+    assert found.seconds is not None
+    assert found.interval is not None
+    low, high = found.interval
+    assert low <= found.seconds <= high
+    assert found.losses.shape == (50,)
+    assert np.isfinite(found.losses).all()
+    assert found.params["w"].size == 1
+    again = door.load(found.folder)
+    assert isinstance(again, door.Run)
+    assert again.row() == found.row()
+    assert str(found.folder) in found._repr_html_()
+
+
+def test_what_went_wrong_is_in_the_record_or_raised() -> None:
+    found = door.run(door.cell(*QUICK, **LINE, **{"optimizer.lr": 1e9}))
+    assert (found.outcome, found.seconds, found.interval) == (Outcome.DIVERGED, None, None)
+    assert "not finite" in found.reason
+    with pytest.raises(UserError, match="torch_cuda"):
+        door.check(door.cell(backend="torch_cuda", tracking="none"))
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_two_cells_are_compared_and_their_runs_may_be_again(here: bool) -> None:
+    fast = door.cell(*QUICK, **LINE)
+    slow = fast.but("backend.fast=false")
+    found = door.compare(fast, slow, here=here)
+    assert found.word == "SLOWER", str(found)
+    assert "SLOWER" in str(found)
+    again = door.compare(found.a, found.b.folder)
+    assert again.verdict == found.verdict
+
+
+def test_a_sweep_gives_a_run_for_every_combination(outputs: Path) -> None:
+    found = door.sweep(*QUICK, **LINE, seed=[1, 2], optimizer=["sgd", "adam"])
+    assert [run.title for run in found] == ["linear · numpy · sgd", "linear · numpy · adam"] * 2
+    assert {run.outcome for run in found} == {Outcome.OK}
+    assert [row["loss"] for row in found.rows()] == [run.losses[-1] for run in found]
+    assert "median" in str(found)
+    again = door.load("/".join(found.folder.parts[-2:]))
+    assert isinstance(again, door.Sweep)
+    assert again.rows() == found.rows()
+    assert isinstance(found[1:], door.Runs)
+    kept = door.load("expkit")
+    assert isinstance(kept, door.Runs)
+    assert len(kept) == 4
+    pandas = pytest.importorskip("pandas")
+    assert isinstance(found.frame(), pandas.DataFrame)
+    assert list(found.frame()["run"]) == [run.title for run in found]
+
+
+def test_nothing_of_that_name_is_one_line() -> None:
+    with pytest.raises(UserError, match="nosuch"):
+        door.load("nosuch")
+    assert "hydra" in sys.modules
