@@ -171,8 +171,8 @@ class Sweep(Runs):
     """
 
     def __init__(self, folder: Path) -> None:
-        from expkit.sweep import table
-        from expkit.sweep.manifest import Manifest
+        from expkit.sweeps import table
+        from expkit.sweeps.manifest import Manifest
 
         self.folder = folder
         manifest = Manifest.load(folder)
@@ -283,9 +283,9 @@ def sweep(*words: str, **values: object) -> Sweep:
     Raises:
         UserError: as `cell`, of any of them, or nothing can run.
     """
-    from expkit.sweep import engine
-    from expkit.sweep.manifest import locked, require_unused
-    from expkit.sweep.plan import plan_words
+    from expkit.sweeps import engine
+    from expkit.sweeps.manifest import locked, require_unused
+    from expkit.sweeps.plan import plan_words
 
     manifest = plan_words([*words, *config.words_of(values)])
     if not manifest.cells:
@@ -305,7 +305,7 @@ def load(what: Path | str) -> Run | Sweep | Runs:
     Raises:
         UserError: there is nothing of that name, or its record is damaged.
     """
-    from expkit.sweep.manifest import FILE, named
+    from expkit.sweeps.manifest import FILE, named
 
     outputs = config.default_outputs()
     folder = Path(what).absolute()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine, text
 
-from expkit.sweep.manifest import Manifest
+from expkit.sweeps.manifest import Manifest
 from expkit.tracking import address
 
 if TYPE_CHECKING:

@@ -28,9 +28,9 @@ from expkit.cli import main
 from expkit.errors import UserError
 from expkit.record.stored import Stored
 from expkit.remote import worker as a_worker
-from expkit.sweep.engine import teams
-from expkit.sweep.manifest import Manifest, Planned
-from expkit.sweep.plan import Composer
+from expkit.sweeps.engine import teams
+from expkit.sweeps.manifest import Manifest, Planned
+from expkit.sweeps.plan import Composer
 from expkit.tracking import journal
 
 if TYPE_CHECKING:

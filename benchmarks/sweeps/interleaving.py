@@ -26,7 +26,7 @@ from benchmarks.sweeps.page import table, write_section
 from benchmarks.sweeps.place import Place
 from expkit.measure.statistics import summarize
 from expkit.measure.verdict import judge
-from expkit.sweep.manifest import Manifest
+from expkit.sweeps.manifest import Manifest
 
 RATES = ("1e-6", "1.01e-6")
 SECONDS = 3.0

@@ -12,7 +12,7 @@ from expkit.tracking import address, known
 from expkit.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
-    from expkit.sweep.manifest import Manifest
+    from expkit.sweeps.manifest import Manifest
 
 
 class Unmet(UserError):

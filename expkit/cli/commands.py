@@ -92,7 +92,7 @@ def command(argv: Sequence[str]) -> int:
         return _draw(given.folders, allow_target=given.allow_target)
     if given.command == "resume":
         from expkit.cli.sweep import resume as go_on
-        from expkit.sweep.manifest import is_for_hydra
+        from expkit.sweeps.manifest import is_for_hydra
 
         sweeps = [word for word in given.words if not is_for_hydra(word)]
         if len(sweeps) > 1:

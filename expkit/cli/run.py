@@ -198,7 +198,7 @@ class Command:
         """Run the cells of these jobs, or the rest of the sweep that the folder holds."""
         from expkit.cli import sweep
         from expkit.cli.addresses import allow_given, allow_stored
-        from expkit.sweep import manifest, plan
+        from expkit.sweeps import manifest, plan
 
         gc.freeze()  # the libraries stay, what composing a cell leaves goes: there may be thousands
         gc.enable()
@@ -240,7 +240,7 @@ class Command:
         """Run a batch of a sweeper that searches; each job returns the objective."""
         from expkit.cli.addresses import allow_given
         from expkit.cli.sweep import Search
-        from expkit.sweep import manifest, plan
+        from expkit.sweeps import manifest, plan
 
         if self._search is None:
             manifest.require_unused(Path(master.hydra.sweep.dir).absolute())

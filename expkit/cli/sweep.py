@@ -31,10 +31,10 @@ from expkit.record.stored import Stored
 from expkit.remote import end_prestarted
 from expkit.report import plots
 from expkit.report.units import count, megabytes
-from expkit.sweep import elsewhere, engine, names
-from expkit.sweep import table as report
-from expkit.sweep.manifest import Manifest, Planned, locked, named, newest, require_unused
-from expkit.sweep.pace import Pace
+from expkit.sweeps import elsewhere, engine, names
+from expkit.sweeps import table as report
+from expkit.sweeps.manifest import Manifest, Planned, locked, named, newest, require_unused
+from expkit.sweeps.pace import Pace
 from expkit.tracking.address import one_line
 from expkit.tracking.sent import pending
 from expkit.tracking.tracker import Tracker

@@ -1,7 +1,7 @@
 """Hydra's side of a sweep: `-m` composes cells and hands them to the command line.
 
 Hydra takes sweepers and launchers from packages named `hydra_plugins.*` alone, so this folder is
-installed as `hydra_plugins.expkit`. What they do is in `expkit.sweep`.
+installed as `hydra_plugins.expkit`. What they do is in `expkit.sweeps`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from expkit.config import as_typed
-from expkit.sweep.elsewhere import launcher_of
+from expkit.sweeps.elsewhere import launcher_of
 
 
 class ExpkitSweeper(BasicSweeper):

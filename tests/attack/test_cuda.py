@@ -26,8 +26,8 @@ from expkit.config import compose_cell
 from expkit.contracts import Array
 from expkit.measure import parity
 from expkit.measure.environment import environment, gpus
-from expkit.sweep import engine
-from expkit.sweep.manifest import Planned
+from expkit.sweeps import engine
+from expkit.sweeps.manifest import Planned
 
 # Which GPU a worker of a sweep is given
 

@@ -16,8 +16,8 @@ import pytest
 from expkit.cli import main
 from expkit.errors import UserError
 from expkit.record.stored import load
-from expkit.sweep import elsewhere
-from expkit.sweep.manifest import Manifest
+from expkit.sweeps import elsewhere
+from expkit.sweeps.manifest import Manifest
 from expkit.tracking import journal
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from expkit.sweep.manifest import Manifest
+from expkit.sweeps.manifest import Manifest
 from expkit.tracking import journal, tracker
 
 if TYPE_CHECKING:

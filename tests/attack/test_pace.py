@@ -31,9 +31,9 @@ from expkit.measure.rounds import run_rounds
 from expkit.measure.stability import drift, pauses
 from expkit.measure.stopping import Measure, fitted, seconds_left
 from expkit.record.result import Now
-from expkit.sweep.manifest import Planned
-from expkit.sweep.pace import Pace as SweepPace
-from expkit.sweep.pace import left, most_rounds
+from expkit.sweeps.manifest import Planned
+from expkit.sweeps.pace import Pace as SweepPace
+from expkit.sweeps.pace import left, most_rounds
 
 QUICK = Measure(repeats_min=12, repeats_max=40, repeats_per_placement=2, budget_s=0.25)
 

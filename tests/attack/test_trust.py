@@ -26,7 +26,7 @@ import pytest
 from expkit.config import Sweep, compose_cell
 from expkit.errors import ConfigError, PluginError
 from expkit.record import writing
-from expkit.sweep.manifest import Manifest, Planned
+from expkit.sweeps.manifest import Manifest, Planned
 from expkit.tracking import address, journal, known, sent
 from expkit.tracking.journal import Journal
 

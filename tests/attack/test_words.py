@@ -15,10 +15,10 @@ import yaml
 from expkit import __version__, config
 from expkit.record.stored import load
 from expkit.report import plots
-from expkit.sweep import plan
-from expkit.sweep.manifest import Manifest, Planned
-from expkit.sweep.names import link
-from expkit.sweep.table import course, search
+from expkit.sweeps import plan
+from expkit.sweeps.manifest import Manifest, Planned
+from expkit.sweeps.names import link
+from expkit.sweeps.table import course, search
 
 if TYPE_CHECKING:
     from conftest import Done, Expkit

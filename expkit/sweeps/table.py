@@ -16,7 +16,7 @@ from expkit.remote import SAID
 from expkit.report.comparison import hold
 from expkit.report.plots import Course
 from expkit.report.units import count, seconds
-from expkit.sweep.manifest import Manifest, Planned
+from expkit.sweeps.manifest import Manifest, Planned
 
 SHOWN = 30
 """Rows of a problem on a terminal; the file in the sweep's folder has all."""

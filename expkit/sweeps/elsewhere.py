@@ -30,8 +30,8 @@ from expkit.config import Sweep, as_typed, register
 from expkit.errors import UserError
 from expkit.outcome import Outcome
 from expkit.record.writing import record_failure
-from expkit.sweep import engine
-from expkit.sweep.manifest import Manifest, Planned
+from expkit.sweeps import engine
+from expkit.sweeps.manifest import Manifest, Planned
 from expkit.tracking import address, journal
 from expkit.tracking.address import one_line
 from expkit.tracking.tracker import Tracker

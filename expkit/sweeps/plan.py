@@ -22,7 +22,7 @@ from omegaconf import DictConfig, open_dict
 from expkit.conduct import check_workload
 from expkit.config import Cell, Sweep, as_typed, build_cell, build_sweep, register
 from expkit.errors import ConfigError, Unavailable, UnsetError, UserError
-from expkit.sweep.manifest import Manifest, Planned, finished_elsewhere, measured_how
+from expkit.sweeps.manifest import Manifest, Planned, finished_elsewhere, measured_how
 
 BY_NUMBER = "${hydra.job.num}"
 """As `hydra.sweep.subdir` is where nothing is said of it."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from expkit.sweep.manifest import Manifest
+from expkit.sweeps.manifest import Manifest
 
 ATTEMPT = re.compile(r"(\d+)(-\d+)?")
 """The name of an attempt's folder, which begins with its cell's number."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from expkit.measure.stopping import Measure, fitted, most_repeats
 from expkit.report.units import count, roughly
-from expkit.sweep.manifest import Planned
+from expkit.sweeps.manifest import Planned
 
 
 def left(team_s: float | None, waiting: Mapping[str, int], took: Mapping[str, float]) -> str:

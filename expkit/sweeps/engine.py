@@ -28,7 +28,7 @@ from expkit.measure.environment import gpus
 from expkit.outcome import Outcome
 from expkit.remote import Attempt, Done, RemoteTrial, end_prestarted, environment, worker
 from expkit.report import plots
-from expkit.sweep.manifest import Manifest, Planned
+from expkit.sweeps.manifest import Manifest, Planned
 from expkit.tracking import journal
 from expkit.tracking.address import one_line
 from expkit.tracking.tracker import Tracker
