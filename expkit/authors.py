@@ -41,16 +41,16 @@ from expkit.contracts import (
     Array,
     Backend,
     Batch,
-    Differentiated,
+    HasGradient,
     HostArray,
     Mark,
     Operation,
     Optimizer,
+    OptState,
     Params,
     Placing,
     Problem,
     Random,
-    Slots,
     Workload,
 )
 from expkit.errors import PluginError, Unavailable
@@ -226,7 +226,7 @@ def place_params(backend: Backend, workload: Workload) -> Params:
     return {name: placed(backend, first.pop(name)) for name in list(first)}
 
 
-def first_slots(backend: Backend, workload: Workload, params: Params) -> Slots:
+def first_slots(backend: Backend, workload: Workload, params: Params) -> OptState:
     """The optimizer's state before the first step, as arrays of the backend; none for an operation.
 
     Raises:
@@ -249,7 +249,7 @@ def _slot(backend: Backend, optimizer: Optimizer, name: str, value: object) -> A
     return value
 
 
-def named_arrays(data: Mapping[str, Array], params: Params, slots: Slots) -> dict[str, Array]:
+def named_arrays(data: Mapping[str, Array], params: Params, slots: OptState) -> dict[str, Array]:
     """What a program's `arrays` returns: `data.x`, `params.w`, `slots.m`, uncopied."""
     groups = {"data": data, "params": params, "slots": slots}
     return {f"{group}.{name}": x for group, named in groups.items() for name, x in named.items()}
@@ -265,7 +265,7 @@ def manual(xp: Any) -> LossAndGrad:
     def loss_and_grad(
         problem: Problem, params: Params, batch: Batch, mark: Mark = unmarked
     ) -> tuple[Array, Params]:
-        both = cast(Differentiated, problem).loss_and_grad(xp, params, batch)
+        both = cast(HasGradient, problem).loss_and_grad(xp, params, batch)
         mark("forward and backward")
         return both
 
@@ -274,7 +274,7 @@ def manual(xp: Any) -> LossAndGrad:
 
 def require_gradient(problem: Problem | Operation, backend: str) -> None:
     """Raise `Unavailable` where a backend without autodiff meets a problem without a gradient."""
-    if isinstance(problem, Problem) and not isinstance(problem, Differentiated):
+    if isinstance(problem, Problem) and not isinstance(problem, HasGradient):
         name = type(problem).__name__
         raise Unavailable(
             f"problem {name} gives no gradient by hand and backend {backend} needs one",
@@ -285,20 +285,20 @@ def require_gradient(problem: Problem | Operation, backend: str) -> None:
 class StepProgram:
     """One Python iteration a step; nothing assumed of the backend beyond its contract.
 
-    `path_reason` says why it was taken in place of a faster program, see `FallenBack`.
+    `mode_reason` says why it was taken in place of a faster program, see `FallenBack`.
     """
 
-    path = "step"
+    mode = "step"
 
     def __init__(
         self,
         backend: Backend,
         workload: Workload,
         loss_and_grad: LossAndGrad,
-        path_reason: str = "",
+        mode_reason: str = "",
     ) -> None:
         self._backend, self._workload, self._loss_and_grad = backend, workload, loss_and_grad
-        self.path_reason = path_reason
+        self.mode_reason = mode_reason
         self._host_data = first_data(workload)
         self.reallocate()
 
@@ -306,7 +306,7 @@ class StepProgram:
         # Let go first: old and new memory together may not fit.
         self._data: dict[str, Array] = {}
         self._params: Params = {}
-        self._slots: Slots = {}
+        self._slots: OptState = {}
         self._result: Array = None
         self._random: Random | None = None
         self._scattered = scatter(self._backend)

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from expkit.config import Cell
-from expkit.contracts import Selective
+from expkit.contracts import Workload
 from expkit.errors import Unavailable, UserError
 from expkit.measure import parity
 from expkit.measure.environment import Activity, Snapshot
@@ -203,7 +203,7 @@ def check_runnable(cell: Cell) -> None:
     """
     try:
         check_workload(cell)
-        cell.backend.require()
+        cell.backend.check_available()
     except Unavailable as error:
         raise UserError(f"backend={cell.names['backend']}: {error}") from error
 
@@ -214,8 +214,9 @@ def check_workload(cell: Cell) -> None:
     Raises:
         Unavailable: it cannot.
     """
-    if isinstance(cell.backend, Selective):
-        cell.backend.require_workload(cell.workload)
+    check: Callable[[Workload], None] | None = getattr(cell.backend, "check_workload", None)
+    if check:
+        check(cell.workload)
 
 
 @contextmanager

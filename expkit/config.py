@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from expkit import optimizers, problems
 from expkit.contracts import Backend, Operation, Optimizer, Problem, Recommended, Workload
-from expkit.errors import ConfigError, PluginError, UnsetError, UserError, require
+from expkit.errors import ConfigError, PluginError, UnsetError, UserError, check
 from expkit.measure.stopping import Measure
 from expkit.tracking import address
 
@@ -67,14 +67,14 @@ class Tracking:
     pictures: bool = True
 
     def __post_init__(self) -> None:
-        require(self.kind in ("mlflow", "none"), "kind", self.kind, "mlflow or none")
-        require(bool(self.experiment.strip()), "experiment", self.experiment, "a name")
+        check(self.kind in ("mlflow", "none"), "kind", self.kind, "mlflow or none")
+        check(bool(self.experiment.strip()), "experiment", self.experiment, "a name")
         if self.uri is not None:
             scheme, shown = self.uri.partition(":")[0].partition("+")[0], address.scrub(self.uri)
             takes = f"null or an address that begins with one of {', '.join(SCHEMES)}"
-            require(scheme in SCHEMES, "uri", shown, takes)
+            check(scheme in SCHEMES, "uri", shown, takes)
             takes = "an address in which @ stands as %40 after the host, and / as %2F in a password"
-            require(address.kept(self.uri) is not None, "uri", shown, takes)
+            check(address.kept(self.uri) is not None, "uri", shown, takes)
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ class Sweep:
 
     def __post_init__(self) -> None:
         takes = "an integer of at least 1, or null"
-        require(self.workers is None or self.workers >= 1, "workers", self.workers, takes)
+        check(self.workers is None or self.workers >= 1, "workers", self.workers, takes)
         takes = "a number of seconds above 0 and at most 1e9"
-        require(0 < self.limit_s <= 1e9, "limit_s", self.limit_s, takes)
-        require(self.objective in OBJECTIVES, "objective", self.objective, " or ".join(OBJECTIVES))
+        check(0 < self.limit_s <= 1e9, "limit_s", self.limit_s, takes)
+        check(self.objective in OBJECTIVES, "objective", self.objective, " or ".join(OBJECTIVES))
 
 
 OWN: Mapping[str, type[Any]] = {"measure": Measure, "tracking": Tracking, "sweep": Sweep}
@@ -390,13 +390,13 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
     backend: Backend = _build(config, "backend", {})
     steps = _default(config, "steps", recommended.steps)
     takes = f"an integer of at least 1 and at most {MOST}"
-    require(1 <= steps <= MOST, "steps", steps, takes)
+    check(1 <= steps <= MOST, "steps", steps, takes)
     log_every = _default(config, "log_every", recommended.log_every)
-    require(1 <= log_every <= MOST, "log_every", log_every, takes)
+    check(1 <= log_every <= MOST, "log_every", log_every, takes)
     stream = _default(config, "stream", recommended.stream)
-    require(stream in STREAMS, "stream", stream, " or ".join(STREAMS))
+    check(stream in STREAMS, "stream", stream, " or ".join(STREAMS))
     takes = f"an integer of at least 0 and at most {MOST_SEED}"
-    require(0 <= config.seed <= MOST_SEED, "seed", config.seed, takes)
+    check(0 <= config.seed <= MOST_SEED, "seed", config.seed, takes)
     measure, tracking = _build(config, "measure", {}), _build(config, "tracking", {})
     resolved: dict[str, Any] = {}
     parts = {"problem": problem, "backend": backend, "optimizer": optimizer}

@@ -29,7 +29,7 @@ Array: TypeAlias = Any
 """An array of whichever library the backend uses."""
 HostArray: TypeAlias = npt.NDArray[np.float64]
 Params: TypeAlias = dict[str, Array]
-Slots: TypeAlias = dict[str, Array]
+OptState: TypeAlias = dict[str, Array]
 """An optimizer's state: arrays only. A Python number would be frozen into a captured graph."""
 Batch: TypeAlias = Mapping[str, Array]
 Curves: TypeAlias = Mapping[str, tuple[HostArray, HostArray]]
@@ -94,7 +94,7 @@ class Problem(Protocol):
 
 
 @runtime_checkable
-class Differentiated(Problem, Protocol):
+class HasGradient(Problem, Protocol):
     """A problem with its gradient by hand, for backends that cannot differentiate."""
 
     def loss_and_grad(self, xp: Any, params: Params, batch: Batch) -> tuple[Array, Params]:
@@ -124,7 +124,7 @@ class Operation(Protocol):
 
 
 @runtime_checkable
-class Plotted(Protocol):
+class HasCurves(Protocol):
     """A problem that can show its result as a picture."""
 
     def curves(self, params: Mapping[str, HostArray]) -> Curves:
@@ -133,7 +133,7 @@ class Plotted(Protocol):
 
 
 @dataclass(frozen=True)
-class Work:
+class Cost:
     """The least that a step must do, from the problem's sizes: drawing, loss and gradient.
 
     Attributes:
@@ -147,10 +147,10 @@ class Work:
 
 
 @runtime_checkable
-class Counted(Protocol):
+class HasCost(Protocol):
     """A problem that declares the work of its step, so that a time can be held against a limit."""
 
-    def work(self) -> Work:
+    def cost(self) -> Cost:
         """Of one step, for this problem's sizes."""
         ...
 
@@ -158,11 +158,13 @@ class Counted(Protocol):
 class Optimizer(Protocol):
     """A rule that turns a gradient into new parameters."""
 
-    def init(self, xp: Any, params: Params) -> Slots:
+    def init(self, xp: Any, params: Params) -> OptState:
         """The state before the first step: every array that `update` will keep."""
         ...
 
-    def update(self, xp: Any, params: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
+    def update(
+        self, xp: Any, params: Params, grads: Params, slots: OptState
+    ) -> tuple[Params, OptState]:
         """One step. May write into the memory of `params` and `slots`, never of `grads`."""
         ...
 
@@ -206,7 +208,7 @@ class Program(Protocol):
     `synchronize`: the clock is around these two alone.
     """
 
-    path: str
+    mode: str
     """How steps are computed, recorded with the run: `step` for step by step."""
 
     def reset(self) -> None:
@@ -263,7 +265,7 @@ class Program(Protocol):
 class FallenBack(Protocol):
     """A program that may stand in for a faster one of its backend."""
 
-    path_reason: str
+    mode_reason: str
     """Why the faster one was not taken, recorded and shown with the run: `the step cannot be
     captured: ...`. Empty where there is none, or where `fast` is false.
     """
@@ -280,19 +282,13 @@ class Placing(Protocol):
         ...
 
 
-@runtime_checkable
-class Selective(Protocol):
-    """A backend that cannot run every workload, such as one without automatic differentiation."""
-
-    def require_workload(self, workload: Workload) -> None:
-        """Raise `Unavailable` for one that it cannot run, as `expkit.authors.require_gradient`
-        does. Imports no library, asks no device.
-        """
-        ...
-
-
 class Backend(Protocol):
-    """A way of computing."""
+    """A way of computing.
+
+    One that cannot run every workload, such as one without automatic differentiation, has a method
+    `check_workload(workload)` besides, which raises `Unavailable` for those as
+    `expkit.authors.require_gradient` does. It imports no library and asks no device.
+    """
 
     @property
     def xp(self) -> Any:
@@ -301,10 +297,10 @@ class Backend(Protocol):
         """
         ...
 
-    def require(self) -> None:
+    def check_available(self) -> None:
         """Raise `expkit.errors.Unavailable(reason, remedy)` where this machine cannot run it.
         Never a traceback from inside a library. Ranges of fields are checked in `__post_init__`,
-        by the function `expkit.errors.require`.
+        by the function `expkit.errors.check`.
         """
         ...
 
@@ -336,7 +332,7 @@ class Backend(Protocol):
         ...
 
     def build(self, workload: Workload) -> Program:
-        """The fastest program that fits; where `fast` is false the step-by-step one, whose `path`
+        """The fastest program that fits; where `fast` is false the step-by-step one, whose `mode`
         is `step`.
         """
         ...

@@ -53,7 +53,7 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def require(holds: bool, key: str, got: object, takes: str) -> None:
+def check(holds: bool, key: str, got: object, takes: str) -> None:
     """Raise `ConfigError` unless `holds`; for the range checks of `__post_init__`."""
     if not holds:
         raise ConfigError(key, got, takes)

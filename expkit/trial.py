@@ -14,7 +14,7 @@ from types import TracebackType
 import numpy as np
 
 from expkit.config import Cell
-from expkit.contracts import Counted, FallenBack, HostArray
+from expkit.contracts import FallenBack, HasCost, HostArray
 from expkit.errors import ParityError
 from expkit.measure import parity
 from expkit.measure.audit import Finding
@@ -23,7 +23,7 @@ from expkit.measure.breakdown import breakdown
 from expkit.measure.clock import timed
 from expkit.measure.environment import Activity
 from expkit.measure.idle import threads_at_work, worked_meanwhile
-from expkit.measure.limits import hold_to_limit, optimizer_elements
+from expkit.measure.roofline import hold_to_limit, optimizer_elements
 from expkit.measure.stability import pauses, recompiled, unstable_because
 from expkit.measure.statistics import Rounds, summarize
 from expkit.measure.stopping import fitted
@@ -199,10 +199,10 @@ class Trial(AbstractContextManager["Trial"]):
     def _note_path(self) -> None:
         """How steps are computed, and why not faster."""
         program, result = self._subject.program, self.result
-        result.path = program.path
+        result.mode = program.mode
         if isinstance(program, FallenBack):
-            result.path_reason = program.path_reason
-        tags = {"path": result.path, "path_reason": result.path_reason}
+            result.mode_reason = program.mode_reason
+        tags = {"path": result.mode, "path_reason": result.mode_reason}
         self.journal.tags({name: said for name, said in tags.items() if said})
 
     def find_answer(self) -> None:
@@ -411,7 +411,7 @@ class Trial(AbstractContextManager["Trial"]):
     def _beyond_limit(self, step_seconds: float) -> bool:
         """Hold a step's time against the machine's limit; no program is faster than that."""
         problem, result = self.cell.workload.problem, self.result
-        if not isinstance(problem, Counted):
+        if not isinstance(problem, HasCost):
             return False
         subject = self._subject
         moved = optimizer_elements(subject.program.arrays())
@@ -420,7 +420,7 @@ class Trial(AbstractContextManager["Trial"]):
         def again() -> float:
             return subject.taking(subject.back)() / subject.every
 
-        found = hold_to_limit(backend, problem.work(), moved, step_seconds, again)
+        found = hold_to_limit(backend, problem.cost(), moved, step_seconds, again)
         result.limit = found.limit
         if found.doubt:
             result.unstable.append(f"limit: {found.doubt}")

@@ -75,7 +75,7 @@ class Working:
     shares: dict[str, float]
     fixed: float = 0.0
     left: int = 0
-    path: str = "test"
+    mode: str = "test"
     disturbed: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:

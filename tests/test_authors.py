@@ -121,7 +121,7 @@ def test_the_program_of_the_page_keeps_to_the_contract(title: str) -> None:
 
 def test_the_program_of_the_page_passes_every_gate(tmp_path: Path) -> None:
     result = measured(tmp_path, Page(), "problem=linear", "steps=200")
-    assert (result.outcome, result.path) == ("ok", "whole step")
+    assert (result.outcome, result.mode) == ("ok", "whole step")
     assert "all 200 steps" in result.checked
     assert result.breakdown is not None
     assert list(result.breakdown.parts) == ["draw", "step"]

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from expkit.authors import StepProgram, manual
 from expkit.config import compose_cell
-from expkit.contracts import Batch, HostArray, Mark, Params, Program, Slots, Workload
+from expkit.contracts import Batch, HostArray, Mark, OptState, Params, Program, Workload
 from expkit.measure import clock
 from expkit.measure.breakdown import Breakdown, breakdown
 from expkit.optimizers.sgd import Sgd
@@ -36,7 +36,9 @@ class SlowDraw(Sine):
 class SlowSgd(Sgd):
     """Takes a moment to update."""
 
-    def update(self, xp: Any, params: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
+    def update(
+        self, xp: Any, params: Params, grads: Params, slots: OptState
+    ) -> tuple[Params, OptState]:
         sleep(MOMENT_S)
         return super().update(xp, params, grads, slots)
 
@@ -55,7 +57,9 @@ def test_time_goes_to_the_part_that_took_it() -> None:
 class Fresh(Sgd):
     """Returns new arrays."""
 
-    def update(self, xp: Any, params: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
+    def update(
+        self, xp: Any, params: Params, grads: Params, slots: OptState
+    ) -> tuple[Params, OptState]:
         return {k: p - self.lr * grads[k] for k, p in params.items()}, slots
 
 

@@ -19,9 +19,9 @@ from expkit_plugins.numpy.backend import NumpyBackend
 from expkit import conduct
 from expkit.authors import StepProgram, manual
 from expkit.config import Cell, compose_cell
-from expkit.contracts import Program, Work, Workload
+from expkit.contracts import Cost, Program, Workload
 from expkit.errors import ParityError
-from expkit.measure import limits, parity
+from expkit.measure import parity, roofline
 from expkit.measure.devices import device_name, is_host
 from expkit.measure.parity import Facts
 from expkit.measure.statistics import Rounds
@@ -290,8 +290,8 @@ def test_two_threads_that_say_one_are_named_wherever_they_are_compared(
 
 PLUGIN = """
     from dataclasses import dataclass
-    from expkit.contracts import Work
-    from expkit.measure import limits, threads
+    from expkit.contracts import Cost
+    from expkit.measure import roofline, threads
     from expkit.problems.matmul import Matmul
     from expkit_plugins.numpy.backend import NumpyBackend
 
@@ -299,9 +299,9 @@ PLUGIN = """
     class Boastful(Matmul):
         n: int = 50
 
-        def work(self):
-            limits.OWN_CORES = 0.0  # settled, whoever else is busy
-            return Work(flops=1e15, elements=1)
+        def cost(self):
+            roofline.OWN_CORES = 0.0  # settled, whoever else is busy
+            return Cost(flops=1e15, elements=1)
 
     @dataclass(frozen=True)
     class Busy(NumpyBackend):
@@ -348,7 +348,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("device", ["cpu:0", "TFRT_CPU_0", "gpu:0"])
 def test_any_device_is_measured_without_finfo_or_generator(device: str) -> None:
-    found = limits.machine_limits(Named(threads=1, device=device))
+    found = roofline.machine_limits(Named(threads=1, device=device))
     assert found is not None
     assert found.itemsize == 8
     last, _ = found.bandwidth[-1]
@@ -367,8 +367,8 @@ class Opaque(Named):
 
 
 def test_arrays_that_cannot_be_used_leave_the_hosts_own_limit_or_none() -> None:
-    assert limits.machine_limits(Opaque(threads=1, device="gpu:0")) is None
-    host = limits.machine_limits(Opaque(threads=1, device="cpu:0"))
+    assert roofline.machine_limits(Opaque(threads=1, device="gpu:0")) is None
+    host = roofline.machine_limits(Opaque(threads=1, device="cpu:0"))
     assert host is not None
     assert host.flops_per_second > 1e8
 
@@ -405,7 +405,7 @@ class Graph(Named):
 
 
 def test_a_lazy_library_cannot_raise_the_limit_by_doing_nothing() -> None:
-    eager, lazy = (limits._product_rate(backend) for backend in (Named(), Graph()))
+    eager, lazy = (roofline._product_rate(backend) for backend in (Named(), Graph()))
     assert lazy < 4 * eager
 
 
@@ -413,8 +413,8 @@ def test_a_lazy_library_cannot_raise_the_limit_by_doing_nothing() -> None:
 class Boastful(Matmul):
     """Declares more work than it asks for, so that every program of it is too fast to be true."""
 
-    def work(self) -> Work:
-        return Work(flops=1e15, elements=1)
+    def cost(self) -> Cost:
+        return Cost(flops=1e15, elements=1)
 
 
 def too_fast() -> Cell:
@@ -426,7 +426,7 @@ def too_fast() -> Cell:
 def test_a_time_beyond_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "OWN_CORES", 0.0)  # settled, whoever else is busy
+    monkeypatch.setattr(roofline, "OWN_CORES", 0.0)  # settled, whoever else is busy
     [found] = run(tmp_path, too_fast())
     assert (found.outcome, found.summary, found.limit_share) == ("beyond_limit", None, None)
     assert "of the most that this machine's arithmetic allows, measured 4 times" in str(
@@ -456,7 +456,7 @@ def test_runs_sweeps_and_comparisons_refuse_it_alike(planted: Expkit) -> None:
 def test_where_the_limit_was_not_settled_it_is_named_as_doubtful(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "OWN_CORES", 9.0)
+    monkeypatch.setattr(roofline, "OWN_CORES", 9.0)
     [found] = run(tmp_path, too_fast())
     assert (found.outcome, found.limit_share) == ("ok", None)
     [doubt] = [reason for reason in found.unstable if reason.startswith("limit: ")]
@@ -464,30 +464,30 @@ def test_where_the_limit_was_not_settled_it_is_named_as_doubtful(
 
 
 def test_a_machine_that_became_slower_accuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "OWN_CORES", 0.0)
+    monkeypatch.setattr(roofline, "OWN_CORES", 0.0)
     backend = NumpyBackend(threads=1)
     backend.configure()
-    work = Work(flops=1e15, elements=1)
-    found = limits.hold_to_limit(backend, work, 0.0, 1e-4, lambda: 1e9)
+    work = Cost(flops=1e15, elements=1)
+    found = roofline.hold_to_limit(backend, work, 0.0, 1e-4, lambda: 1e9)
     assert (found.limit, found.beyond) == (None, "")
     assert found.doubt.endswith("as measured after it had become slower")
-    assert limits.hold_to_limit(backend, work, 0.0, 1e-4, lambda: 1e-4).beyond
+    assert roofline.hold_to_limit(backend, work, 0.0, 1e-4, lambda: 1e-4).beyond
 
 
 def test_nobody_is_accused_by_a_limit_that_is_too_low(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one that was measured while others used the memory."""
-    monkeypatch.setattr(limits, "OWN_CORES", 0.0)
+    monkeypatch.setattr(roofline, "OWN_CORES", 0.0)
     given = compose_cell(*SMALL, "backend.threads=1")
     given.backend.configure()
-    right = limits.machine_limits(given.backend)
+    right = roofline.machine_limits(given.backend)
     assert right is not None
     text = cache.read_text()
     slow = [[size, 1.0] for size, _ in right.bandwidth]
     kept = {key: entry | {"bandwidth": slow} for key, entry in json.loads(text).items()}
     cache.write_text(json.dumps(kept))
-    low = limits.machine_limits(given.backend)
+    low = roofline.machine_limits(given.backend)
     assert low is not None
     assert low.bytes_per_second(1e6) == 1.0
     [found] = run(tmp_path, given)

@@ -77,7 +77,7 @@ def test_a_reading_is_long_enough_and_no_longer_than_it_must_be(step_seconds: fl
 class Sleeper:
     """A program whose steps take as long as they are told to, the first of them longer."""
 
-    path = "step"
+    mode = "step"
 
     def __init__(self, first: float, step: float, room: int) -> None:
         self.first, self.step, self.room = first, step, room

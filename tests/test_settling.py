@@ -113,7 +113,7 @@ def test_a_compiler_is_never_on_the_clock(tmp_path: Path) -> None:
 class Scan:
     """A program that compiles for each length, on a clock of its own."""
 
-    path = "scan"
+    mode = "scan"
 
     def __init__(self, compile_s: float, step_s: float) -> None:
         self.now, self.ready = 0.0, set[int]()

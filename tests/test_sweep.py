@@ -520,10 +520,10 @@ def test_a_run_is_made_once_though_a_kill_came_before_its_id_was_noted(expkit: E
     (folder,) = expkit.folders()
     done = expkit.python(f"""
         from pathlib import Path
-        from expkit.tracking import journal, sent
+        from expkit.tracking import journal, sync_state
         from expkit.tracking.upload import MlflowClient, Uploader
 
-        folder, write = Path({str(folder)!r}), sent.write
+        folder, write = Path({str(folder)!r}), sync_state.write
         journal.is_dead = lambda owner: False  # the sweep goes on
 
         def killed(folder, state):
@@ -531,13 +531,13 @@ def test_a_run_is_made_once_though_a_kill_came_before_its_id_was_noted(expkit: E
                 raise SystemExit
             write(folder, state)
 
-        sent.write = killed
+        sync_state.write = killed
         try:
             Uploader().send(folder)
         except SystemExit:
-            sent.write = write
+            sync_state.write = write
         made = Uploader().send(folder)
-        runs = MlflowClient(sent.read(folder)["uri"]).search_runs(["1"])
+        runs = MlflowClient(sync_state.read(folder)["uri"]).search_runs(["1"])
         assert [run.info.run_id for run in runs] == [made], runs
         assert runs[0].info.status == "FINISHED"
     """)

@@ -19,12 +19,12 @@ from expkit.contracts import (
     Mark,
     Operation,
     Optimizer,
+    OptState,
     Params,
     Problem,
     Program,
     Random,
     Recommended,
-    Slots,
     Workload,
 )
 
@@ -41,11 +41,13 @@ class _Skipping:
     start: int = 0
     calls: list[int] = dataclasses.field(default_factory=lambda: [0])
 
-    def init(self, xp: Any, params: Params) -> Slots:
+    def init(self, xp: Any, params: Params) -> OptState:
         self.calls[0] = 0
         return self.inner.init(xp, params)
 
-    def update(self, xp: Any, params: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
+    def update(
+        self, xp: Any, params: Params, grads: Params, slots: OptState
+    ) -> tuple[Params, OptState]:
         self.calls[0] += 1
         if self.calls[0] % 10 == 0 and self.calls[0] > self.start:
             return params, slots

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import expkit
 from expkit import streams
-from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
+from expkit.cli.status import FAILED, INTERRUPTED, OK, print_error
 
 COMMANDS = ("compare", "doctor", "draw", "resume", "sync", "ui")
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         Path.cwd()
     except OSError as error:  # it was deleted, or moved to where nobody may look
-        return complain(f"the current folder: {error.strerror}; change to one that exists: cd ~")
+        return print_error(f"the current folder: {error.strerror}; change to one that exists: cd ~")
     if "--version" in argv:
         print(f"expkit {expkit.__version__}")
         return 0
@@ -47,8 +47,8 @@ def _status(argv: Sequence[str]) -> int:
     try:
         return main(argv)
     except KeyboardInterrupt:  # where nothing has begun that would have to be ended
-        return complain("interrupted", INTERRUPTED)
+        return print_error("interrupted", INTERRUPTED)
     except SystemExit as end:  # argparse's
         if end.code is None or isinstance(end.code, int):
             return end.code or OK
-        return complain(end.code, FAILED)
+        return print_error(end.code, FAILED)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from expkit.cli.addresses import Unmet, check_option, confirmed
-from expkit.cli.status import FAILED, MISUSED, OK, complain
+from expkit.cli.status import FAILED, MISUSED, OK, print_error
 from expkit.config import default_outputs
 from expkit.errors import UserError
 from expkit.outcome import Outcome
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         said = message.removeprefix("argument ")
-        raise SystemExit(complain(f"{said}; see {self.prog} --help", MISUSED))
+        raise SystemExit(print_error(f"{said}; see {self.prog} --help", MISUSED))
 
 
 def command(argv: Sequence[str]) -> int:
@@ -71,7 +71,7 @@ def command(argv: Sequence[str]) -> int:
     try:
         check_option(getattr(given, "uri", None))
     except UserError as error:
-        return complain(error)
+        return print_error(error)
     if given.command == "compare":
         from expkit.cli.compare import compare
 
@@ -96,7 +96,7 @@ def command(argv: Sequence[str]) -> int:
 
         sweeps = [word for word in given.words if not is_for_hydra(word)]
         if len(sweeps) > 1:
-            return complain(f"resume: got {len(sweeps)} sweeps, takes one")
+            return print_error(f"resume: got {len(sweeps)} sweeps, takes one")
         typed = [word for word in given.words if is_for_hydra(word)]
         return go_on(
             next(iter(sweeps), None),
@@ -183,8 +183,8 @@ def _draw(places: Sequence[Path], *, allow_target: bool) -> int:
             for name in plots.draw(folder, problem):
                 print(folder.absolute() / name)
         except Exception as error:  # whatever a problem or a file raises is that run's affair
-            status = complain(f"{folder}: {one_line(error)}", FAILED)
-    return status if count else complain(f"draw: no run in {', '.join(map(str, places))}")
+            status = print_error(f"{folder}: {one_line(error)}", FAILED)
+    return status if count else print_error(f"draw: no run in {', '.join(map(str, places))}")
 
 
 def _outcomes(words: str) -> list[str]:
@@ -197,11 +197,11 @@ def _outcomes(words: str) -> list[str]:
 
 
 def _sync(place: Path, uri: str | None, outputs: Path) -> int:
-    from expkit.tracking.sent import pending
+    from expkit.tracking.sync_state import pending
     from expkit.tracking.upload import Uploader, is_unanswered
 
     if not place.is_dir():
-        return complain(f"{place}: no such folder")
+        return print_error(f"{place}: no such folder")
     uploader, status, count = Uploader(), OK, 0
     refused: set[str] = set()
     mute: Counter[str] = Counter()
@@ -226,13 +226,13 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
             run_id = uploader.send(folder, whole)
         except Unmet as error:
             refused.add(named)
-            status = complain(error, MISUSED)
+            status = print_error(error, MISUSED)
         except Exception as error:  # whatever MLflow, its server or a file raises
             if isinstance(error, UserError):  # its line names the file
                 said = str(error)
             else:
                 said = f"{folder}: {address.explain(one_line(error), whole)}"
-            status = max(status, complain(said, FAILED))
+            status = max(status, print_error(said, FAILED))
             if is_unanswered(error):
                 mute[named] = 0
         else:
@@ -241,7 +241,7 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
     for named, left in mute.items():
         if left:
             runs = f"{left} more {'run' if left == 1 else 'runs'}"
-            complain(f"not sent: {runs}; {address.kept(named)} does not answer", FAILED)
+            print_error(f"not sent: {runs}; {address.kept(named)} does not answer", FAILED)
     if count:
         print(f"sent {count} {'run' if count == 1 else 'runs'}")
     elif status == OK and not private:

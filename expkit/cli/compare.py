@@ -20,7 +20,7 @@ from expkit.cli.session import (
     tracker_for,
     used_by,
 )
-from expkit.cli.status import CANT_TELL, FAILED, MAY_NOT_COMPARE, OK, complain
+from expkit.cli.status import CANT_TELL, FAILED, MAY_NOT_COMPARE, OK, print_error
 from expkit.cli.words import check_words
 from expkit.errors import UserError
 from expkit.measure import verdict
@@ -69,15 +69,15 @@ def compare(
         )
     if isolate is not None:
         said = "--isolate" if isolate else "--no-isolate"
-        return complain(f"compare: got {said} with two runs, takes it with two cells")
+        return print_error(f"compare: got {said} with two runs, takes it with two cells")
     if both:
-        return complain(f"compare: got {both[0]!r} after two runs, takes nothing there")
+        return print_error(f"compare: got {both[0]!r} after two runs, takes nothing there")
     try:
         first, second = (load(find(side, outputs)) for side in (a, b))
         threshold = threshold or first.threshold
         found = hold(first, second, threshold)
     except UserError as error:
-        return complain(error)
+        return print_error(error)
     return _tell(found, threshold, verbose=verbose)
 
 
@@ -94,7 +94,7 @@ def _now(sides: Sequence[Sequence[str]], isolate: bool | None, *, verbose: bool)
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from expkit.cli.complaints import explain
+    from expkit.cli.error_messages import explain
     from expkit.cli.progress import progress
     from expkit.conduct import run_apart, run_together
     from expkit.config import compose_cell, default_outputs

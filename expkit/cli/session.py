@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from expkit.cli.status import FAILED, INTERRUPTED, MISUSED, TERMINATED, complain
+from expkit.cli.status import FAILED, INTERRUPTED, MISUSED, TERMINATED, print_error
 from expkit.errors import UserError, is_disk_full
 from expkit.tracking import address, journal, known
 from expkit.tracking.address import one_line
@@ -45,11 +45,11 @@ def _status(error: BaseException) -> int:
     if interrupt is not None:
         return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
     if isinstance(error, UserError):
-        return complain(error)
+        return print_error(error)
     if is_disk_full(error):
-        return complain("the disk is full; free some of it, then try again", FAILED)
+        return print_error("the disk is full; free some of it, then try again", FAILED)
     if isinstance(error, OSError) and error.filename is not None:
-        return complain(f"outputs: cannot write {error.filename} ({error.strerror})")
+        return print_error(f"outputs: cannot write {error.filename} ({error.strerror})")
     raise error
 
 
@@ -147,7 +147,7 @@ def draw(jobs: Sequence[tuple[Cell, Path]]) -> None:
             if is_disk_full(error):
                 raise
             again = f"draw them later: expkit draw {shlex.quote(str(folder))}"
-            complain(f"no pictures ({one_line(error)}); {again}", FAILED)
+            print_error(f"no pictures ({one_line(error)}); {again}", FAILED)
 
 
 def send(folders: Sequence[Path], tracker: Tracker | None) -> list[Sent]:
@@ -172,21 +172,21 @@ def reported(work: Callable[[], int], folder: Path) -> int:
         if isinstance(error, OmegaConfBaseException):
             error = UserError(plain_reason(error))
         tidy(folder)
-        return complain(error, FAILED if folder.is_dir() else MISUSED)
+        return print_error(error, FAILED if folder.is_dir() else MISUSED)
     except KeyboardInterrupt:
         tidy(folder)
         if not folder.is_dir():
-            complain("interrupted before the run began")
+            print_error("interrupted before the run began")
         elif _has_ended(folder):
-            complain(f"interrupted; by then all was measured, and it is in {folder}")
+            print_error(f"interrupted; by then all was measured, and it is in {folder}")
         else:
-            complain(f"interrupted; what was measured is in {folder}")
+            print_error(f"interrupted; what was measured is in {folder}")
         raise
     except Exception as error:
         if is_disk_full(error):
             kept = f"what could be kept is in {folder}"
-            return complain(f"the disk is full; {kept}; free some of it, then try again", FAILED)
-        return complain(f"the run failed: {one_line(error)}{where_told(folder)}", FAILED)
+            return print_error(f"the disk is full; {kept}; free some of it, then try again", FAILED)
+        return print_error(f"the run failed: {one_line(error)}{where_told(folder)}", FAILED)
 
 
 def _has_ended(folder: Path) -> bool:
@@ -218,7 +218,7 @@ def show(text: str) -> None:
 def not_in_mlflow(error: str, folder: Path) -> int:
     """Say how to send it later."""
     later = f"send it later: expkit sync {shlex.quote(str(folder))}"
-    return complain(f"not in MLflow ({error}); {later}", FAILED)
+    return print_error(f"not in MLflow ({error}); {later}", FAILED)
 
 
 def where_told(folder: Path) -> str:

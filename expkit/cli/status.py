@@ -12,7 +12,7 @@ CANT_TELL, MAY_NOT_COMPARE = 3, 4
 TERMINATED = 128 + signal.SIGTERM
 
 
-def complain(reason: object, status: int = MISUSED) -> int:
+def print_error(reason: object, status: int = MISUSED) -> int:
     """Print one line, without passwords, and return the status."""
     print(f"expkit: {address.scrub(str(reason))}", file=sys.stderr)
     return status

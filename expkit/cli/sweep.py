@@ -20,10 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from expkit.cli.addresses import allow_stored
-from expkit.cli.complaints import explain
+from expkit.cli.error_messages import explain
 from expkit.cli.progress import waiting_for
 from expkit.cli.session import interruptible, not_in_mlflow, show, tracker_for, where_told
-from expkit.cli.status import FAILED, INTERRUPTED, OK, complain
+from expkit.cli.status import FAILED, INTERRUPTED, OK, print_error
 from expkit.cli.words import check_words
 from expkit.errors import ConfigError, UserError, is_disk_full
 from expkit.outcome import ALIKE, FINISHED, Outcome
@@ -31,12 +31,12 @@ from expkit.record.stored import Stored
 from expkit.remote import end_prestarted
 from expkit.report import plots
 from expkit.report.units import count, megabytes
-from expkit.sweeps import elsewhere, engine, names
+from expkit.sweeps import cluster, engine, names
 from expkit.sweeps import table as report
 from expkit.sweeps.manifest import Manifest, Planned, locked, named, newest, require_unused
 from expkit.sweeps.pace import Pace
 from expkit.tracking.address import one_line
-from expkit.tracking.sent import pending
+from expkit.tracking.sync_state import pending
 from expkit.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -113,20 +113,20 @@ def conduct(
 
     A full disk ends it at once: what comes next would fail too.
     """
-    screen = Lines(manifest, todo)
+    reporter = Lines(manifest, todo)
     stopped, full = False, False
 
     def interrupted() -> str:
         again = f"go on with: expkit resume {manifest.name}"
         return f"interrupted; {again if manifest.missing() else 'by then every cell had ended'}"
 
-    with _told(manifest, tracker, screen, interrupted):
+    with _told(manifest, tracker, reporter, interrupted):
         try:
             if launcher is None:
-                stopped = engine.run(manifest, todo, tracker, screen)
+                stopped = engine.run(manifest, todo, tracker, reporter)
             else:
                 end_prestarted()
-                elsewhere.launch(manifest, todo, launcher)
+                cluster.launch(manifest, todo, launcher)
         except Exception as error:
             if not (full := is_disk_full(error)):
                 raise
@@ -147,26 +147,26 @@ def tell_full(manifest: Manifest, tracker: Tracker | None) -> int:
     if tracker:
         with waiting_for("MLflow"):
             tracker.settle()
-    return complain(
+    return print_error(
         f"the disk of {manifest.folder} is full; {need}; free that, then {again}", FAILED
     )
 
 
 @contextmanager
 def _told(
-    manifest: Manifest, tracker: Tracker | None, screen: Lines, interrupted: Callable[[], str]
+    manifest: Manifest, tracker: Tracker | None, reporter: Lines, interrupted: Callable[[], str]
 ) -> Iterator[None]:
     """Leave the terminal in order; where this is interrupted, send what there is and say so."""
     try:
         yield
     except KeyboardInterrupt:
-        screen.close()
-        complain(interrupted())
+        reporter.close()
+        print_error(interrupted())
         if tracker:
             _send_rest(manifest, tracker)
         raise
     finally:
-        screen.close()
+        reporter.close()
 
 
 Shown = Callable[[Manifest, int | None], str]
@@ -199,12 +199,12 @@ def tell(
         show(f"to run these again: expkit resume {manifest.name} --retry {','.join(alike)}")
     more()
     if interrupted:
-        complain(interrupted)
+        print_error(interrupted)
     try:
         error = _send_rest(manifest, tracker) if tracker else None
     except KeyboardInterrupt:
         if not interrupted:
-            complain(f"interrupted; by then all was measured, and it is in {manifest.folder}")
+            print_error(f"interrupted; by then all was measured, and it is in {manifest.folder}")
         raise
     if error:
         not_in_mlflow(error, manifest.folder)
@@ -257,11 +257,11 @@ class Search:
             self._manifest = manifest
             manifest.save()
             _name(manifest, folders)
-            screen = Lines(manifest, batch.cells, numbers[0], self._trials)
+            reporter = Lines(manifest, batch.cells, numbers[0], self._trials)
             rest = f"what has not finished: expkit resume {manifest.name}"
             again = f"the search is interrupted; {rest}"
-            with _told(manifest, self._tracker, screen, lambda: again):
-                if engine.run(manifest, batch.cells, self._tracker, screen):
+            with _told(manifest, self._tracker, reporter, lambda: again):
+                if engine.run(manifest, batch.cells, self._tracker, reporter):
                     raise KeyboardInterrupt
         runs = {cell.index: manifest.result(cell) for cell in batch.cells}
         twins = {number: batch.again.get(number, number) for number in numbers}
@@ -284,7 +284,7 @@ class Search:
                 course = report.course(manifest, greatest=self._greatest)
                 picture = plots.draw_search(course, manifest.folder)
             except Exception as error:  # the search has come to its end
-                complain(f"the search's picture cannot be drawn: {one_line(error)}")
+                print_error(f"the search's picture cannot be drawn: {one_line(error)}")
             else:
                 show(f"picture: {picture}")
 
@@ -338,13 +338,13 @@ def resume(
 
 def _launcher(manifest: Manifest, typed: Sequence[str]) -> Launcher | None:
     """What a sweep's cells are run through where it does not run them here."""
-    words = elsewhere.replayed(manifest.words, typed, manifest.file)
+    words = cluster.replayed(manifest.words, typed, manifest.file)
     if not words:
         return None
     check_words(words)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us
     try:
-        return elsewhere.chosen(words, manifest.folder)
+        return cluster.chosen(words, manifest.folder)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UserError(explain(error, words)) from error
 
@@ -370,7 +370,7 @@ def begin(
         show(report.planned(manifest, manifest.cells, apart=launcher is not None))
         return OK
     if launcher is not None:
-        elsewhere.require_here(launcher)
+        cluster.require_here(launcher)
     with locked(manifest.folder):
         if resumed:
             manifest = _checked(manifest, retry)
@@ -378,7 +378,7 @@ def begin(
             require_unused(manifest.folder)
             manifest.save()
         if not manifest.cells and not manifest.damaged:
-            return complain("nothing can run: every cell is skipped", FAILED)
+            return print_error("nothing can run: every cell is skipped", FAILED)
         todo = manifest.missing(retry)
         show(report.planned(manifest, todo, apart=launcher is not None))
         _name(manifest, folders)
@@ -388,7 +388,7 @@ def begin(
             raise
         except Exception as error:
             told = where_told(manifest.folder)
-            return complain(f"the sweep failed: {one_line(error)}{told}", FAILED)
+            return print_error(f"the sweep failed: {one_line(error)}{told}", FAILED)
         finally:
             names.link(manifest, {})
 
@@ -398,7 +398,7 @@ def _name(manifest: Manifest, folders: Mapping[int, str]) -> None:
     if refused := names.link(manifest, folders):
         takes = "a different name for every cell, inside the sweep's folder and not a number"
         cells = count(len(refused), "cell")
-        complain(f"hydra.sweep.subdir: got {refused[0]!r}, takes {takes}; {cells} got no name")
+        print_error(f"hydra.sweep.subdir: got {refused[0]!r}, takes {takes}; {cells} got no name")
 
 
 def _checked(manifest: Manifest, retry: Collection[str]) -> Manifest:
@@ -410,8 +410,8 @@ def _checked(manifest: Manifest, retry: Collection[str]) -> Manifest:
     manifest = manifest.thawed(shown)
     manifest.close_orphans()
     for reason in manifest.damaged:
-        complain(f"sweep {manifest.file}: {reason}; it is not run")
+        print_error(f"sweep {manifest.file}: {reason}; it is not run")
     for planned in manifest.missing(retry):
         for reason in manifest.unreadable(planned):
-            complain(f"{reason}; cell {planned.index} is not finished")
+            print_error(f"{reason}; cell {planned.index} is not finished")
     return manifest

@@ -21,7 +21,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from expkit import cache, child, guard
-from expkit.cli.status import FAILED, OK, complain
+from expkit.cli.status import FAILED, OK, print_error
 from expkit.tracking import address
 from expkit.tracking.journal import now_ms
 
@@ -53,11 +53,11 @@ def ui(outputs: Path, port: int) -> int:
     database = outputs / "mlflow.db"
     if not database.is_file():
         where = "run something first, or say --outputs FOLDER"
-        return complain(f"no runs yet: {database} does not exist; {where}")
+        return print_error(f"no runs yet: {database} does not exist; {where}")
     port, asked = port or _free_port(), port
     with _reserved(port) as ours:
         if asked and (not ours or _in_use(port)):
-            return complain(f"--port: got {port}, takes a port that is free, or 0 to find one")
+            return print_error(f"--port: got {port}, takes a port that is free, or 0 to find one")
         return _serve(outputs, port)
 
 
@@ -78,7 +78,7 @@ def _serve(outputs: Path, port: int) -> int:
                 if sys.stdout.isatty():
                     webbrowser.open(page)
             status = server.wait()
-            return complain(f"the page's server ended by itself, with status {status}", FAILED)
+            return print_error(f"the page's server ended by itself, with status {status}", FAILED)
         finally:
             guard.end(server)
     except KeyboardInterrupt:

@@ -38,16 +38,16 @@ from expkit.contracts import (
     Array,
     Backend,
     Batch,
-    Differentiated,
+    HasGradient,
     HostArray,
     Mark,
     Operation,
     Optimizer,
+    OptState,
     Params,
     Problem,
     Program,
     Random,
-    Slots,
     Workload,
 )
 
@@ -188,7 +188,7 @@ def reference(
         limit_s: how long it may take where the arrays are long; one step at least.
     """
     problem = workload.problem
-    if isinstance(problem, Problem) and not isinstance(problem, Differentiated):
+    if isinstance(problem, Problem) and not isinstance(problem, HasGradient):
         return "the problem gives no gradient by hand"
     if dtype not in EPSILON:
         return f"the rounding of {dtype} is not known"
@@ -366,7 +366,7 @@ class _Host:
     def xp(self) -> ModuleType:
         return np
 
-    def require(self) -> None: ...
+    def check_available(self) -> None: ...
 
     def configure(self) -> None: ...
 
@@ -441,10 +441,12 @@ class _Rounded:
     def __init__(self, optimizer: Optimizer, host: _Disturbed) -> None:
         self._optimizer, self._host = optimizer, host
 
-    def init(self, xp: Any, params: Params) -> Slots:
+    def init(self, xp: Any, params: Params) -> OptState:
         return self._optimizer.init(xp, params)
 
-    def update(self, xp: Any, params: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
+    def update(
+        self, xp: Any, params: Params, grads: Params, slots: OptState
+    ) -> tuple[Params, OptState]:
         params, slots = self._optimizer.update(xp, params, grads, slots)
         return params, {name: self._host.disturb(slot) for name, slot in slots.items()}
 

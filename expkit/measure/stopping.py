@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from expkit.errors import require
+from expkit.errors import check
 from expkit.measure.statistics import ROUNDS_MIN, median_interval
 
 PARITY = ("report", "require")
@@ -53,23 +53,23 @@ class Measure:
     parity: str = "report"
 
     def __post_init__(self) -> None:
-        require(self.repeats_min >= 1, "repeats_min", self.repeats_min, "an integer of at least 1")
+        check(self.repeats_min >= 1, "repeats_min", self.repeats_min, "an integer of at least 1")
         takes = f"an integer of at least repeats_min ({self.repeats_min})"
-        require(self.repeats_max >= self.repeats_min, "repeats_max", self.repeats_max, takes)
+        check(self.repeats_max >= self.repeats_min, "repeats_max", self.repeats_max, takes)
         per_placement = self.repeats_per_placement
         takes = "an integer of at least 1"
-        require(per_placement >= 1, "repeats_per_placement", per_placement, takes)
+        check(per_placement >= 1, "repeats_per_placement", per_placement, takes)
         takes = f"1, or an integer of at least 6 (an interval takes as many) and at most {MOST}"
         several = 6 <= self.processes <= MOST
-        require(self.processes == 1 or several, "processes", self.processes, takes)
+        check(self.processes == 1 or several, "processes", self.processes, takes)
         takes = "a finite number of at least 0"
-        require(0 <= self.budget_s < math.inf, "budget_s", self.budget_s, takes)
-        require(0 <= self.target_ci < math.inf, "target_ci", self.target_ci, takes)
-        require(0 <= self.settle_s < math.inf, "settle_s", self.settle_s, takes)
-        require(self.warmup >= 0, "warmup", self.warmup, "an integer of at least 0")
+        check(0 <= self.budget_s < math.inf, "budget_s", self.budget_s, takes)
+        check(0 <= self.target_ci < math.inf, "target_ci", self.target_ci, takes)
+        check(0 <= self.settle_s < math.inf, "settle_s", self.settle_s, takes)
+        check(self.warmup >= 0, "warmup", self.warmup, "an integer of at least 0")
         takes = "a number between 0 and 1"
-        require(0 < self.threshold < 1, "threshold", self.threshold, takes)
-        require(self.parity in PARITY, "parity", self.parity, " or ".join(PARITY))
+        check(0 < self.threshold < 1, "threshold", self.threshold, takes)
+        check(self.parity in PARITY, "parity", self.parity, " or ".join(PARITY))
 
     @property
     def rounds_min(self) -> int:

@@ -13,8 +13,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from expkit.contracts import Params, Slots
-from expkit.errors import require
+from expkit.contracts import OptState, Params
+from expkit.errors import check
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Adam:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        require(0 < self.lr < math.inf, "lr", self.lr, "a finite number above 0")
+        check(0 < self.lr < math.inf, "lr", self.lr, "a finite number above 0")
         for name in ("beta1", "beta2"):
             beta = getattr(self, name)
-            require(0 <= beta < 1, name, beta, "a number from 0 to below 1")
-        require(0 <= self.eps < math.inf, "eps", self.eps, "a finite number of at least 0")
+            check(0 <= beta < 1, name, beta, "a number from 0 to below 1")
+        check(0 <= self.eps < math.inf, "eps", self.eps, "a finite number of at least 0")
 
-    def init(self, xp: Any, params: Params) -> Slots:
+    def init(self, xp: Any, params: Params) -> OptState:
         slots = {}
         for k, p in params.items():
             slots[f"m/{k}"], slots[f"v/{k}"] = xp.zeros_like(p), xp.zeros_like(p)
@@ -46,7 +46,9 @@ class Adam:
                 slots[f"{power}/{k}"] = xp.ones((), dtype=p.dtype, device=p.device)
         return slots
 
-    def update(self, xp: Any, params: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
+    def update(
+        self, xp: Any, params: Params, grads: Params, slots: OptState
+    ) -> tuple[Params, OptState]:
         for k, p in params.items():
             g, m, v = grads[k], slots[f"m/{k}"], slots[f"v/{k}"]
             power1, power2 = slots[f"beta1/{k}"], slots[f"beta2/{k}"]

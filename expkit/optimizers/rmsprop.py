@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from expkit.contracts import Params, Slots
-from expkit.errors import require
+from expkit.contracts import OptState, Params
+from expkit.errors import check
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,16 @@ class RmsProp:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        require(0 < self.lr < math.inf, "lr", self.lr, "a finite number above 0")
-        require(0 <= self.alpha < 1, "alpha", self.alpha, "a number from 0 to below 1")
-        require(0 <= self.eps < math.inf, "eps", self.eps, "a finite number of at least 0")
+        check(0 < self.lr < math.inf, "lr", self.lr, "a finite number above 0")
+        check(0 <= self.alpha < 1, "alpha", self.alpha, "a number from 0 to below 1")
+        check(0 <= self.eps < math.inf, "eps", self.eps, "a finite number of at least 0")
 
-    def init(self, xp: Any, params: Params) -> Slots:
+    def init(self, xp: Any, params: Params) -> OptState:
         return {f"v/{k}": xp.zeros_like(p) for k, p in params.items()}
 
-    def update(self, xp: Any, params: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
+    def update(
+        self, xp: Any, params: Params, grads: Params, slots: OptState
+    ) -> tuple[Params, OptState]:
         for k, p in params.items():
             g, v = grads[k], slots[f"v/{k}"]
             v *= self.alpha

@@ -13,8 +13,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from expkit.contracts import Params, Slots
-from expkit.errors import require
+from expkit.contracts import OptState, Params
+from expkit.errors import check
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,19 @@ class Sgd:
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        require(0 < self.lr < math.inf, "lr", self.lr, "a finite number above 0")
-        require(0 <= self.momentum < 1, "momentum", self.momentum, "a number from 0 to below 1")
+        check(0 < self.lr < math.inf, "lr", self.lr, "a finite number above 0")
+        check(0 <= self.momentum < 1, "momentum", self.momentum, "a number from 0 to below 1")
         takes = "false where momentum is 0"
-        require(self.momentum > 0 or not self.nesterov, "nesterov", self.nesterov, takes)
+        check(self.momentum > 0 or not self.nesterov, "nesterov", self.nesterov, takes)
 
-    def init(self, xp: Any, params: Params) -> Slots:
+    def init(self, xp: Any, params: Params) -> OptState:
         if not self.momentum:
             return {}
         return {f"velocity/{k}": xp.zeros_like(p) for k, p in params.items()}
 
-    def update(self, xp: Any, params: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
+    def update(
+        self, xp: Any, params: Params, grads: Params, slots: OptState
+    ) -> tuple[Params, OptState]:
         for k, p in params.items():
             step = grads[k]
             if self.momentum:

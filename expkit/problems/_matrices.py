@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from expkit.contracts import Array, Batch, HostArray, Random
-from expkit.errors import require
+from expkit.errors import check
 
 MOST = 10**6
 """Rows of a matrix of 8 TB; a few more times as many and the bytes are no index any more."""
@@ -29,7 +29,7 @@ class SquarePair:
 
     def __post_init__(self) -> None:
         takes = f"an integer of at least 1 and at most {MOST}"
-        require(1 <= self.n <= MOST, "n", self.n, takes)
+        check(1 <= self.n <= MOST, "n", self.n, takes)
 
     def data(self, rng: np.random.Generator) -> dict[str, HostArray]:
         names = () if self.draw else ("a", "b")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from expkit.contracts import Array, Batch, Recommended, Work
+from expkit.contracts import Array, Batch, Cost, Recommended
 from expkit.problems._matrices import SquarePair
 
 
@@ -26,6 +26,6 @@ class Add(SquarePair):
     def apply(self, xp: Any, batch: Batch) -> Array:
         return batch["a"] + batch["b"]
 
-    def work(self) -> Work:
+    def cost(self) -> Cost:
         """A sum for each of n^2 results."""
-        return Work(flops=self.n**2, elements=self._elements)
+        return Cost(flops=self.n**2, elements=self._elements)

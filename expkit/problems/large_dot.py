@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from expkit.contracts import Array, Batch, HostArray, Params, Random, Recommended, Work
-from expkit.errors import require
+from expkit.contracts import Array, Batch, Cost, HostArray, Params, Random, Recommended
+from expkit.errors import check
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LargeDot:
     n: int = 1_000_000
 
     def __post_init__(self) -> None:
-        require(self.n >= 1, "n", self.n, "an integer of at least 1")
+        check(self.n >= 1, "n", self.n, "an integer of at least 1")
 
     def recommended(self) -> Recommended:
         sign = 0.5 / self.n**0.5  # of methods whose step does not shrink with the gradient
@@ -63,10 +63,10 @@ class LargeDot:
         slope = 2 * error
         return error * error, {"w": slope * batch["x"], "b": slope}
 
-    def work(self) -> Work:
+    def cost(self) -> Cost:
         """Two passes, as no gradient is known before both products are done. The first reads w, and
         writes x as it draws it; the second reads x again. The product with the threes is three
         times a sum, so it reads nothing. One sum, one product and one scaling of length n, and 6
         operations on single numbers.
         """
-        return Work(flops=4 * self.n + 6, elements=3 * self.n + 1)
+        return Cost(flops=4 * self.n + 6, elements=3 * self.n + 1)

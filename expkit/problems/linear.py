@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from expkit.contracts import Array, Batch, HostArray, Params, Random, Recommended, Work
-from expkit.errors import require
+from expkit.contracts import Array, Batch, Cost, HostArray, Params, Random, Recommended
+from expkit.errors import check
 
 SLOPE, INTERCEPT = 3.0, -2.0
 
@@ -30,7 +30,7 @@ class Linear:
     batch_size: int = 20
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "an integer of at least 1")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "an integer of at least 1")
 
     def recommended(self) -> Recommended:
         # The curvature of a sum grows with its terms. Adam and rmsprop do not see its scale.
@@ -57,9 +57,9 @@ class Linear:
         grads = {"slope": 2 * (error @ batch["x"]), "intercept": 2 * xp.sum(error)}
         return error @ error, grads
 
-    def work(self) -> Work:
+    def cost(self) -> Cost:
         """A point takes 2 operations for y, 3 for its error, 2 for each of the two products and
         1 for the sum; 2 more double the gradients. Only the parameters come from memory: one pass
         draws a point and is done with it.
         """
-        return Work(flops=10 * self.batch_size + 2, elements=2)
+        return Cost(flops=10 * self.batch_size + 2, elements=2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from expkit.contracts import Array, Batch, Recommended, Work
+from expkit.contracts import Array, Batch, Cost, Recommended
 from expkit.problems._matrices import SquarePair
 
 
@@ -23,6 +23,6 @@ class Matmul(SquarePair):
     def apply(self, xp: Any, batch: Batch) -> Array:
         return batch["a"] @ batch["b"]
 
-    def work(self) -> Work:
+    def cost(self) -> Cost:
         """A product and a sum for each of n terms of n^2 results."""
-        return Work(flops=2 * self.n**3, elements=self._elements)
+        return Cost(flops=2 * self.n**3, elements=self._elements)

@@ -16,14 +16,14 @@ import numpy as np
 from expkit.contracts import (
     Array,
     Batch,
+    Cost,
     Curves,
     HostArray,
     Params,
     Random,
     Recommended,
-    Work,
 )
-from expkit.errors import require
+from expkit.errors import check
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Sine:
     degree: int = 3
 
     def __post_init__(self) -> None:
-        require(self.n >= 1, "n", self.n, "an integer of at least 1")
-        require(0 <= self.degree <= 20, "degree", self.degree, "an integer from 0 to 20")
+        check(self.n >= 1, "n", self.n, "an integer of at least 1")
+        check(0 <= self.degree <= 20, "degree", self.degree, "an integer from 0 to 20")
 
     def recommended(self) -> Recommended:
         # The curvature is at most twice the sum of the basis' squares; the tutorial's 1e-6 is well
@@ -70,14 +70,14 @@ class Sine:
         residual = params["w"] @ batch["basis"] - batch["y"]
         return residual @ residual, {"w": 2 * (batch["basis"] @ residual)}
 
-    def work(self) -> Work:
+    def cost(self) -> Cost:
         """One pass over the points: the powers, y and w are read once, nothing long is written.
 
         A point takes two products of length degree + 1, for the fit and for the gradient, one
         subtraction and its share of the loss; the gradient is doubled at the end.
         """
         rows = self.degree + 1
-        return Work(flops=(4 * rows + 3) * self.n + rows, elements=(rows + 1) * self.n + rows)
+        return Cost(flops=(4 * rows + 3) * self.n + rows, elements=(rows + 1) * self.n + rows)
 
     def curves(self, params: Mapping[str, HostArray]) -> Curves:
         x = _points(self.n)

@@ -11,7 +11,7 @@ import numpy as np
 from expkit.contracts import HostArray
 from expkit.measure import parity
 from expkit.measure.breakdown import Breakdown
-from expkit.measure.limits import StepLimit
+from expkit.measure.roofline import StepLimit
 from expkit.measure.statistics import Rounds, Summary, nested, summarize
 from expkit.measure.warmup import WarmUp
 from expkit.outcome import Outcome
@@ -49,8 +49,8 @@ class Result:
             failed or interrupted.
         reason: what is wrong, for one that ran and is not ok.
         first_bad_step: the first step with a non-finite loss, from 0.
-        path: how steps are computed, as the program says it.
-        path_reason: why that is not the faster way; empty where it is, or where none was asked for.
+        mode: how steps are computed, as the program says it.
+        mode_reason: why that is not the faster way; empty where it is, or where none was asked for.
         processes: seconds of each whole repeat, by placement, by process; this process first.
         chunk_seconds: of each repeat, its readings' seconds.
         cpu_seconds: of the same, the seconds of the processor's clock, over all threads.
@@ -68,8 +68,8 @@ class Result:
     outcome: Outcome = Outcome.FAILED
     reason: str | None = None
     first_bad_step: int | None = None
-    path: str = ""
-    path_reason: str = ""
+    mode: str = ""
+    mode_reason: str = ""
     setup_seconds: float | None = None
     warm_up: WarmUp | None = None
     processes: list[list[list[float]]] = field(default_factory=lambda: [[]])

@@ -71,7 +71,7 @@ def table(
         rows.append(("verdict", MAY_NOT))
         rows += [("because", line) for line in found.barriers]
     rows += [("measured", "each cell in a process of its own")] * apart
-    rows += [("where", f"{name}: {run.folder}") for name, run in sides]
+    rows += [("saved to", f"{name}: {run.folder}") for name, run in sides]
     if verbose:
         rows += [row for name, run in sides for row in _details(name, run)]
     return "\n".join(f"{name:>10}  {text}" for name, text in rows)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expkit.contracts import Curves, HostArray, Plotted
+from expkit.contracts import Curves, HasCurves, HostArray
 from expkit.record.stored import metrics_of, params_of, title_of
 from expkit.report import breakdown
 from expkit.tracking.journal import Journal
@@ -70,7 +70,7 @@ def shown(folder: Path, problem: object) -> Shown:
     title, metrics, params = title_of(folder), metrics_of(folder), params_of(folder)
     parts, step_seconds = breakdown.parts_in(metrics)
     finite = all(np.isfinite(array).all() for array in params.values())
-    curves = problem.curves(params) if isinstance(problem, Plotted) and params and finite else {}
+    curves = problem.curves(params) if isinstance(problem, HasCurves) and params and finite else {}
     return Shown(title, metrics.get("train/loss", np.empty(0)), parts, step_seconds, curves)
 
 

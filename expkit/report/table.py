@@ -41,8 +41,8 @@ def table(cell: Cell, result: Result, folder: Path, *, verbose: bool = False) ->
         rows.append(("untimed", f"{parts}, {warm} of warm-up{unsettled}"))
         if verbose or result.warm_up.compile_seconds > LEAST_COMPILE_S:
             rows.append(("compile", _compiling(result.warm_up)))
-    if result.path_reason:
-        rows.append(("path", f"{result.path}, because {result.path_reason}"))
+    if result.mode_reason:
+        rows.append(("path", f"{result.mode}, because {result.mode_reason}"))
     if result.summary:
         rows.append(("answer", result.checked))
         rows.append(("stable", "no: " + "; ".join(result.unstable) if result.unstable else "yes"))
@@ -52,7 +52,7 @@ def table(cell: Cell, result: Result, folder: Path, *, verbose: bool = False) ->
     rows += [("unlike", difference) for difference in result.broken]
     reason = f": {result.reason}; no time is given" if result.reason else ""
     rows.append(("outcome", result.outcome + reason))
-    rows.append(("where", str(folder)))
+    rows.append(("saved to", str(folder)))
     return _shown(rows)
 
 

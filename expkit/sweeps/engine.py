@@ -38,7 +38,7 @@ ALIVE = 8
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-class Screen(Protocol):
+class ProgressReporter(Protocol):
     """Shows how a sweep goes."""
 
     def begins(self, planned: Planned) -> None: ...
@@ -62,11 +62,11 @@ class Silent:
     def says(self, text: str) -> None: ...
 
 
-class Stop:
+class GracefulInterrupt:
     """Ctrl-C, counted: the first lets what is running finish, the second ends it."""
 
-    def __init__(self, screen: Screen, tracker: Tracker | None) -> None:
-        self.asked, self._screen, self._tracker = False, screen, tracker
+    def __init__(self, reporter: ProgressReporter, tracker: Tracker | None) -> None:
+        self.asked, self._reporter, self._tracker = False, reporter, tracker
         self._before = signal.getsignal(signal.SIGINT)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -77,28 +77,28 @@ class Stop:
         self.asked = True
         if self._tracker:
             self._tracker.hurry()
-        self._screen.says("interrupted: what is being measured is finished; again ends it now")
+        self._reporter.says("interrupted: what is being measured is finished; again ends it now")
 
 
 @dataclass(frozen=True)
-class Ledger:
+class SweepContext:
     """Where a sweep's runs are written down, and told of."""
 
     manifest: Manifest
     tracker: Tracker | None
-    screen: Screen
+    reporter: ProgressReporter
 
     def begin(self, planned: Planned, mark: Mapping[str, str]) -> Attempt:
         """A new run of a cell, with this tag."""
         tags = {"sweep": self.manifest.id, "sweep.cell": str(planned.index), **mark}
-        self.screen.begins(planned)
+        self.reporter.begins(planned)
         folder = self.manifest.next_attempt(planned)
-        ended = partial(self.screen.ends, planned)
+        ended = partial(self.reporter.ends, planned)
         return Attempt(planned.frozen, folder, tags, self.tracker, ended)
 
 
 def run(
-    manifest: Manifest, todo: Sequence[Planned], tracker: Tracker | None, screen: Screen
+    manifest: Manifest, todo: Sequence[Planned], tracker: Tracker | None, reporter: ProgressReporter
 ) -> bool:
     """Run these cells of a sweep; returns whether it was asked to stop before the end.
 
@@ -106,20 +106,20 @@ def run(
         KeyboardInterrupt: it was asked twice; what was running is ended and recorded so.
         OSError: the disk is full; so is what was running.
     """
-    ledger = Ledger(manifest, tracker, screen)
-    with _interruptible(Stop(screen, tracker)) as stop:
+    context = SweepContext(manifest, tracker, reporter)
+    with _interruptible(GracefulInterrupt(reporter, tracker)) as stop:
         if manifest.sweep.timing:
             for team in teams(todo, manifest.sweep.workers or ALIVE):
                 if stop.asked:
                     break
-                _measure(team, ledger)
+                _measure(team, context)
         else:
-            _fill(todo, ledger, stop)
+            _fill(todo, context, stop)
     return stop.asked
 
 
 @contextmanager
-def _interruptible(stop: Stop) -> Iterator[Stop]:
+def _interruptible(stop: GracefulInterrupt) -> Iterator[GracefulInterrupt]:
     try:
         before = signal.signal(signal.SIGINT, stop)
     except ValueError:  # not the main thread, so no signal comes here
@@ -156,16 +156,16 @@ def _wants_gpu(planned: Planned) -> bool:
     return bool(planned.frozen["config"]["backend"].get("device") == "cuda")
 
 
-def _measure(team: Sequence[Planned], ledger: Ledger) -> None:
+def _measure(team: Sequence[Planned], context: SweepContext) -> None:
     """Measure cells in turn, each in an interpreter of its own, one awake at a time."""
-    mark = {"interleaved": f"{ledger.manifest.id}/{datetime.now():%H-%M-%S-%f}"}
+    mark = {"interleaved": f"{context.manifest.id}/{datetime.now():%H-%M-%S-%f}"}
     places = {planned.index: number for number, planned in enumerate(team)}
     bases = [None if p.baseline is None else places.get(p.baseline) for p in team]
     with ExitStack() as stack:
         trials = []
         for planned in team:
-            placed = partial(ledger.screen.measures, planned)
-            attempt, limit_s = ledger.begin(planned, mark), ledger.manifest.sweep.limit_s
+            placed = partial(context.reporter.measures, planned)
+            attempt, limit_s = context.begin(planned, mark), context.manifest.sweep.limit_s
             trial = RemoteTrial(planned.cell, attempt, placed=placed, limit_s=limit_s)
             trials.append(stack.enter_context(trial))
         end_prestarted()
@@ -177,10 +177,10 @@ def _measure(team: Sequence[Planned], ledger: Ledger) -> None:
         processes = trials[0].cell.measure.processes
         conduct(trials, bases, compared=False, processes=processes)
         for trial in trials:
-            _draw(trial, ledger.screen)
+            _draw(trial, context.reporter)
 
 
-def _draw(trial: RemoteTrial, screen: Screen) -> None:
+def _draw(trial: RemoteTrial, reporter: ProgressReporter) -> None:
     """Draw what a cell's record shows; what cannot be drawn is said, and the run is as good.
 
     Raises:
@@ -195,7 +195,7 @@ def _draw(trial: RemoteTrial, screen: Screen) -> None:
         if is_disk_full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         again = f"draw them later: expkit draw {folder}"
-        screen.says(f"{cell.title}: no pictures ({one_line(error)}); {again}")
+        reporter.says(f"{cell.title}: no pictures ({one_line(error)}); {again}")
 
 
 @dataclass(frozen=True)
@@ -217,21 +217,21 @@ class _Post:
     ends_at: float = 0.0
 
 
-def _fill(todo: Sequence[Planned], ledger: Ledger, stop: Stop) -> None:
+def _fill(todo: Sequence[Planned], context: SweepContext, stop: GracefulInterrupt) -> None:
     """Keep as many cells running at once as there are workers; none of them is timed.
 
     A worker takes cells of one backend and its settings, one after another: what a library fixes
     when it is imported is then right for all of them. Each has its share of the CPUs to itself, and
     a GPU if its cells ask for one.
     """
-    free = deque(_slots(todo, ledger.manifest.sweep.workers))
+    free = deque(_slots(todo, context.manifest.sweep.workers))
     waiting = deque(sorted(todo, key=_key))
     posts: list[_Post] = []
     end_prestarted()
     try:
         while (waiting and not stop.asked) or any(post.attempt for post in posts):
             if not stop.asked:
-                _occupy(ledger, waiting, posts, free)
+                _occupy(context, waiting, posts, free)
             busy = [post for post in posts if post.attempt]
             if not busy:
                 break  # asked to stop just now
@@ -241,7 +241,7 @@ def _fill(todo: Sequence[Planned], ledger: Ledger, stop: Stop) -> None:
             for post in busy:
                 told = any(sign in heard for sign in post.worker.signs)
                 if told or post.ends_at <= monotonic():
-                    _vacate(ledger, post, posts, free)
+                    _vacate(context, post, posts, free)
     finally:
         for post in posts:
             if post.attempt:
@@ -291,7 +291,7 @@ def _key(planned: Planned) -> tuple[str, ...]:
 
 
 def _occupy(
-    ledger: Ledger, waiting: deque[Planned], posts: list[_Post], free: deque[_Slot]
+    context: SweepContext, waiting: deque[Planned], posts: list[_Post], free: deque[_Slot]
 ) -> None:
     """Give every worker that has nothing to do a cell; replace those of another kind."""
     for post in [post for post in posts if post.attempt is None]:
@@ -309,8 +309,8 @@ def _occupy(
             idle = _Post(worker(_environment(waiting[0], slot.gpu)), key, slot)
             idle.worker.pin(slot.cpus)
             posts.append(idle)
-        idle.attempt = ledger.begin(waiting.popleft(), {"timed": "no"})
-        idle.ends_at = monotonic() + ledger.manifest.sweep.limit_s
+        idle.attempt = context.begin(waiting.popleft(), {"timed": "no"})
+        idle.ends_at = monotonic() + context.manifest.sweep.limit_s
         with suppress(Gone):  # told by the next answer
             idle.worker.tell(idle.attempt.begin(timed=False))
 
@@ -326,7 +326,7 @@ def _suitable(planned: Planned, free: deque[_Slot], posts: Sequence[_Post]) -> _
     return found
 
 
-def _vacate(ledger: Ledger, post: _Post, posts: list[_Post], free: deque[_Slot]) -> None:
+def _vacate(context: SweepContext, post: _Post, posts: list[_Post], free: deque[_Slot]) -> None:
     """Take in what a worker has answered; let go of one that is gone."""
     attempt = post.attempt
     assert attempt is not None

@@ -44,7 +44,7 @@ class BackendContract:
         """The backend with these overrides, ready to run."""
         made = backend(f"backend={self.backend}", *words)
         try:
-            made.require()
+            made.check_available()
         except Unavailable as error:
             pytest.skip(str(error))
         made.configure()
@@ -67,8 +67,8 @@ class BackendContract:
     def test_fast_equals_step_by_step(self, case: Workload) -> None:
         backend = self.make("backend.fast=true")
         fast, slow = built(backend, case), built(self.make("backend.fast=false"), case)
-        got = f"path: {slow.path!r} with backend.fast=false"
-        assert slow.path == "step", f"{got}, takes 'step': build gives the step-by-step program"
+        got = f"mode: {slow.mode!r} with backend.fast=false"
+        assert slow.mode == "step", f"{got}, takes 'step': build gives the step-by-step program"
         for program in (fast, slow):
             program.advance(STEPS)
         assert_same_state(fast, slow, max(1e-12, self.rounding(backend)))

@@ -12,8 +12,8 @@ import pytest
 from expkit.authors import first_data, first_params, host_rng
 from expkit.config import compose_cell, options
 from expkit.contracts import (
-    Counted,
-    Differentiated,
+    HasCost,
+    HasGradient,
     HostArray,
     Operation,
     Params,
@@ -64,7 +64,7 @@ class ProblemContract:
             params = {k: xp.asarray(v) for k, v in start.items()}
             loss = float(problem.loss(xp, params, batch))
             assert loss == pytest.approx(_loss(problem, start), rel=1e-12)
-            if isinstance(problem, Differentiated):
+            if isinstance(problem, HasGradient):
                 by_hand, grads = problem.loss_and_grad(xp, params, batch)
                 assert float(by_hand) == pytest.approx(loss, rel=1e-12)
                 assert {k: g.shape for k, g in grads.items()} == {
@@ -73,7 +73,7 @@ class ProblemContract:
 
     def test_gradient_equals_central_differences(self) -> None:
         for problem in self.learning():
-            if not isinstance(problem, Differentiated):
+            if not isinstance(problem, HasGradient):
                 pytest.skip("no gradient by hand")
             params, batch = _start(problem), _batch(problem)
             loss, grads = problem.loss_and_grad(np, params, batch)
@@ -94,7 +94,7 @@ class ProblemContract:
                 continue
             params = {k: v.astype(np.float32) for k, v in _start(problem).items()}
             assert problem.loss(np, params, batch).dtype == np.float32
-            if isinstance(problem, Differentiated):
+            if isinstance(problem, HasGradient):
                 loss, grads = problem.loss_and_grad(np, params, batch)
                 for name, value in {"loss": loss, **grads}.items():
                     assert np.asarray(value).dtype == np.float32, name
@@ -135,11 +135,11 @@ class ProblemContract:
 
     def test_work_is_positive_and_does_not_shrink_with_the_size(self) -> None:
         for problem in self.all():
-            if not isinstance(problem, Counted):
+            if not isinstance(problem, HasCost):
                 pytest.skip("declares no work")
             sizes = {k: 2 * getattr(problem, k) for k in SMALL if getattr(problem, k, None)}
             larger = dataclasses.replace(problem, **sizes)  # type: ignore[type-var]
-            small, large = problem.work(), larger.work()
+            small, large = problem.cost(), larger.cost()
             for name in ("flops", "elements"):
                 assert 0 < getattr(small, name) <= getattr(large, name) < math.inf
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expkit.child import Child, Gone, Late, Message
-from expkit.tracking import sent
+from expkit.tracking import sync_state
 
 SHOWN_LIVE_S = 2.0
 """A measurement longer than this waits until its run is in MLflow, then begins."""
@@ -152,7 +152,7 @@ class Tracker:
 
     def missing(self) -> list[Path]:
         """The runs that it was asked to send and that are not all in MLflow."""
-        return [folder for folder in sorted(self._folders) if not sent.is_whole(folder)]
+        return [folder for folder in sorted(self._folders) if not sync_state.is_whole(folder)]
 
     def _answer(self) -> Sent:
         while True:

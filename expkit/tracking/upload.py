@@ -26,7 +26,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from expkit.outcome import Outcome
-from expkit.tracking import address, database, journal, sent
+from expkit.tracking import address, database, journal, sync_state
 from expkit.tracking.address import one_line
 
 OWNER = ("host", "namespace", "pid", "started")
@@ -92,7 +92,7 @@ class Uploader:
             self._reap(client, experiment, uri)
             self._reaped.add((uri, experiment))
         with journal.locked(folder):
-            state = sent.read(folder)
+            state = sync_state.read(folder)
             known = state.get("uri") == kept and self._is_its_own(client, state, run)
             news = _read(folder, state["offset"] if known else 0)
             if not known:
@@ -148,7 +148,7 @@ def _end(client: MlflowClient, run: Run, kept: str) -> None:
     run_id, folder = run.info.run_id, Path(run.data.tags.get("expkit.folder", ""))
     if folder.is_absolute() and (folder / journal.FILE).is_file():
         with journal.locked(folder):
-            opening, state = journal.opening(folder), sent.read(folder)
+            opening, state = journal.opening(folder), sync_state.read(folder)
             if "uri" in state:
                 noted = (state["uri"], state["run_id"]) == (kept, run_id)
             else:  # a kill came before its id was noted
@@ -220,10 +220,10 @@ def _begin(
     """
     run_id = _find(client, experiment, run["id"]) if state.get("begun") == uri else None
     if run_id is None:
-        sent.write(folder, state | {"begun": uri})
+        sync_state.write(folder, state | {"begun": uri})
         run_id = _create(client, experiment, run, news.tags)
     state = {"uri": uri, "run_id": run_id, "offset": 0}
-    sent.write(folder, state)
+    sync_state.write(folder, state)
     return state
 
 
@@ -250,7 +250,7 @@ def _append(client: MlflowClient, folder: Path, state: dict[str, Any], news: _Ne
         client.set_terminated(run_id, news.end["status"], news.end["time"])
         state["done"] = True
     state["offset"] = news.offset
-    sent.write(folder, state)
+    sync_state.write(folder, state)
 
 
 def _inside(folder: Path, name: str) -> Path | None:

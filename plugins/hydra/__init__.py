@@ -17,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from expkit.config import as_typed
-from expkit.sweeps.elsewhere import launcher_of
+from expkit.sweeps.cluster import launcher_of
 
 
 class ExpkitSweeper(BasicSweeper):

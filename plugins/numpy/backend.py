@@ -14,7 +14,7 @@ import threadpoolctl
 
 from expkit.authors import StepProgram, manual, require_gradient
 from expkit.contracts import Array, HostArray, Program, Workload
-from expkit.errors import require
+from expkit.errors import check
 
 from .capture import CaptureError
 from .program import CapturedProgram
@@ -35,18 +35,18 @@ class NumpyBackend:
 
     def __post_init__(self) -> None:
         takes = "float32 or float64"
-        require(self.dtype in ("float32", "float64"), "dtype", self.dtype, takes)
+        check(self.dtype in ("float32", "float64"), "dtype", self.dtype, takes)
         takes = "an integer of at least 1 and at most 1024, or null for every core"
-        require(self.threads is None or 1 <= self.threads <= 1024, "threads", self.threads, takes)
+        check(self.threads is None or 1 <= self.threads <= 1024, "threads", self.threads, takes)
 
     @property
     def xp(self) -> Any:
         return np
 
-    def require(self) -> None:
+    def check_available(self) -> None:
         """NumPy is always there."""
 
-    def require_workload(self, workload: Workload) -> None:
+    def check_workload(self, workload: Workload) -> None:
         require_gradient(workload.problem, "numpy")
 
     def configure(self) -> None:
@@ -65,7 +65,7 @@ class NumpyBackend:
         """NumPy's calls return when they are done."""
 
     def build(self, workload: Workload) -> Program:
-        self.require_workload(workload)
+        self.check_workload(workload)
         reason = ""
         if self.fast:
             try:

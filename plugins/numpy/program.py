@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from expkit.authors import first_data, first_params, first_slots, host_rng, named_arrays
-from expkit.contracts import Differentiated, HostArray, Mark, Operation, Workload
+from expkit.contracts import HasGradient, HostArray, Mark, Operation, Workload
 
 from .capture import Buffer, CaptureError, Recording, Ref, Traced
 from .memory import placed
@@ -57,7 +57,7 @@ class CapturedProgram:
         CaptureError: the step does something that a recording cannot hold.
     """
 
-    path = "in place"
+    mode = "in place"
 
     def __init__(self, backend: NumpyBackend, workload: Workload) -> None:
         self._backend, self._workload = backend, workload
@@ -123,7 +123,7 @@ class CapturedProgram:
             recording.mark("forward")
             return recording, kept
         assert optimizer is not None
-        assert isinstance(problem, Differentiated)
+        assert isinstance(problem, HasGradient)
         loss, grads = problem.loss_and_grad(np, params, batch)
         kept = recording.keep(loss)
         recording.mark("forward", kept)

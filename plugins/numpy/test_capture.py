@@ -200,7 +200,7 @@ class Quadratic:
 def test_a_step_that_cannot_be_recorded_runs_step_by_step() -> None:
     branching = Quadratic((3,), lambda w: w * 1.0 if np.sum(w * w) > 1 else w * 0.5)
     program = NumpyBackend().build(Workload(branching, Sgd(0.1), 10, 0, "shared"))
-    assert program.path == "step"
+    assert program.mode == "step"
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class Mutating(Quadratic):
 
 def test_a_step_that_writes_into_its_data_is_not_replayed() -> None:
     mutating = Mutating((3,), lambda w: w * 1.0)
-    assert NumpyBackend().build(Workload(mutating, Sgd(0.1), 4, 0, "shared")).path == "step"
+    assert NumpyBackend().build(Workload(mutating, Sgd(0.1), 4, 0, "shared")).mode == "step"
 
 
 def _scalar_in_place(w: Any) -> Any:
@@ -321,7 +321,7 @@ def test_a_step_that_counts_is_not_replayed() -> None:
     counter = iter(range(100))
     counting = Quadratic((3,), lambda w: w * next(counter))
     program = NumpyBackend().build(Workload(counting, Sgd(0.1), 4, 0, "shared"))
-    assert program.path == "step"
+    assert program.mode == "step"
 
 
 def _same_fast_and_slow(workload: Workload) -> None:

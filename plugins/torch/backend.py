@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from expkit.authors import random_start
 from expkit.contracts import Array, HostArray, Program, Workload
-from expkit.errors import Unavailable, require
+from expkit.errors import Unavailable, check
 
 if TYPE_CHECKING:
     import torch
@@ -45,10 +45,10 @@ class TorchBackend:
 
     def __post_init__(self) -> None:
         known = re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is not None
-        require(known, "device", self.device, "cpu, cuda, or cuda:1 and so on")
-        require(self.dtype in DTYPES, "dtype", self.dtype, ", ".join(DTYPES))
+        check(known, "device", self.device, "cpu, cuda, or cuda:1 and so on")
+        check(self.dtype in DTYPES, "dtype", self.dtype, ", ".join(DTYPES))
         takes = "an integer of at least 1 and at most 1024, or null for every core"
-        require(self.threads is None or 1 <= self.threads <= 1024, "threads", self.threads, takes)
+        check(self.threads is None or 1 <= self.threads <= 1024, "threads", self.threads, takes)
 
     @property
     def xp(self) -> Any:
@@ -60,7 +60,7 @@ class TorchBackend:
 
         return torch
 
-    def require(self) -> None:
+    def check_available(self) -> None:
         if find_spec("torch") is None:
             raise Unavailable("PyTorch is not installed", "pip install 'expkit[torch]'")
         if self.device == "cpu":

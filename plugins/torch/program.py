@@ -136,7 +136,7 @@ class StaticProgram:
 
     def __init__(self, backend: TorchBackend, workload: Workload, *, capture: bool) -> None:
         self._backend, self._workload, self._capture = backend, workload, capture
-        self.path = "cuda graph" if capture else "static"
+        self.mode = "cuda graph" if capture else "static"
         self._host_data = first_data(workload)
         if capture:
             # One for life: up to 2.11 every stream that was captured on keeps a cuBLAS workspace.

@@ -205,7 +205,7 @@ def played_backend() -> TorchBackend:
 
 
 def reason_of(program: Program) -> str:
-    return cast(str, getattr(program, "path_reason", "no reason"))
+    return cast(str, getattr(program, "mode_reason", "no reason"))
 
 
 # Steps that a graph cannot hold
@@ -258,13 +258,13 @@ def assert_learns(program: Program, case: Workload = FINE) -> None:
 def test_a_step_that_waits_is_found_before_any_capture(gpu: Gpu) -> None:
     backend = played_backend()
     program = build(backend, case_of(Waiting(n=50)))
-    assert program.path == "step"
+    assert program.mode == "step"
     assert reason_of(program).startswith("the step cannot be captured: it waits for the GPU")
     assert "second line" not in reason_of(program)
     assert "capture" not in gpu.log
     assert (gpu.current, gpu.debug, gpu.strict) == (gpu.streams[0], 1, None)
     assert_learns(program)
-    assert build(backend, FINE).path == "cuda graph", "and this process may capture still"
+    assert build(backend, FINE).mode == "cuda graph", "and this process may capture still"
 
 
 def test_state_that_has_no_fixed_memory_is_named(gpu: Gpu) -> None:
@@ -278,7 +278,7 @@ def test_state_that_has_no_fixed_memory_is_named(gpu: Gpu) -> None:
 
     lazy: Any = Lazy()
     program = build(played_backend(), Workload(Sine(n=50), lazy, STEPS, 0, "shared"))
-    assert program.path == "step"
+    assert program.mode == "step"
     assert "state that init does not make" in reason_of(program)
     assert_learns(program)
 
@@ -287,15 +287,15 @@ def test_what_the_host_draws_is_named(gpu: Gpu) -> None:
     backend = played_backend()
     drawing = case_of(LargeDot(n=50))
     program = build(backend, drawing)
-    assert program.path == "step"
+    assert program.mode == "step"
     assert "stream=shared" in reason_of(program)
-    assert build(backend, case_of(LargeDot(n=50), stream="device")).path == "cuda graph"
+    assert build(backend, case_of(LargeDot(n=50), stream="device")).mode == "cuda graph"
 
 
 def test_nothing_is_held_against_a_program_that_nobody_asked_to_be_fast(gpu: Gpu) -> None:
     backend = played_backend()
     object.__setattr__(backend, "fast", False)
-    assert build(backend, FINE).path == "step"
+    assert build(backend, FINE).mode == "step"
     assert not reason_of(build(backend, FINE))
 
 
@@ -306,7 +306,7 @@ def test_after_a_capture_that_fails_the_step_runs_on_the_right_stream(gpu: Gpu) 
     program = build(played_backend(), case_of(Refusing(n=50)))
     assert gpu.current is gpu.streams[0]
     assert gpu.debug == 1
-    assert program.path == "step"
+    assert program.mode == "step"
     assert reason_of(program) == (
         "the step cannot be captured: operation not permitted when stream is capturing"
     ), "what went wrong first, and not what ending the capture says"
@@ -318,7 +318,7 @@ def test_after_a_capture_that_failed_no_other_is_tried(gpu: Gpu) -> None:
     build(backend, case_of(Refusing(n=50)))
     gpu.log.clear()
     program = build(backend, FINE)
-    assert program.path == "step"
+    assert program.mode == "step"
     assert "an earlier capture failed in this process" in reason_of(program)
     assert "operation not permitted" in reason_of(program)
     assert "a fresh process" in reason_of(program)
@@ -382,7 +382,7 @@ def test_a_graph_is_told_of_its_generators_where_it_does_not_find_them(
 def test_a_replayed_step_equals_step_by_step(gpu: Gpu, case: Workload) -> None:
     backend = played_backend()
     replayed, stepwise = build(backend, case), StepProgram(backend, case, autograd)
-    assert replayed.path == "cuda graph"
+    assert replayed.mode == "cuda graph"
     for again in ("reset", "reallocate"):
         for program in (replayed, stepwise):
             program.advance(4)
@@ -486,13 +486,13 @@ def real_backend() -> TorchBackend:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_a_step_that_waits_is_found_before_any_capture() -> None:
     program = build(real_backend(), case_of(Waiting(n=50)))
-    assert program.path == "step"
+    assert program.mode == "step"
     assert "waits for the GPU" in reason_of(program)
     assert torch.cuda.get_sync_debug_mode() == 0
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert_learns(program)
     fine = build(real_backend(), FINE)
-    assert fine.path == "cuda graph", reason_of(fine)
+    assert fine.mode == "cuda graph", reason_of(fine)
     assert_learns(fine)
 
 
@@ -501,7 +501,7 @@ def test_on_a_gpu_a_step_that_waits_is_found_before_any_capture() -> None:
 def test_on_a_gpu_placing_anew_keeps_no_memory() -> None:
     case = case_of(LargeDot(n=1_000_000), stream="device")
     program = build(real_backend(), case)
-    assert program.path == "cuda graph", reason_of(program)
+    assert program.mode == "cuda graph", reason_of(program)
     program.reallocate()
     before = torch.cuda.memory_reserved()
     for _ in range(20):

@@ -16,7 +16,7 @@ import pytest
 from expkit.cli import main
 from expkit.errors import UserError
 from expkit.record.stored import load
-from expkit.sweeps import elsewhere
+from expkit.sweeps import cluster
 from expkit.sweeps.manifest import Manifest
 from expkit.tracking import journal
 
@@ -222,21 +222,21 @@ def test_plain_words_for_the_launcher_are_kept_and_typed_ones_added() -> None:
     ]
     stored = [*plain, "problem=linear", "hydra.job.name=x", "hydra/sweeper=optuna"]
     file = Path("sweep.json")
-    assert elsewhere.replayed(stored, [], file) == plain
+    assert cluster.replayed(stored, [], file) == plain
     typed = ["hydra.launcher.setup=[module load x]"]
-    assert elsewhere.replayed([*stored, "hydra.launcher.setup=[y]"], typed, file) == [
+    assert cluster.replayed([*stored, "hydra.launcher.setup=[y]"], typed, file) == [
         *plain,
         *typed,
     ]
-    assert elsewhere.replayed(stored, ["hydra/launcher=local"], file) == ["hydra/launcher=local"]
+    assert cluster.replayed(stored, ["hydra/launcher=local"], file) == ["hydra/launcher=local"]
 
 
 def test_a_launcher_is_told_of_the_folder_as_it_is_called(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     folder = tmp_path / "a\\b 'c' \"d\" {e}, [f]\n\\"
-    launcher: Any = elsewhere.chosen(["hydra/launcher=slurm"], folder)
+    launcher: Any = cluster.chosen(["hydra/launcher=slurm"], folder)
     assert launcher.config.hydra.sweep.dir == str(folder)
-    assert elsewhere.chosen(["hydra/launcher=local"], folder) is None
+    assert cluster.chosen(["hydra/launcher=local"], folder) is None
 
 
 # A result is a result

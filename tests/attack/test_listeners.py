@@ -258,7 +258,7 @@ def test_what_is_known_is_shown_before_mlflow_is_waited_for(
         begun = time.monotonic()
         assert process.stdout is not None
         shown = ""
-        while not re.search("  where  |2 cells finished; ", shown):
+        while not re.search("  saved to  |2 cells finished; ", shown):
             shown += process.stdout.readline()
         assert time.monotonic() - begun < 5
         assert process.poll() is None

@@ -15,7 +15,7 @@ from expkit.config import compose_cell
 from expkit.contracts import Mark
 from expkit.measure.answer import Answer, covered
 from expkit.measure.breakdown import ADDS_UP, Breakdown, breakdown
-from expkit.measure.limits import StepLimit
+from expkit.measure.roofline import StepLimit
 from expkit.measure.warmup import WarmUp
 from expkit.outcome import Outcome
 from expkit.record.result import Result
@@ -103,7 +103,7 @@ def test_parts_that_do_not_make_the_step_are_not_shown_but_why(share: float) -> 
 class Uneven:
     """Steps of which one in ten takes twenty times as long: PyTorch's, beside other processes."""
 
-    path = "step"
+    mode = "step"
 
     def __init__(self, now: list[float]) -> None:
         self.now, self.step = now, 0

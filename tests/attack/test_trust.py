@@ -27,7 +27,7 @@ from expkit.config import Sweep, compose_cell
 from expkit.errors import ConfigError, PluginError
 from expkit.record import writing
 from expkit.sweeps.manifest import Manifest, Planned
-from expkit.tracking import address, journal, known, sent
+from expkit.tracking import address, journal, known, sync_state
 from expkit.tracking.journal import Journal
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def test_a_run_that_cannot_be_ended_stops_no_upload(
 ) -> None:
     other, opening = store.run("other")
     (other / journal.FILE).write_text(json.dumps(opening | {"id": "x"}) + "\n")
-    (other / sent.FILE).mkdir()
+    (other / sync_state.FILE).mkdir()
     tags = {"expkit.folder": str(other), "expkit.journal": "x"}
     odd = store.marked(**tags)
     folder, _ = store.run("mine")
@@ -338,7 +338,7 @@ def test_a_journal_is_not_sent_into_the_run_of_another(store: Store) -> None:
     folder, _ = store.run("mine")
     run_id = send(store, folder)
     foreign, _ = store.run("foreign")
-    (foreign / sent.FILE).write_text((folder / sent.FILE).read_text())
+    (foreign / sync_state.FILE).write_text((folder / sync_state.FILE).read_text())
     Journal(foreign).end("FAILED")
     assert send(store, foreign) != run_id
     assert store.status(run_id) == "RUNNING"

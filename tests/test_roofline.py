@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from expkit.config import compose_cell
-from expkit.contracts import Backend, Counted, Differentiated, Operation, Problem, Work
-from expkit.measure import limits as measured
-from expkit.measure.limits import Limits, optimizer_elements, step_limit
+from expkit.contracts import Backend, Cost, HasCost, HasGradient, Operation, Problem
+from expkit.measure import roofline as measured
+from expkit.measure.roofline import Limits, optimizer_elements, step_limit
 from expkit.problems.add import Add
 from expkit.problems.large_dot import LargeDot
 from expkit.problems.linear import Linear
@@ -83,11 +83,11 @@ def test_work_is_what_a_step_does(problem: Any, elements: int) -> None:
         problem.apply(xp, batch)
     else:
         assert isinstance(problem, Problem)
-        assert isinstance(problem, Differentiated)
+        assert isinstance(problem, HasGradient)
         problem.loss_and_grad(xp, shapes(problem.init(rng)), batch)
-    assert isinstance(problem, Counted)
+    assert isinstance(problem, HasCost)
     spared = 2 * problem.n - 1 if isinstance(problem, LargeDot) else 0  # 3 * ones @ x is 3 * sum(x)
-    assert problem.work() == Work(flops=sum(counted) - spared, elements=elements)
+    assert problem.cost() == Cost(flops=sum(counted) - spared, elements=elements)
 
 
 LIMITS = Limits(
@@ -112,21 +112,21 @@ def test_a_smaller_set_is_no_slower_than_a_larger_one() -> None:
 
 
 def test_the_larger_of_the_two_times_binds() -> None:
-    reading = step_limit(LIMITS, Work(flops=10, elements=100))
+    reading = step_limit(LIMITS, Cost(flops=10, elements=100))
     assert reading.binds == "memory"
     assert reading.seconds == pytest.approx(800 / 8e9)
-    counting = step_limit(LIMITS, Work(flops=1e6, elements=100))
+    counting = step_limit(LIMITS, Cost(flops=1e6, elements=100))
     assert counting.binds == "arithmetic"
     assert counting.seconds == pytest.approx(1e-4)
 
 
 def test_the_optimizers_traffic_is_added() -> None:
-    alone, trained = (step_limit(LIMITS, Work(1, 10_000), own) for own in (0, 10_000))
+    alone, trained = (step_limit(LIMITS, Cost(1, 10_000), own) for own in (0, 10_000))
     assert trained.seconds == pytest.approx(2 * alone.seconds)
 
 
 def test_a_share_above_one_is_told() -> None:
-    limit = step_limit(LIMITS, Work(flops=1e10, elements=1))
+    limit = step_limit(LIMITS, Cost(flops=1e10, elements=1))
     assert limit.share(2.0) == pytest.approx(0.5)
     assert limit.share(0.1) == pytest.approx(10.0)
 
@@ -151,7 +151,7 @@ def machine_limits(backend: Backend) -> Limits:
 
 def configured(*words: str) -> Backend:
     backend = compose_cell("problem=sine", "backend.threads=1", *words).backend
-    backend.require()
+    backend.check_available()
     backend.configure()
     return backend
 
@@ -256,7 +256,7 @@ def test_a_user_without_a_home_is_no_error(monkeypatch: pytest.MonkeyPatch) -> N
 MEASURE = """
 import sys
 from expkit.config import compose_cell
-from expkit.measure.limits import machine_limits
+from expkit.measure.roofline import machine_limits
 words = "problem=sine", "backend.threads=1", f"backend.dtype={sys.argv[1]}"
 backend = compose_cell(*words).backend
 backend.configure()

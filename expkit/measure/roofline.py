@@ -29,12 +29,12 @@ import numpy.typing as npt
 import threadpoolctl
 
 from expkit import cache
-from expkit.contracts import Array, Backend, Work
+from expkit.contracts import Array, Backend, Cost
 from expkit.measure.devices import is_host
 from expkit.measure.environment import cpu_model
 
 METHOD = 2
-"""Counted up when the measurement changes, so that older figures are measured again."""
+"""HasCost up when the measurement changes, so that older figures are measured again."""
 READING_S = 2e-3
 """A reading lasts at least this long: starting a thread takes some 50 microseconds."""
 THREAD_S = 2.5e-4
@@ -158,7 +158,7 @@ class Found:
 
 
 def hold_to_limit(
-    backend: Backend, work: Work, moved: float, step_seconds: float, again: Callable[[], float]
+    backend: Backend, work: Cost, moved: float, step_seconds: float, again: Callable[[], float]
 ) -> Found:
     """Hold a step's time against the least that the machine leaves it.
 
@@ -192,7 +192,7 @@ def hold_to_limit(
     )
 
 
-def step_limit(limits: Limits, work: Work, optimizer_elements: float = 0) -> StepLimit:
+def step_limit(limits: Limits, work: Cost, optimizer_elements: float = 0) -> StepLimit:
     """The larger of the times for a step's memory traffic and for its arithmetic.
 
     The optimizer's arithmetic is left out: next to its traffic it is never the larger.
@@ -201,7 +201,7 @@ def step_limit(limits: Limits, work: Work, optimizer_elements: float = 0) -> Ste
         optimizer_elements: what the optimizer moves on top of `work`, see `optimizer_elements`.
 
     >>> limits = Limits(((1000, 8e9),), flops_per_second=1e9, itemsize=8, settled=True)
-    >>> step_limit(limits, Work(flops=10, elements=100))
+    >>> step_limit(limits, Cost(flops=10, elements=100))
     StepLimit(seconds=1e-07, binds='memory')
     """
     moved = (work.elements + optimizer_elements) * limits.itemsize
