@@ -6,8 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from conftest import Expkit
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,6 +26,17 @@ def dead_links(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_relative_links_lead_to_files(page: Path) -> None:
     assert not dead_links(page)
+
+
+def test_the_readmes_script_runs(expkit: Expkit) -> None:
+    """As it is printed; only less is measured, and MLflow is left alone."""
+    pytest.importorskip("torch")
+    [script] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    fewer = 'problem="sine", tracking="none", **{"measure.budget_s": 0.05, "measure.settle_s": 0}'
+    shorter = script.replace('problem="sine"', fewer).replace("seed=[1, 2]", "seed=[1]")
+    done = expkit.python(shorter)
+    assert done.status == 0, done
+    assert done.out.count("\nsine · ") == 2, done
 
 
 def test_the_tutorials_page_is_made(tmp_path: Path) -> None:
