@@ -90,6 +90,15 @@ class Expkit:
                     found.append(int(environ.parent.name))
         return found
 
+    def workers(self) -> list[int]:
+        """Those of them that run cells, or will; what watches over one leads no session."""
+        found = []
+        for pid in self.processes():
+            with suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                found += [pid] if "expkit.far_end" in words and os.getsid(pid) == pid else []
+        return found
+
     def _start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, *words],

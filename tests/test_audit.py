@@ -224,21 +224,22 @@ def test_the_length_of_a_reading_is_looked_at_however_long_reading_takes() -> No
     assert found.outcome == "not_synchronized"
 
 
-@pytest.mark.parametrize(("takes_s", "found"), [(STEP_S, False), (STEP_S / 3, True)])
+@pytest.mark.parametrize(("share", "found"), [(1.0, False), (0.15, True)])
 def test_what_is_done_ahead_is_held_against_the_step_as_it_is_when_it_is_known(
-    takes_s: float, found: bool
+    share: float, found: bool
 ) -> None:
     """A step that has just been built may take longer than it will."""
 
     def build(steps: int) -> Program:
-        return cast(Program, Working(steps, {"advance": 1.0, "reset": 0.09}))
+        return cast(Program, Working(steps, {"advance": 1.0, "reset": 0.05}))
 
     program = build(400)
     audit = Audit(program, cast(Any, program).synchronize, 400, lambda: 1e-9)
     audit.all_left()
     assert audit.ahead(build) is None
-    assert 0.03 * STEP_S < audit.ahead_s < 0.15 * STEP_S
-    assert (audit.ahead(build, takes_s) is not None) == found
+    takes_s = audit._step_seconds  # here and now
+    assert 0.02 * takes_s < audit.ahead_s < 0.15 * takes_s
+    assert (audit.ahead(build, share * takes_s) is not None) == found
 
 
 def test_what_is_computed_while_nobody_asks_is_found() -> None:

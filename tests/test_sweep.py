@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -305,16 +304,6 @@ def test_a_backend_that_is_not_there_is_told_and_the_others_go_on(expkit: Expkit
 # Timing
 
 
-def workers(expkit: Expkit) -> list[int]:
-    """The processes that run cells, or will."""
-    found = []
-    for pid in expkit.processes():
-        with suppress(OSError):
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            found += [pid] if "expkit.far_end" in words else []
-    return found
-
-
 def test_cells_of_a_problem_take_turns_and_sleep_meanwhile(expkit: Expkit) -> None:
     words = ("-m", "problem=sine", "steps=2000", "optimizer=sgd,adam,momentum")
     long = ("measure.budget_s=2", "measure.repeats_max=100000", "measure.target_ci=0")
@@ -334,7 +323,7 @@ def test_cells_of_a_problem_take_turns_and_sleep_meanwhile(expkit: Expkit) -> No
         return len(files) == 3 and all('"sample"' in file.read_text() for file in files)
 
     wait_for(sampled)
-    pids = workers(expkit)
+    pids = expkit.workers()
     assert len(pids) == 3
     for _ in range(50):
         states.add(awake())
@@ -1008,7 +997,7 @@ def test_a_worker_that_no_cell_needs_is_gone_before_the_clock_runs(expkit: Expki
     long = ("measure.budget_s=20", "measure.repeats_max=100000", "measure.target_ci=0")
     process = expkit.start("-m", "problem=linear", "steps=50", "tracking=none", *long)
     wait_for(lambda: expkit.processes() and "sample" in journal_text(expkit))
-    assert len(workers(expkit)) == 1
+    assert len(expkit.workers()) == 1
     process.send_signal(signal.SIGTERM)
     assert expkit.end(process).status == 143
     assert expkit.processes() == []

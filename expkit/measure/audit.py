@@ -167,14 +167,14 @@ class Audit:
         self._program.reset()
         return found
 
-    def _left_after(self, n: int) -> Finding | None:
+    def _left_after(self, n: int, *, longer: bool = True) -> Finding | None:
         hearing = 0
         while hearing < HEARINGS:
             sleep(PAUSE_S * hearing)
             clocked, after = self._cycle(n)
             beyond = after - self._reading
             blatant = beyond > BLATANT * clocked + BLATANT_S
-            if clocked < CLOCKED_S and n < self.room and not blatant:
+            if longer and clocked < CLOCKED_S and n < self.room and not blatant:
                 more = 1.5 * CLOCKED_S / max(clocked, 1e-9)
                 n = min(self.room, 1 + int(n * min(more, MORE)))
                 continue
@@ -207,9 +207,9 @@ class Audit:
             started = perf_counter()
             while len(turns) < HEARINGS or perf_counter() - started < CYCLE_S:
                 turns.append((*self._cycle(n, params=False), self._cycle(1, params=False)[1]))
-                # Twice, as one may be an interruption: those before them left out the work.
-                if sum(clocked > CLOCKED_S for clocked, *_ in turns) > 1:
-                    return self._left_after(n)
+                # Not of one or two, which may be interruptions: the others left out the work.
+                if sum(clocked > CLOCKED_S for clocked, *_ in turns) > HEARINGS // 2:
+                    return self._left_after(n, longer=False)
             clocked, after, after_one = (median(seconds) for seconds in zip(*turns, strict=True))
             beyond = after - after_one
             if beyond <= SHARE * clocked + (n - 1) * self._fetch_seconds + FEW_NOISE * after_one:

@@ -323,11 +323,7 @@ def test_a_run_that_was_stopped_for_a_while_says_so(expkit: Expkit) -> None:
 def test_a_sweep_whose_worker_was_stopped_says_so(expkit: Expkit) -> None:
     process = expkit.start("-m", *LONG, *MANY, "seed=1")
     folder = await_samples(expkit.outputs, 2, process)
-    [worker] = [
-        pid
-        for pid in expkit.processes()
-        if b"expkit.far_end" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    [worker] = expkit.workers()
     stop_now_and_then(worker)
     done = expkit.end(process)
     assert "paused: in repeat" in stable(folder)

@@ -520,8 +520,8 @@ def server() -> Iterator[Server]:
         http.shutdown()
 
 
-PASSWORD = "S3c@t/w:x"
-PIECES = ("S3c", "t/w", "w:x", "t%2Fw", "w%3Ax")
+PASSWORD = "S3c@q/w:x"
+PIECES = ("S3c", "q/w", "w:x", "q%2Fw", "w%3Ax")
 BASIC = "Basic " + base64.b64encode(f"me:{PASSWORD}".encode()).decode()
 
 
@@ -541,7 +541,7 @@ def cache_of(expkit: Expkit) -> Path:
 def test_a_password_reaches_the_server_and_nothing_else(
     expkit: Expkit, server: Server, words: tuple[str, ...]
 ) -> None:
-    given = f"http://me:S3c%40t/w:x@127.0.0.1:{server.port}"
+    given = f"http://me:S3c%40q/w:x@127.0.0.1:{server.port}"
     process = expkit.start(*words[1:], *FAST, f"tracking.uri={given}", *words[:1])
     seen: list[str] = []
     while process.poll() is None:
@@ -563,7 +563,7 @@ def command(pid: int) -> str:
 
 
 def test_sync_takes_the_password_from_the_environment(expkit: Expkit, server: Server) -> None:
-    kept, given = (f"http://{who}@127.0.0.1:{server.port}" for who in ("me", "me:S3c%40t%2Fw%3Ax"))
+    kept, given = (f"http://{who}@127.0.0.1:{server.port}" for who in ("me", "me:S3c%40q%2Fw%3Ax"))
     folder = foreign(expkit, kept)
     expkit.env[address.VARIABLE] = given
     done = expkit("sync", str(folder))
@@ -580,7 +580,7 @@ def test_where_a_password_may_be_missing_the_error_says_how_to_give_it() -> None
 
 
 def test_resume_sends_to_no_address_that_was_not_met_before(expkit: Expkit, server: Server) -> None:
-    kept, given = (f"http://{who}@127.0.0.1:{server.port}" for who in ("me", "me:S3c%40t%2Fw%3Ax"))
+    kept, given = (f"http://{who}@127.0.0.1:{server.port}" for who in ("me", "me:S3c%40q%2Fw%3Ax"))
     folder = planned(expkit, {"tracking": {"kind": "mlflow", "uri": kept}})
     done = expkit("resume", str(folder))
     assert (done.status, server.asked) == (2, []), done
@@ -601,7 +601,7 @@ def test_the_environments_address_is_the_default(monkeypatch: pytest.MonkeyPatch
 def test_no_launcher_writes_a_password_down(expkit: Expkit) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     words = ("-m", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=2")
-    uri = f"tracking.uri=http://me:S3c%40t/w:x@127.0.0.1:{free_port()}"
+    uri = f"tracking.uri=http://me:S3c%40q/w:x@127.0.0.1:{free_port()}"
     done = expkit(*words, *FAST, uri)
     assert "1 cell finished" in done.out, done
     assert list(expkit.outputs.rglob("*.pkl"))
