@@ -22,6 +22,7 @@ import numpy as np
 from expkit import config
 from expkit.conduct import check_runnable, run_apart, run_together
 from expkit.config import Cell
+from expkit.error_messages import explained
 from expkit.errors import UserError
 from expkit.measure.statistics import Summary, summarize
 from expkit.measure.verdict import Verdict
@@ -229,7 +230,9 @@ def cell(*words: str, **values: object) -> Cell:
     Raises:
         UserError: an unknown option or key, a wrong type or a bad range.
     """
-    return config.compose_cell(*words, *config.words_of(values))
+    given = [*words, *config.words_of(values)]
+    with explained(given):
+        return config.compose_cell(*given)
 
 
 def run(
@@ -287,7 +290,9 @@ def sweep(*words: str, **values: object) -> Sweep:
     from expkit.sweeps.manifest import locked, require_unused
     from expkit.sweeps.plan import plan_words
 
-    manifest = plan_words([*words, *config.words_of(values)])
+    given = [*words, *config.words_of(values)]
+    with explained(given):
+        manifest = plan_words(given)
     if not manifest.cells:
         raise UserError(f"nothing can run: {'; '.join(map(': '.join, manifest.skipped))}")
     with locked(manifest.folder):

@@ -90,24 +90,19 @@ def _split(side: str) -> list[str]:
 
 def _now(sides: Sequence[Sequence[str]], isolate: bool | None, *, verbose: bool) -> int:
     """Measure both, here or each in a process of its own, record both, and compare."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    from expkit.cli.error_messages import explain
+    from expkit.cli import COMMANDS
     from expkit.cli.progress import progress
     from expkit.conduct import run_apart, run_together
     from expkit.config import compose_cell, default_outputs
+    from expkit.error_messages import explained
 
     require_plain(default_outputs())
     with tracker_for([word for side in sides for word in side]) as tracker:
         cells = []
         for words in sides:
             check_words(words)
-            try:
+            with explained(words, COMMANDS):
                 cells.append(compose_cell(*words))
-            except (HydraException, OmegaConfBaseException, YAMLError) as error:
-                raise UserError(explain(error, words)) from error
         first = cells[0]
         if first.measure != cells[1].measure:
             raise UserError("measure: got two, takes one for both cells, after the two sides")

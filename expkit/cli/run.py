@@ -115,9 +115,10 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, *, verbose: b
     except Exception as error:  # Hydra's, OmegaConf's and YAML's; a cell's do not get here
         if isinstance(error, UserError | OSError) and not isinstance(error, HydraException):
             raise
-        from expkit.cli.error_messages import explain
+        from expkit.cli import COMMANDS
+        from expkit.error_messages import explain
 
-        raise UserError(explain(error, words)) from error
+        raise UserError(explain(error, words, COMMANDS)) from error
     except SystemExit as end:  # Hydra's, after its help or a line of its own
         if end.code not in (None, OK):
             raise SystemExit(MISUSED) from end

@@ -15,16 +15,14 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from expkit.cli import COMMANDS
 from expkit.cli.addresses import allow_stored
-from expkit.cli.error_messages import explain
 from expkit.cli.progress import waiting_for
 from expkit.cli.session import interruptible, not_in_mlflow, show, tracker_for, where_told
 from expkit.cli.status import FAILED, INTERRUPTED, OK, print_error
 from expkit.cli.words import check_words
+from expkit.error_messages import explained
 from expkit.errors import ConfigError, UserError, is_disk_full
 from expkit.outcome import ALIKE, FINISHED, Outcome
 from expkit.record.stored import Stored
@@ -343,10 +341,8 @@ def _launcher(manifest: Manifest, typed: Sequence[str]) -> Launcher | None:
         return None
     check_words(words)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us
-    try:
+    with explained(words, COMMANDS):
         return cluster.chosen(words, manifest.folder)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise UserError(explain(error, words)) from error
 
 
 def begin(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -19,13 +19,30 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from expkit import plugins
-from expkit.cli import COMMANDS
 from expkit.config import options, plain_reason
+from expkit.errors import UserError
 from expkit.tracking import address
 
 
-def explain(error: Exception, words: Sequence[str]) -> str:
-    """What to print for an error in composing these words."""
+@contextmanager
+def explained(words: Sequence[str], commands: Sequence[str] = ()) -> Iterator[None]:
+    """Compose these words in here: what Hydra, OmegaConf or YAML raise becomes one line.
+
+    Raises:
+        UserError: they raised something.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(explain(error, words, commands)) from error
+
+
+def explain(error: Exception, words: Sequence[str], commands: Sequence[str] = ()) -> str:
+    """What to print for an error in composing these words.
+
+    Args:
+        commands: what may stand in their place, where that is a command line.
+    """
     if isinstance(error, MissingConfigException):
         return _missing(error)
     if isinstance(error, ConfigCompositionException):
@@ -46,7 +63,7 @@ def explain(error: Exception, words: Sequence[str]) -> str:
     if isinstance(error, OmegaConfBaseException):
         return plain_reason(error)
     if isinstance(error, OverrideParseException):
-        return _unreadable(address.scrub(str(error.override)))
+        return _unreadable(address.scrub(str(error.override)), commands)
     if isinstance(error, KeyError) and (word := _with(words, "hydra.job.env_copy=")):
         takes = f"variables that are set: {error.args[0]} is not"
         return f"hydra.job.env_copy: got {word.partition('=')[2]}, takes {takes}"
@@ -74,11 +91,12 @@ SEVERAL = (
 """How Hydra begins where it got several values."""
 
 
-def _unreadable(word: str) -> str:
+def _unreadable(word: str, commands: Sequence[str]) -> str:
     """A word that Hydra's grammar does not take."""
     key, mark, _ = word.partition("=")
     if not mark:
-        return f"{word}: no such command, takes {', '.join(COMMANDS)}, or words as key=value"
+        also = f"{', '.join(commands)}, or " if commands else ""
+        return f"{word}: no such command, takes {also}words as key=value"
     rule = "quotes around a value that holds any of = , : { } [ ] ( ) or begins with a space"
     return f"""{word}: cannot be read; takes key=value, with {rule}, such as '{key}="..."'"""
 
