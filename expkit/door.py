@@ -263,9 +263,12 @@ def compare(a: Side, b: Side, *, here: bool = False) -> Comparison:
         here: as `run` has it.
 
     Raises:
-        UserError: this machine cannot run one of them, or there is no such run.
+        UserError: this machine cannot run one of them, they are to be measured in two ways, or
+            there is no such run.
     """
     if isinstance(a, Cell) and isinstance(b, Cell):
+        if a.measure != b.measure:
+            raise UserError("measure: got two, takes one for both cells")
         check(a)
         check(b)
         name = _now()

@@ -166,7 +166,7 @@ def environment(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 Ended = Callable[[str, str], None]
-"""Called with the outcome of a trial, and the reason where it is not ok."""
+"""Called with a trial's outcome and, if that is not ok, the reason."""
 
 
 @dataclass
@@ -218,12 +218,12 @@ class Attempt:
 
 
 class RemoteTrial(AbstractContextManager["RemoteTrial"]):
-    """A trial in a process of its own. What goes wrong with it is recorded as its end.
+    """A trial in a process of its own. If it goes wrong, that is recorded as its outcome.
 
     Args:
-        ended: told of its end.
-        placed: told of every round that it begins, by number.
-        limit_s: what it may take in all.
+        env: variables that its process has besides this process's own.
+        placed: called with the number of each round when it begins.
+        limit_s: how many seconds it may take altogether.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
         self.facts: Facts = {}
         self.broken: Sequence[str] = ()
         self.expected_s = 0.0
-        self._lives, self._asleep = True, False
+        self._lives = True
         self._placed, self._left_s = placed, limit_s
         self._child = worker({**environment(cell.frozen["config"]), **env})
         self._ask(attempt.begin(timed=True))
@@ -319,7 +319,7 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
                 self._child.tell(request)
 
     def wait(self) -> Message | None:
-        """For what it was asked last; then it sleeps."""
+        """Wait for the answer to the last request, then stop the process until the next one."""
         if self.attempt.outcome is not None:
             return None
         begun = monotonic()

@@ -78,6 +78,8 @@ def test_two_cells_are_compared_and_their_runs_may_be_again(here: bool) -> None:
     assert "SLOWER" in str(found)
     again = door.compare(found.a, found.b.folder)
     assert again.verdict == found.verdict
+    with pytest.raises(UserError, match="measure: got two"):
+        door.compare(fast, slow.but("measure.threshold=0.5"), here=here)
 
 
 def test_a_sweep_gives_a_run_for_every_combination(outputs: Path) -> None:

@@ -177,15 +177,15 @@ class Child:
         self.flush()
 
     def put(self, message: Message) -> None:
-        """Keep a message for `flush`."""
+        """Queue a message; `flush` sends it."""
         self._unsent += encode(message)
 
     def flush(self, within_s: float | None = None) -> None:
-        """Hand over what was kept for it.
+        """Send the messages that were queued.
 
         Raises:
             Gone: it has ended.
-            Late: it has not taken all of it; what is left is kept.
+            Late: it has not read all of them; the rest stays queued.
         """
         while self._unsent:
             try:
