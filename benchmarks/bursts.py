@@ -20,10 +20,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import Process
 from pathlib import Path
-from statistics import median
 from time import perf_counter, sleep
 
-from expkit.record.stored import Stored, load
+import expkit
 from expkit.report.units import seconds
 
 COMMAND = (sys.executable, "-m", "expkit", "problem=sine", "tracking=none")
@@ -56,16 +55,19 @@ def bursts() -> Iterator[None]:
             process.join()
 
 
-def default_run(folder: Path) -> Stored:
+def default_run(folder: Path) -> expkit.Run:
     """A run as a person makes it."""
     words = (f"hydra.run.dir={folder}",)
     subprocess.run([*COMMAND, *words], stdout=subprocess.DEVNULL, check=True)
-    return load(folder)
+    found = expkit.load(folder)
+    assert isinstance(found, expkit.Run)
+    return found
 
 
-def time_of(run: Stored) -> float:
+def time_of(run: expkit.Run) -> float:
     """What the run says it takes."""
-    return median(median(repeats) for repeats in run.rounds)
+    assert run.seconds is not None
+    return run.seconds
 
 
 def largest_group(times: Sequence[float]) -> list[float]:
@@ -83,7 +85,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bursts")
     parser.add_argument("--runs", type=int, default=20)
     runs = parser.parse_args().runs
-    found: list[tuple[Stored, float]] = []
+    found: list[tuple[expkit.Run, float]] = []
     with tempfile.TemporaryDirectory() as place, bursts():
         for number in range(runs):
             begun = perf_counter()
@@ -92,8 +94,8 @@ def main() -> int:
             print(f"{number + 1:3}  {seconds(time_of(run)):>8}, {took_s:.1f} s  {run.stable}")
             sys.stdout.flush()
     near = largest_group([time_of(run) for run, _ in found])
-    said = [run for run, _ in found if not run.is_stable]
-    kept = [run for run, _ in found if not run.is_stable or time_of(run) in near]
+    said = [run for run, _ in found if run.stable != "yes"]
+    kept = [run for run, _ in found if run.stable != "yes" or time_of(run) in near]
     times = sorted(time_of(run) for run, _ in found)
     print(f"medians from {seconds(times[0])} to {seconds(times[-1])}")
     print(f"{len(near)} of {runs} within {NEAR:.0%} of each other; {len(said)} say no and why")

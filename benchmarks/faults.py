@@ -23,11 +23,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
+import expkit
 from benchmarks import planted
 from benchmarks.machine import machine
 from benchmarks.planted.kinds import CELLS
-from expkit import conduct
-from expkit.config import compose_cell
 
 WORDS = (
     "backend.threads=1",  # threads that wait for a core another has make a step ten times as long
@@ -148,16 +147,14 @@ def run_here(case: Case, folder: Path, deadline_s: float) -> Found:
 def _run(case: Case, folder: Path, pipe: Connection) -> None:
     os.setpgid(0, 0)
     try:
-        cell = compose_cell(*case.words)
-        result = conduct.run(cell, folder, None, lambda *_: None)
+        run = expkit.run(expkit.cell(*case.words), here=True, folder=folder)
     except Exception as error:  # a planted program that breaks is told like any other
         pipe.send(Found("failed", f"{type(error).__name__}: {error}"))
         return
-    seconds = result.summary.median if result.summary else None
-    if result.outcome == "ok" and result.broken:
-        pipe.send(Found(UNLIKE, "; ".join(result.broken), seconds))
+    if run.outcome == "ok" and run.unlike:
+        pipe.send(Found(UNLIKE, "; ".join(run.unlike), run.seconds))
     else:
-        pipe.send(Found(result.outcome, result.reason or "", seconds))
+        pipe.send(Found(run.outcome, run.reason, run.seconds))
 
 
 def run_command(case: Case, folder: Path, deadline_s: float) -> Found:

@@ -21,12 +21,12 @@ from statistics import median
 from time import monotonic, perf_counter, sleep
 from typing import Any
 
+import expkit
 from benchmarks.machine import machine
-from expkit.conduct import run_together
-from expkit.config import Cell, compose_cell
+from expkit.config import Cell
 from expkit.contracts import Program, Workload
 from expkit.measure.clock import timed
-from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER, judge
+from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER
 
 BUDGET_S = 10
 CASES = {
@@ -92,18 +92,18 @@ class Pair:
 def pair(words: tuple[str, ...], share: float) -> Pair:
     """Compare a cell with itself, slowed by a share of its step."""
     measure = ("measure=standard", f"measure.budget_s={BUDGET_S}", "measure.repeats_max=100000")
-    a, b = (compose_cell("tracking=none", *measure, *words) for _ in range(2))
-    a.backend.configure()
-    if share:
-        b = replace(b, backend=SlowedBackend(b.backend, share * step_seconds(a)))
     with tempfile.TemporaryDirectory() as place:
+        given = {"tracking": "none", "tracking.pictures": False, "outputs": place}
+        a, b = (expkit.cell(*measure, *words, **given) for _ in range(2))
+        a.backend.configure()
+        if share:
+            b = replace(b, backend=SlowedBackend(b.backend, share * step_seconds(a)))
         start = monotonic()
-        jobs = [(a, Path(place, "a")), (b, Path(place, "b"))]
-        results = run_together(jobs, None, lambda *_: None, tags={})
+        found = expkit.compare(a, b, here=True)
         seconds = monotonic() - start
-    one, other = (result.rounds for result in results)
-    found = judge(one, other, a.measure.threshold)
-    return Pair(found.word, found.ratio, seconds)
+    if found.verdict is None:
+        raise SystemExit(f"no verdict: {found}")
+    return Pair(found.verdict.word, found.verdict.ratio, seconds)
 
 
 def _burn(seed: int) -> None:

@@ -164,9 +164,7 @@ def run_together(
             trial = Trial(cell, folder, tags, tracker, told, alone=alone, timed=timed)
             trials.append(stack.enter_context(trial))
         stack.enter_context(as_a_program())
-        bases = [None if number == 0 else 0 for number in range(len(jobs))]
-        processes = jobs[0][0].measure.processes
-        conduct(trials, bases, compared=True, timed=timed, processes=processes, watch=watch)
+        _in_turn(trials, watch, timed=timed)
     return [trial.result for trial in trials]
 
 
@@ -190,9 +188,14 @@ def run_apart(
             trials.append(stack.enter_context(RemoteTrial(cell, attempt, placed=placed)))
         for trial in trials:
             trial.wait()
-        bases = [None if number == 0 else 0 for number in range(len(jobs))]
-        processes = jobs[0][0].measure.processes
-        conduct(trials, bases, compared=True, processes=processes, watch=watch)
+        _in_turn(trials, watch)
+
+
+def _in_turn(trials: Sequence[AnyTrial], watch: Watch, *, timed: bool = True) -> None:
+    """All held against the first."""
+    bases = [None if number == 0 else 0 for number in range(len(trials))]
+    processes = trials[0].cell.measure.processes
+    conduct(trials, bases, compared=True, timed=timed, processes=processes, watch=watch)
 
 
 def check_runnable(cell: Cell) -> None:

@@ -30,6 +30,7 @@ from expkit.outcome import Outcome
 from expkit.record.stored import Stored, find, metrics_of, params_of
 from expkit.record.stored import load as load_stored
 from expkit.report import comparison as comparisons
+from expkit.report import plots
 from expkit.report.units import seconds
 from expkit.tracking import address, journal, known
 from expkit.tracking.tracker import Tracker
@@ -67,6 +68,11 @@ class Run:
     def reason(self) -> str:
         """What is wrong with one that is not ok."""
         return self.stored.reason
+
+    @property
+    def unlike(self) -> Sequence[str]:
+        """Where its program does not work with what its configuration says."""
+        return self.stored.broken
 
     @cached_property
     def _summary(self) -> Summary | None:
@@ -351,15 +357,16 @@ def _now() -> str:
 
 
 def _measure(jobs: Sequence[tuple[Cell, Path]], *, here: bool, tags: Mapping[str, str]) -> None:
-    """Measure cells in turn; what keeps MLflow from having them is a warning."""
+    """Measure cells in turn; what keeps their pictures or MLflow from being there is a warning."""
     cells, folders = zip(*jobs, strict=True)
     with _tracker(cells, folders[0]) as tracker:
         measure = run_together if here else run_apart
         measure(jobs, tracker, lambda number, now: None, tags=tags)
+        missing = [plots.draw_wanted(cell, folder) for cell, folder in jobs]
         sent = [tracker.update(folder, last=True) for folder in folders] if tracker else []
-    for one in sent:
-        if one.error:
-            warnings.warn(f"not in MLflow: {one.error}", stacklevel=3)
+    missing += [f"not in MLflow: {one.error}" for one in sent if one.error]
+    for what in filter(None, missing):
+        warnings.warn(what, stacklevel=3)
 
 
 @contextmanager
@@ -369,10 +376,15 @@ def _tracker(cells: Sequence[Cell], folder: Path) -> Iterator[Tracker | None]:
         yield None
         return
     with closing(Tracker()) as tracker:
-        for cell in cells:
-            known.remember(cell.address, folder, config.default_outputs())
-            tracker.allow(address.without_password(cell.address), cell.address)
+        allow(tracker, cells, folder)
         yield tracker
+
+
+def allow(tracker: Tracker, cells: Sequence[Cell], folder: Path) -> None:
+    """Let runs of these cells, which are kept in this folder, be sent to where the cells say."""
+    for cell in cells:
+        known.remember(cell.address, folder, config.default_outputs())
+        tracker.allow(address.without_password(cell.address), cell.address)
 
 
 def _stored(side: Side) -> Stored:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -9,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, repeat
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +22,7 @@ from expkit.authors import StepProgram, manual
 from expkit.config import compose_cell
 from expkit.contracts import HostArray, Program
 from expkit.measure import answer, clock
-from expkit.measure.audit import Audit, left_in_readings, remembered
+from expkit.measure.audit import Audit, _Stopwatch, left_in_readings, remembered
 
 STEP_S = 2e-5
 
@@ -242,6 +244,39 @@ def test_what_is_done_ahead_is_held_against_the_step_as_it_is_when_it_is_known(
     assert (audit.ahead(build, share * takes_s) is not None) == found
 
 
+def test_threads_that_keep_the_interpreter_do_not_keep_the_audit() -> None:
+    """Each time that placing lets go of the interpreter, it waits for those that want it."""
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.is_set():
+            loop(1000)
+
+    class LettingGo(Working):
+        def reallocate(self) -> None:
+            for _ in range(100):
+                sleep(0)
+
+    def build(steps: int) -> Program:
+        return cast(Program, LettingGo(steps, {"advance": 1.0}))
+
+    audit = Audit(build(200), lambda: None, 200, lambda: 1e-9)
+    threads = [threading.Thread(target=keep) for _ in range(2)]
+    try:
+        for thread in threads:
+            thread.start()
+        start = perf_counter()
+        build(200).reallocate()
+        once_s = perf_counter() - start
+        start = perf_counter()
+        audit.ahead(build)
+        assert perf_counter() - start < once_s
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
 def test_what_is_computed_while_nobody_asks_is_found() -> None:
     assert audited({"advance": 1.0}, made=Hurrying) == "off_the_clock"
 
@@ -311,6 +346,31 @@ def test_a_machine_that_becomes_slower_leaves_no_work() -> None:
 
 def test_work_of_a_child_process_is_found() -> None:
     assert audited({"advance": 0.1, "child": 5.0}, room=1000) == "off_the_clock"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are chosen on Linux")
+def test_a_child_that_waits_for_a_core_does_not_work() -> None:
+    """Half of the time another process has the core that it must have."""
+    core = min(os.sched_getaffinity(0))
+    pinned = f"import os\nos.sched_setaffinity(0, [{core}])\n"
+    works = "print(flush=True)\nfor i in range(5_000_000): ...\nprint(flush=True)\ninput()"
+    # Nobody's child: what this process has started counts.
+    orphan = '"$@" > /dev/null 2>&1 & echo $!'
+    busy = ["sh", "-c", orphan, "sh", sys.executable, "-c", pinned + "while True: ..."]
+    other = int(subprocess.run(busy, capture_output=True, check=True).stdout)
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-c", pinned + works], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as child:
+            assert child.stdout
+            child.stdout.readline()
+            start, started = perf_counter(), _Stopwatch()
+            child.stdout.readline()
+            seen, passed = started.seconds(), perf_counter() - start
+            child.communicate(b"\n")
+    finally:
+        os.kill(other, signal.SIGKILL)
+    assert 0.3 * passed < seen < 0.7 * passed
 
 
 def test_a_burst_of_another_process_is_no_work() -> None:

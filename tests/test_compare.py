@@ -353,3 +353,30 @@ def test_a_run_is_found_by_its_name_in_mlflow(expkit: Expkit) -> None:
     assert verdict(again) == "SLOWER"
     assert said(again)["ratio"] == said(done)["ratio"]
     assert expkit.processes() == []
+
+
+@pytest.mark.parametrize(
+    ("side", "said"),
+    [
+        ("backend=null", "backend: got 'null', takes one of numpy"),
+        ("backend=[numpy]", "backend: got '[numpy]', takes one of numpy"),
+        ("outputs=", "outputs: got '', takes a folder"),
+    ],
+)
+def test_a_side_of_a_comparison_is_checked_as_a_run_is(
+    expkit: Expkit, side: str, said: str
+) -> None:
+    done = expkit("compare", side, "backend=torch", "tracking=none", "steps=1")
+    assert done.status == 2
+    assert done.err.startswith(f"expkit: {said}")
+    assert done.err.count("\n") == 1
+
+
+def test_a_comparison_says_of_stored_runs_what_it_said_of_them(expkit: Expkit) -> None:
+    words = ("problem.n=50", "steps=50", "tracking=none", "measure=quick")
+    sides = ("backend.fast=true", "backend.fast=false")
+    now = expkit("compare", *sides, *words, "measure.threshold=0.9")
+    folder = next(expkit.outputs.glob("comparisons/*/*"))
+    later = expkit("compare", str(folder / "a"), str(folder / "b"))
+    assert now == later
+    assert "90%" in now.out

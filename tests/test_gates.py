@@ -16,6 +16,7 @@ from expkit import conduct
 from expkit.config import compose_cell, options
 from expkit.contracts import Operation
 from expkit.measure import answer, parity
+from expkit.measure.answer import Answer, reference
 from expkit.tracking import journal
 
 if TYPE_CHECKING:
@@ -307,3 +308,43 @@ def test_what_rounding_explains_is_no_matter_of_luck(monkeypatch: pytest.MonkeyP
         explained.append(right.allowed[0] / right.losses[0] ** 0.5)  # the loss is an error squared
     least, usual = float(np.min(explained)), float(np.median(explained))
     assert least > usual / 20
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "problem=sine problem.n=50 problem.degree=12 backend.dtype=float32 seed=867351",
+        "problem=sine problem.n=1 problem.degree=0 optimizer=adam backend=torch"
+        " backend.dtype=float16 seed=252639",
+    ],
+    ids=["what-an-update-stores-is-rounded", "near-zero-a-dtype-has-steps"],
+)
+def test_rounding_alone_is_no_wrong_answer(words: str) -> None:
+    cell = compose_cell(*words.split())
+    program = cell.backend.build(cell.workload)
+    program.advance(cell.workload.steps)
+    found = reference(cell.backend, cell.workload, str(cell.backend.describe()["dtype"]), 100)
+    assert isinstance(found, Answer)
+    assert found.wrong_losses(program.losses()) is None
+    assert found.wrong_params(program.params()) is None
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_rate_off_by_a_hundredth_is_a_wrong_answer(dtype: str) -> None:
+    """That what rounding explains does not explain everything."""
+    cell = compose_cell(f"backend.dtype={dtype}", "optimizer.lr=1e-6")
+    off = compose_cell(f"backend.dtype={dtype}", "optimizer.lr=1.01e-6")
+    program = off.backend.build(off.workload)
+    program.advance(off.workload.steps)
+    found = reference(cell.backend, cell.workload, dtype, 100)
+    assert isinstance(found, Answer)
+    assert found.wrong_losses(program.losses()) is not None
+    assert found.wrong_params(program.params()) is not None
+
+
+def test_too_few_losses_are_a_wrong_answer_and_no_traceback() -> None:
+    cell = compose_cell("problem=linear", "steps=5")
+    right = reference(cell.backend, cell.workload, "float64", 2)
+    assert isinstance(right, Answer)
+    assert right.wrong_losses(right.losses) is None
+    assert right.wrong_losses(right.losses[:3]) == "3 losses came back for 5 steps"

@@ -23,7 +23,12 @@ from urllib.request import urlopen
 
 import pytest
 
+from expkit.child import VERSION, Hello, encode
+from expkit.config import compose_cell
+from expkit.record.writing import opening
 from expkit.tracking import address, journal
+from expkit.tracking.journal import Journal
+from expkit.tracking.tracker import Allow, Send
 
 if TYPE_CHECKING:
     from conftest import Done, Expkit
@@ -549,3 +554,36 @@ def answers(url: str) -> bool:
             return bool(reply.status == 200)
     except (URLError, OSError):
         return False
+
+
+def test_a_tracker_whose_answer_nobody_reads_ends_the_run(tmp_path: Path) -> None:
+    """The parent was killed between its request and the answer."""
+    cell = compose_cell(f"outputs={tmp_path}")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    opened = Journal(folder)
+    opened.write("run", **opening(cell, folder, {}, {}))
+    opened._file.close()
+    database = address.local(tmp_path)
+    asked = (Hello(VERSION, []), Allow(database, database), Send(str(folder), last=False))
+    reader, writer = os.pipe()
+    os.close(reader)
+    child = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "expkit.child",
+            "expkit.tracking.sender",
+            str(os.getpid()),
+            "outlives",
+        ],
+        env={**os.environ, "EXPKIT_OUTPUTS": str(tmp_path)},
+        input="".join(encode(message).decode() for message in asked),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(writer)
+    assert (child.returncode, child.stderr) == (0, "")
+    assert journal.is_ended(folder)

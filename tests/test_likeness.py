@@ -494,3 +494,9 @@ def test_nobody_is_accused_by_a_limit_that_is_too_low(
     assert found.outcome == "ok"
     assert found.limit_share is not None
     assert found.limit_share < 1.05
+
+
+def test_two_runs_read_at_other_steps_are_unlike() -> None:
+    """Each reading waits for the device and looks at the losses."""
+    a, b = {"log_every": "1"}, {"log_every": "100"}
+    assert parity.differences(a, b) == ["log_every (steps between two readings): 1 against 100"]

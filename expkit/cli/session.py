@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from expkit.cli.status import FAILED, INTERRUPTED, MISUSED, TERMINATED, print_error
 from expkit.errors import UserError, is_disk_full
-from expkit.tracking import address, journal, known
+from expkit.tracking import journal
 from expkit.tracking.address import one_line
 from expkit.tracking.tracker import Sent, Tracker
 
@@ -132,7 +132,7 @@ def require_plain(outputs: Path) -> None:
 
 
 def draw(jobs: Sequence[tuple[Cell, Path]]) -> None:
-    """Draw the pictures of these runs. One that cannot be drawn is reported and fails no run.
+    """Draw the pictures of these runs. What cannot be drawn is told and fails no run.
 
     Raises:
         OSError: the disk is full.
@@ -140,14 +140,8 @@ def draw(jobs: Sequence[tuple[Cell, Path]]) -> None:
     from expkit.report import plots
 
     for cell, folder in jobs:
-        try:
-            if cell.tracking.pictures:
-                plots.draw(folder, cell.workload.problem)
-        except Exception as error:
-            if is_disk_full(error):
-                raise
-            again = f"draw them later: expkit draw {shlex.quote(str(folder))}"
-            print_error(f"no pictures ({one_line(error)}); {again}", FAILED)
+        if missing := plots.draw_wanted(cell, folder):
+            print_error(missing, FAILED)
 
 
 def send(folders: Sequence[Path], tracker: Tracker | None) -> list[Sent]:
@@ -240,20 +234,14 @@ def used_by(
 
     It is told where to send the cells' runs, which are kept in this folder.
     """
+    from expkit.door import allow
+
     if cells[0].tracking.kind == "none":
         yield None
     elif tracker is not None:
-        _allow(tracker, cells, folder)
+        allow(tracker, cells, folder)
         yield tracker
     else:
         with _tracked() as late:
-            _allow(late, cells, folder)
+            allow(late, cells, folder)
             yield late
-
-
-def _allow(tracker: Tracker, cells: Sequence[Cell], folder: Path) -> None:
-    from expkit.config import default_outputs
-
-    for cell in cells:
-        known.remember(cell.address, folder, default_outputs())
-        tracker.allow(address.without_password(cell.address), cell.address)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import fcntl
-import json
 import os
 import signal
 import socket
 import sys
 import time
 import webbrowser
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -23,25 +20,10 @@ from urllib.request import urlopen
 from expkit import cache, child, guard
 from expkit.cli.status import FAILED, OK, print_error
 from expkit.tracking import address
-from expkit.tracking.journal import now_ms
 
 HOST = "127.0.0.1"
-VIEW = "expkit"
 NOT_FROM_HERE = f"--app-dir {os.devnull}"
 """uvicorn would look for modules in the current folder first."""
-COLUMNS = [
-    "attributes.`Created`",
-    "tags.`outcome`",
-    "metrics.`time/median_seconds`",
-    "metrics.`time/steps_per_second`",
-    "metrics.`final/loss`",
-    "tags.`device`",
-    "tags.`dtype`",
-    "tags.`stable`",
-    "tags.`verdict`",
-    "tags.`sweep`",
-]
-"""What the table shows beside a run's name; by default MLflow shows neither metrics nor tags."""
 
 
 def ui(outputs: Path, port: int) -> int:
@@ -63,12 +45,14 @@ def ui(outputs: Path, port: int) -> int:
 
 def _serve(outputs: Path, port: int) -> int:
     """Serve the page until a signal comes; a server that ends by itself is a failure."""
+    from expkit.tracking import views
+
     _end_by_signals()
     uri = address.local(outputs)
     words = ["--workers", "1", "--host", HOST, "--port", str(port), "--backend-store-uri", uri]
     command = child.command("mlflow", "server", *words, "--uvicorn-opts", NOT_FROM_HERE)
     try:
-        page = f"http://{HOST}:{port}/{_fragment(uri)}"
+        page = f"http://{HOST}:{port}/{views.newest(uri)}"
         server = guard.start(command)
         try:
             while server.poll() is None and not _answers(port):
@@ -94,33 +78,6 @@ def _end_by_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, end)
-
-
-def _fragment(uri: str) -> str:
-    """The part of the address that leads to the newest experiment's runs, in our view."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri)
-    newest = client.search_runs(
-        [e.experiment_id for e in client.search_experiments()],
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    if not newest:
-        return "#/experiments"
-    experiment = newest[0].info.experiment_id
-    # Not a documented interface: where MLflow changes it, its own default view shows.
-    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", _view())
-    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
-    return f"#/experiments/{experiment}/runs?{query}"
-
-
-def _view() -> str:
-    state = {"selectedColumns": COLUMNS, "runsExpanded": {}, "runsPinned": [], "runsHidden": []}
-    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-    now = now_ms()
-    view = {"name": VIEW, "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"}
-    return json.dumps(view)
 
 
 @contextmanager

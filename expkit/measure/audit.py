@@ -18,6 +18,7 @@ import gc
 import math
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -80,6 +81,8 @@ NUMBERS = 100
 READING_NOISE_S = 2e-4
 """What reading the losses once may take longer than it did before, by chance."""
 GROWTH = 4
+SWITCH_S = 1e-5
+"""Python's own is 5e-3."""
 BUILDING_S = 0.5
 """Where building takes longer, as a compiler's does, two more programs are built at most, and what
 building takes by itself is not looked at."""
@@ -282,7 +285,10 @@ class Audit:
             build: makes the program for this many steps.
             step_seconds: what a step takes on the clock, where that is known better than here.
         """
-        clocked = self.room * min(self._step_seconds, step_seconds)
+        with _quick_switches():
+            return self._ahead(build, self.room * min(self._step_seconds, step_seconds))
+
+    def _ahead(self, build: Callable[[int], Program], clocked: float) -> Finding | None:
         building, placing = self._made(build, self.room)
         quick = building <= BUILDING_S
         once = placing + (building if quick else 0.0)
@@ -372,6 +378,19 @@ def _no_collection() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
+
+
+@contextmanager
+def _quick_switches() -> Iterator[None]:
+    """Threads of a program that keep the interpreter give it back soon: to build and place one lets
+    go of it a hundred times, and would wait as often for each of them.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def number_seconds(backend: Backend) -> float:

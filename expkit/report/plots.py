@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -12,10 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from expkit.config import Cell
 from expkit.contracts import Curves, HasCurves, HostArray
+from expkit.errors import is_disk_full
 from expkit.record.stored import metrics_of, params_of, title_of
 from expkit.report import breakdown
-from expkit.tracking.journal import Journal
+from expkit.tracking.address import one_line
+from expkit.tracking.journal import FILE, Journal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,6 +69,27 @@ def draw(folder: Path, problem: object) -> list[str]:
             journal.artifact(name)
             drawn.append(name)
     return drawn
+
+
+def draw_wanted(cell: Cell, folder: Path) -> str | None:
+    """Draw the pictures of a cell's run, if it is to have any: they are no part of its success.
+
+    Returns:
+        What kept them from being drawn, and how to draw them later.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    if not cell.tracking.pictures or not (folder / FILE).exists():
+        return None
+    try:
+        draw(folder, cell.workload.problem)
+    except Exception as error:
+        if is_disk_full(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        again = f"draw them later: expkit draw {shlex.quote(str(folder))}"
+        return f"no pictures ({one_line(error)}); {again}"
+    return None
 
 
 def shown(folder: Path, problem: object) -> Shown:

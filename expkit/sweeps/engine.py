@@ -6,7 +6,6 @@ others go on. This process alone sends runs to MLflow, and draws the pictures of
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import signal
@@ -23,14 +22,11 @@ from typing import Protocol
 
 from expkit.child import Child, Gone, Late
 from expkit.conduct import conduct
-from expkit.errors import is_disk_full
 from expkit.measure.environment import gpus
 from expkit.outcome import Outcome
 from expkit.remote import Attempt, Done, RemoteTrial, end_prestarted, environment, worker
 from expkit.report import plots
 from expkit.sweeps.manifest import Manifest, Planned
-from expkit.tracking import journal
-from expkit.tracking.address import one_line
 from expkit.tracking.tracker import Tracker
 
 ALIVE = 8
@@ -177,25 +173,8 @@ def _measure(team: Sequence[Planned], context: SweepContext) -> None:
         processes = trials[0].cell.measure.processes
         conduct(trials, bases, compared=False, processes=processes)
         for trial in trials:
-            _draw(trial, context.reporter)
-
-
-def _draw(trial: RemoteTrial, reporter: ProgressReporter) -> None:
-    """Draw what a cell's record shows; what cannot be drawn is said, and the run is as good.
-
-    Raises:
-        OSError: the disk is full.
-    """
-    folder, cell = trial.folder, trial.cell
-    if not cell.tracking.pictures or not (folder / journal.FILE).exists():
-        return
-    try:
-        plots.draw(folder, cell.workload.problem)
-    except Exception as error:
-        if is_disk_full(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        again = f"draw them later: expkit draw {folder}"
-        reporter.says(f"{cell.title}: no pictures ({one_line(error)}); {again}")
+            if missing := plots.draw_wanted(trial.cell, trial.folder):
+                context.reporter.says(f"{trial.cell.title}: {missing}")
 
 
 @dataclass(frozen=True)
