@@ -301,18 +301,21 @@ def test_others_that_hide_it_now_and_then_do_not_hide_it() -> None:
     assert found.outcome == "off_the_clock"
 
 
+@dataclass
 class Alternating(Working):
-    """Honest steps of which every other stretch takes five times as long, such as for memory."""
+    """Honest steps of which every stretch in so many takes five times as long, as for memory."""
 
-    asked = 0
+    period: int = 2
+    asked: int = 0
 
     def advance(self, n: int) -> None:
         self.asked += 1
-        spin(n * STEP_S * (5 if self.asked % 4 == 1 else 1))
+        spin(n * STEP_S * (5 if self.asked % self.period == 1 else 1))
 
 
-def test_what_alternates_is_believed_in_the_end() -> None:
-    program = Alternating(200, {"advance": 1.0})
+@pytest.mark.parametrize("period", [2, 3, 4])
+def test_what_alternates_is_believed_in_the_end(period: int) -> None:
+    program = Alternating(200, {"advance": 1.0}, period=period)
     audit = Audit(cast(Program, program), program.synchronize, program.room, lambda: 1e-9)
     program.asked = 0
     assert audit.meanwhile() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from time import perf_counter
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from expkit.measure.audit import (
 from expkit.measure.subject import Subject
 from expkit.measure.warmup import WarmUp
 
+RESET_S = 0.05
+"""A reset of what is looked at is to take no longer, where it need not."""
 MANY = 16
 """How many times as many steps are looked at, at most, where they are too short to tell."""
 
@@ -53,14 +56,14 @@ class Audits:
         if not self._short:
             return None
         audit = self._audit(number_s=self._number_seconds)
-        return audit.all_left() or self._meanwhile(audit) or self._ahead(audit)
+        return audit.all_left() or self._ahead(audit) or self._meanwhile(audit)
 
     def before(self) -> Finding | None:
         """The same of the program that will be timed; of what was done ahead if not looked at."""
         audit = self._audit(number_s=self._number_seconds)
         if found := audit.left(self._subject.lengths, self._subject.step_seconds):
             return found
-        return None if self._short else self._meanwhile(audit) or self._ahead(audit)
+        return None if self._short else self._ahead(audit) or self._meanwhile(audit)
 
     def _meanwhile(self, audit: Audit) -> Finding | None:
         """What is done while nobody asks, in more steps where these are too short to tell."""
@@ -116,11 +119,19 @@ class Audits:
         subject = self._subject
         program, room = subject.program, room or subject.room
         if subject.step_seconds and room * subject.step_seconds < CLOCKED_S:
-            room *= 1 + int(CLOCKED_S / (room * subject.step_seconds))
+            more = 1 + int(CLOCKED_S / (room * subject.step_seconds))
+            # A reset that takes long may do so for the steps' sake, and there are many to come.
+            room *= max(1, min(more, int(RESET_S / self._reset_seconds())))
         if room > subject.room:
             program = subject.build(room)
         synchronize = partial(subject.backend.synchronize, program)
         return Audit(program, synchronize, room, self._price_numbers, number_s)
+
+    def _reset_seconds(self) -> float:
+        started = perf_counter()
+        self._subject.program.reset()
+        self._subject.synchronize()
+        return perf_counter() - started
 
     def _price_numbers(self) -> float:
         """Seconds of fetching a loss; an operation has none."""

@@ -13,6 +13,9 @@ from expkit.errors import PluginError
 from expkit.measure.clock import steps_of_a_reading, timed
 from expkit.measure.warmup import WarmUp, run_before, warm_up
 
+DESCRIBED = ("device", "dtype", "threads")
+"""What a backend tells of itself at least."""
+
 
 class Subject:
     """The program of a workload on a backend, and how it is run.
@@ -30,8 +33,15 @@ class Subject:
         self.program: Program
 
     def begin(self) -> float:
-        """Build the program; the seconds that it took, without what a library's import takes."""
+        """Build the program; the seconds that it took, without what a library's import takes.
+
+        Raises:
+            PluginError: its backend does not describe itself.
+        """
         _ = self.backend.xp
+        if missing := [key for key in DESCRIBED if key not in self.backend.describe()]:
+            takes = f"takes {', '.join(DESCRIBED)}"
+            raise PluginError(f"{self._name}: describe() has no {' and no '.join(missing)}, {takes}")
         started = perf_counter()
         self.program = self.backend.build(self.workload)
         self.synchronize()

@@ -32,7 +32,6 @@ class Verification:
         self, subject: Subject, expected_s: Callable[[], float], rng: np.random.Generator
     ) -> None:
         self._subject, self._expected_s, self._rng = subject, expected_s, rng
-        self._dtype = str(subject.backend.describe()["dtype"])
         self._answer: answer.Answer | None = None
         self._step_s = 0.0
         """What the reference takes for a step."""
@@ -160,6 +159,10 @@ class Verification:
         return answer.reference_from(
             subject.backend, subject.workload, self._dtype, state, step, steps
         )
+
+    @property
+    def _dtype(self) -> str:
+        return str(self._subject.backend.describe()["dtype"])
 
     @property
     def _limit_s(self) -> float:

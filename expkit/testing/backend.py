@@ -185,6 +185,7 @@ class BackendContract:
     def test_settings_are_read_back(self, dtype: str) -> None:
         backend = self.make(f"backend.dtype={dtype}", "backend.threads=1")
         about = backend.describe()
+        assert about.get("device"), "describe() has no device, takes its name, such as cpu"
         for key, asked in (("dtype", dtype), ("threads", 1)):
             got = f"describe(): {key} is {about.get(key)!r} with backend.{key}={asked}"
             assert about.get(key) == asked, f"{got}, takes {asked!r}"

@@ -1,0 +1,72 @@
+"""Every combination that ships, in search of a false alarm: `python -m benchmarks.combinations`.
+
+Problems, backends, optimizers, dtypes, one thread and all of them, at the size that a problem
+recommends and at ten times that. Each is run in two repeats, and has to be ok. Exit status 1 where
+one is not.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.faults import Case, run_here
+
+SIZES = {
+    "sine": ("problem.n=2000", "problem.n=20000"),
+    "linear": ("problem.batch_size=20", "problem.batch_size=200"),
+    "large_dot": ("problem.n=1000000 steps=30", "problem.n=10000000 steps=10"),
+    "add": ("problem.n=1000", "problem.n=10000 steps=2"),
+    "matmul": ("problem.n=100", "problem.n=1000 steps=10"),
+}
+OPERATIONS = ("add", "matmul")
+OPTIMIZERS = ("sgd", "momentum", "adam", "rmsprop")
+BACKENDS = ("numpy", "torch")
+DTYPES = ("float64", "float32")
+THREADS = ("1", "null")
+QUICK = (
+    "measure.repeats_min=2",
+    "measure.repeats_max=2",
+    "measure.budget_s=0",
+    "measure.settle_s=0",
+    "tracking=none",
+)
+DEADLINE_S = 300.0
+
+
+def cases() -> Iterator[Case]:
+    """The small ones first."""
+    for index, problem in product(range(2), SIZES):
+        optimizers = ("sgd",) if problem in OPERATIONS else OPTIMIZERS
+        for backend, dtype, threads, optimizer in product(BACKENDS, DTYPES, THREADS, optimizers):
+            words = (
+                f"problem={problem}",
+                *SIZES[problem][index].split(),
+                f"backend={backend}",
+                f"backend.dtype={dtype}",
+                f"backend.threads={threads}",
+                f"optimizer={optimizer}",
+            )
+            yield Case(backend, problem, (*words, *QUICK), honest=True)
+
+
+def main() -> int:
+    """Run them all; a line for each that is not ok."""
+    found = Counter[str]()
+    with TemporaryDirectory() as place:
+        for number, case in enumerate(cases()):
+            came = run_here(case, Path(place, str(number)), DEADLINE_S)
+            found[came.outcome] += 1
+            if came.outcome != "ok":
+                print(f"{' '.join(case.words[: -len(QUICK)])}: {came.outcome}: {came.reason}")
+                sys.stdout.flush()
+    print(f"{found['ok']} of {found.total()} ok; {dict(found)}")
+    return 0 if found["ok"] == found.total() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
