@@ -17,7 +17,7 @@ from expkit.config import Cell
 from expkit.contracts import FallenBack, HasCost, HostArray
 from expkit.errors import ParityError
 from expkit.measure import parity
-from expkit.measure.audit import Finding
+from expkit.measure.audit import Finding, processor_seconds
 from expkit.measure.audits import Audits
 from expkit.measure.breakdown import breakdown
 from expkit.measure.clock import timed
@@ -299,10 +299,9 @@ class Trial(AbstractContextManager["Trial"]):
         program, ran = self._subject.program, process_time()
         seconds = timed(program, self._subject.synchronize, n)
         stopped = process_time()
-        fresh = self._subject.losses(done)
-        read = process_time()
-        program.losses(done)
-        self._audits.readings.append((n, seconds, (read - stopped) - (process_time() - read)))
+        fresh, read_s = processor_seconds(lambda: self._subject.losses(done))
+        _, again_s = processor_seconds(lambda: program.losses(done))
+        self._audits.readings.append((n, seconds, read_s - again_s))
         return seconds, stopped - ran, fresh
 
     def take_in(self, outcome: str, reason: str, rounds: Rounds) -> None:

@@ -26,13 +26,15 @@ from functools import cache
 from pathlib import Path
 from statistics import median
 from threading import get_native_id
-from time import perf_counter, sleep, thread_time
+from time import perf_counter, process_time, sleep, thread_time
+from typing import TypeVar
 
 import numpy as np
 
 from expkit.contracts import Backend, Program
 from expkit.outcome import Outcome
 
+T = TypeVar("T")
 Take = Callable[[], Callable[[], object]]
 
 SHARE = 0.05
@@ -436,6 +438,18 @@ def left_in_readings(clocked: Sequence[float], beside: Sequence[float]) -> Findi
         f"{len(off)} of {len(clocked)} timed readings took {_seconds(seen)} on the clock, and "
         f"reading their losses then took {_seconds(left)} of processor time off it",
     )
+
+
+def processor_seconds(call: Callable[[], T]) -> tuple[T, float]:
+    """What a call returns, and what it took of the processor, all threads together.
+
+    While this thread waits for a core, others may spin on theirs, as after a parallel loop: that is
+    left out.
+    """
+    (_, own), cpu = _own(), process_time()
+    returned = call()
+    cpu = process_time() - cpu
+    return returned, min(cpu, (_own()[1] - own) * (os.cpu_count() or 1))
 
 
 def remembered(timed_s: float, seen: Take, unseen: Take) -> Finding | None:

@@ -40,8 +40,8 @@ class Subject:
         """
         _ = self.backend.xp
         if missing := [key for key in DESCRIBED if key not in self.backend.describe()]:
-            takes = f"takes {', '.join(DESCRIBED)}"
-            raise PluginError(f"{self._name}: describe() has no {' and no '.join(missing)}, {takes}")
+            got, takes = " and no ".join(missing), ", ".join(DESCRIBED)
+            raise PluginError(f"{self._name}: describe() has no {got}, takes {takes}")
         started = perf_counter()
         self.program = self.backend.build(self.workload)
         self.synchronize()
