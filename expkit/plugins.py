@@ -50,6 +50,9 @@ def _conf(point: EntryPoint) -> Path:
         raise PluginError(f"{_who(point)}: package {point.value} not found; reinstall or remove it")
     conf = Path(spec.submodule_search_locations[0], "conf")
     if not conf.is_dir():
+        if spec.origin is None:  # no package, but a folder that lies where Python looks first
+            instead = "call expkit in another folder, or by its script and not as python -m expkit"
+            raise PluginError(f"{_who(point)}: {conf.parent} is taken for it; {instead}")
         raise PluginError(f"{_who(point)}: no folder {conf}; it holds a plugin's option files")
     return conf
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, repeat
-from time import perf_counter, sleep
+from time import perf_counter, process_time, sleep, thread_time
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -20,9 +23,18 @@ import pytest
 from expkit import conduct
 from expkit.authors import StepProgram, manual
 from expkit.config import compose_cell
-from expkit.contracts import HostArray, Program
+from expkit.contracts import Backend, HostArray, Program
 from expkit.measure import answer, clock
-from expkit.measure.audit import Audit, _Stopwatch, left_in_readings, remembered
+from expkit.measure.audit import (
+    Audit,
+    _Stopwatch,
+    left_in_readings,
+    number_seconds,
+    processor_seconds,
+    remembered,
+)
+
+pytestmark = pytest.mark.alone
 
 STEP_S = 2e-5
 
@@ -277,6 +289,48 @@ def test_threads_that_keep_the_interpreter_do_not_keep_the_audit() -> None:
             thread.join()
 
 
+def test_a_program_that_is_long_in_placing_is_not_asked_for_many_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twice as many will do to see that it is for their sake."""
+    monkeypatch.setattr("expkit.measure.audit.BUILDING_S", 0.01)
+    asked = []
+
+    def build(steps: int) -> Program:
+        asked.append(steps)
+        return cast(Program, Working(steps, {"build": 1.0, "reallocate": 1.0}))
+
+    looks = Audit(build(1000), lambda: None, 1000, lambda: 1e-9)
+    found = looks.ahead(build)
+    assert found is not None
+    assert max(asked) == 2000
+    assert len(asked) < 10
+
+
+def test_what_a_lazy_sum_takes_is_no_price_of_fetching_it() -> None:
+    sum_s = 1e-4
+
+    class Lazy:
+        """A sum, computed when it is asked for, and once."""
+
+        done = False
+
+        def value(self) -> float:
+            if not self.done:
+                spin(sum_s)
+                self.done = True
+            return 2.0
+
+    def to_numpy(given: Lazy | list[Lazy]) -> HostArray:
+        return np.array([one.value() for one in (given if isinstance(given, list) else [given])])
+
+    xp = SimpleNamespace(sum=lambda pair: Lazy(), stack=list)
+    backend = SimpleNamespace(
+        xp=xp, asarray=lambda host: host, synchronize=lambda: None, to_numpy=to_numpy
+    )
+    assert number_seconds(cast(Backend, backend)) < taken_by(sum_s) / 4
+
+
 def test_what_is_computed_while_nobody_asks_is_found() -> None:
     assert audited({"advance": 1.0}, made=Hurrying) == "off_the_clock"
 
@@ -351,29 +405,68 @@ def test_work_of_a_child_process_is_found() -> None:
     assert audited({"advance": 0.1, "child": 5.0}, room=1000) == "off_the_clock"
 
 
+PINNED = "import os\nos.sched_setaffinity(0, [{core}])\n"
+
+
+@contextmanager
+def others_on(core: int, how_many: int) -> Iterator[None]:
+    """Processes that want this core for themselves; nobody's children, as those would count."""
+    orphan = '"$@" > /dev/null 2>&1 & echo $!'
+    code = PINNED.format(core=core) + "while True: ..."
+    busy = ["sh", "-c", orphan, "sh", sys.executable, "-c", code]
+    started = [subprocess.run(busy, capture_output=True, check=True) for _ in range(how_many)]
+    try:
+        yield
+    finally:
+        for done in started:
+            os.kill(int(done.stdout), signal.SIGKILL)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are chosen on Linux")
 def test_a_child_that_waits_for_a_core_does_not_work() -> None:
     """Half of the time another process has the core that it must have."""
     core = min(os.sched_getaffinity(0))
-    pinned = f"import os\nos.sched_setaffinity(0, [{core}])\n"
     works = "print(flush=True)\nfor i in range(5_000_000): ...\nprint(flush=True)\ninput()"
-    # Nobody's child: what this process has started counts.
-    orphan = '"$@" > /dev/null 2>&1 & echo $!'
-    busy = ["sh", "-c", orphan, "sh", sys.executable, "-c", pinned + "while True: ..."]
-    other = int(subprocess.run(busy, capture_output=True, check=True).stdout)
+    command = [sys.executable, "-c", PINNED.format(core=core) + works]
+    with (
+        others_on(core, 1),
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child,
+    ):
+        assert child.stdout
+        child.stdout.readline()
+        start, started = perf_counter(), _Stopwatch()
+        child.stdout.readline()
+        seen, passed = started.seconds(), perf_counter() - start
+        child.communicate(b"\n")
+    assert 0.1 * passed < seen < 0.7 * passed
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+def test_what_threads_spin_while_this_one_waits_for_a_core_is_no_work() -> None:
+    core, *rest = usable = sorted(os.sched_getaffinity(0))
+    ended = threading.Event()
+
+    def spin_elsewhere() -> None:
+        os.sched_setaffinity(0, rest)
+        while not ended.is_set():
+            hashlib.sha256(bytes(1_000_000))  # without the interpreter
+
+    thread = threading.Thread(target=spin_elsewhere)
+    thread.start()
+    os.sched_setaffinity(0, [core])
     try:
-        with subprocess.Popen(
-            [sys.executable, "-c", pinned + works], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as child:
-            assert child.stdout
-            child.stdout.readline()
-            start, started = perf_counter(), _Stopwatch()
-            child.stdout.readline()
-            seen, passed = started.seconds(), perf_counter() - start
-            child.communicate(b"\n")
+        with others_on(core, 3):
+            sleep(0.2)
+            cpu = process_time()
+            start = thread_time()
+            _, seen = processor_seconds(lambda: loop(2_000_000))
+            own, all_of_it = thread_time() - start, process_time() - cpu
     finally:
-        os.kill(other, signal.SIGKILL)
-    assert 0.3 * passed < seen < 0.7 * passed
+        os.sched_setaffinity(0, usable)
+        ended.set()
+        thread.join()
+    assert all_of_it > 1.5 * (os.cpu_count() or 1) * own, "the others had the core"
+    assert own < seen < 1.3 * (os.cpu_count() or 1) * own
 
 
 def test_a_burst_of_another_process_is_no_work() -> None:

@@ -30,8 +30,10 @@ from expkit.optimizers.sgd import Sgd
 from expkit.problems.sine import Sine
 from expkit.record.result import Result
 from expkit.report.breakdown import rows
-from expkit.testing import BackendContract, ProblemContract
+from expkit.testing import BackendContract, ProblemContract, cells
 from expkit.testing.backend import DEVICE, SHARED, TOLERANCE, assert_traces
+
+pytestmark = pytest.mark.alone
 
 PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
 
@@ -159,6 +161,30 @@ def test_what_an_import_takes_is_no_set_up_of_the_program(tmp_path: Path) -> Non
     assert imported
     assert result.setup_seconds is not None
     assert result.setup_seconds < 0.4
+
+
+class Nameless(NumpyBackend):  # type: ignore[misc]
+    """Says nothing of its device."""
+
+    def describe(self) -> dict[str, str | int]:
+        return {"dtype": self.dtype, "threads": 1}
+
+
+def test_a_backend_that_does_not_describe_itself_is_told_what_to_say(tmp_path: Path) -> None:
+    said = "backend numpy: describe() has no device, takes device, dtype, threads"
+    with pytest.raises(PluginError, match=re.escape(said)):
+        measured(tmp_path, Nameless(), "problem=linear")
+
+
+def test_a_size_that_is_left_open_is_not_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Open:
+        n: int = 1000
+        batch_size: int | None = None
+
+    made = SimpleNamespace(workload=SimpleNamespace(problem=Open()))
+    monkeypatch.setattr(cells, "compose_cell", lambda *_: made)
+    assert cells.forms("open") == {"": Open(n=50)}
 
 
 # Scalars where arrays are meant

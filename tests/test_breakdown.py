@@ -20,6 +20,8 @@ from expkit.problems.sine import Sine
 from expkit.report.breakdown import bar, rows
 from expkit.testing.backend import assert_traces
 
+pytestmark = pytest.mark.alone
+
 MOMENT_S = 2e-3
 
 

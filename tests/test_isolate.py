@@ -20,6 +20,8 @@ from expkit.tracking import journal
 if TYPE_CHECKING:
     from conftest import Done, Expkit
 
+pytestmark = pytest.mark.alone
+
 NONE = "tracking=none"
 SINE = ("problem=sine", "steps=300", NONE)
 TWELVE = ("measure.repeats_min=12", "measure.repeats_max=12")

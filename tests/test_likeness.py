@@ -35,6 +35,8 @@ from expkit.tracking import journal
 if TYPE_CHECKING:
     from conftest import Expkit
 
+pytestmark = pytest.mark.alone
+
 LIMITS = "measure.repeats_min=12", "measure.repeats_max=12", "tracking=none"
 SMALL = ("problem=sine", "problem.n=200", "steps=200", *LIMITS)
 

@@ -24,6 +24,8 @@ from expkit.problems.linear import Linear
 from expkit.problems.matmul import Matmul
 from expkit.problems.sine import Sine
 
+pytestmark = pytest.mark.alone
+
 
 @dataclass(frozen=True)
 class Shape:

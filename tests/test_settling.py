@@ -36,6 +36,8 @@ from expkit.record.result import Now, Result
 from expkit.report.table import table
 from expkit.tracking import journal
 
+pytestmark = pytest.mark.alone
+
 # Lengths that are timed were run before
 
 COMPILING_S = 0.15

@@ -117,9 +117,11 @@ class Answer:
         if not bad.size:
             return None
         step = int(bad[0])
+        look = "gradient, update or kept state" if step else "start, draws, loss or dtype"
         return (
             f"the loss of step {first + step} is {losses[step]:.9g}, the float64 reference has "
-            f"{self.losses[step]:.9g}; rounding explains {self.allowed[step]:.1g}"
+            f"{self.losses[step]:.9g}; rounding explains {self.allowed[step]:.1g} "
+            f"(look at {look})"
         )
 
     def wrong_params(self, params: Mapping[str, HostArray], first: int = 0) -> str | None:

@@ -71,7 +71,8 @@ def forms(problem: str) -> dict[str, Problem | Operation]:
     made = compose_cell(f"problem={problem}", "optimizer=sgd", "optimizer.lr=1").workload.problem
     if isinstance(made, Small):
         return dict(made.small())
-    sizes = {k: v for k, v in SMALL.items() if getattr(made, k, 0) > v}
+    now = {key: getattr(made, key, None) for key in SMALL}
+    sizes = {k: SMALL[k] for k, v in now.items() if isinstance(v, int) and v > SMALL[k]}
     return {"": dataclasses.replace(made, **sizes)}  # type: ignore[type-var]
 
 
