@@ -223,7 +223,7 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
     Args:
         env: variables that its process has besides this process's own.
         placed: called with the number of each round when it begins.
-        limit_s: how many seconds it may take altogether.
+        timeout_s: how many seconds it may take altogether.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
         *,
         env: Mapping[str, str] = NOTHING,
         placed: Callable[[int], None] = lambda number: None,
-        limit_s: float = FOR_EVER_S,
+        timeout_s: float = FOR_EVER_S,
     ) -> None:
         self.cell, self.folder, self.tracker = cell, attempt.folder, attempt.tracker
         self.attempt = attempt
@@ -242,7 +242,7 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
         self.broken: Sequence[str] = ()
         self.expected_s = 0.0
         self._lives = True
-        self._placed, self._left_s = placed, limit_s
+        self._placed, self._left_s = placed, timeout_s
         self._child = worker({**environment(cell.frozen["config"]), **env})
         self._ask(attempt.begin(timed=True))
 

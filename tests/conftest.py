@@ -52,11 +52,11 @@ class Expkit:
         """Run a small script in the same surroundings."""
         return self.end(self._start("-c", dedent(code)))
 
-    def end(self, process: subprocess.Popen[str], limit_s: float = DEADLINE_S) -> Done:
+    def end(self, process: subprocess.Popen[str], timeout_s: float = DEADLINE_S) -> Done:
         """Wait for the process's end."""
         with process:
             try:
-                out, err = process.communicate(timeout=limit_s)
+                out, err = process.communicate(timeout=timeout_s)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise

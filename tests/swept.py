@@ -33,9 +33,9 @@ def runs(expkit: Expkit, database: str | None = None) -> list[tuple[str, str]]:
     return found
 
 
-def wait_for(what: Callable[[], Any], limit_s: float = 120) -> Any:
+def wait_for(what: Callable[[], Any], timeout_s: float = 120) -> Any:
     """What this returns, once it is true."""
-    end = time.monotonic() + limit_s
+    end = time.monotonic() + timeout_s
     while not (found := what()):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)

@@ -44,9 +44,9 @@ def named(expkit: Expkit, name: str) -> list[int]:
     return found
 
 
-def until(holds: object, limit_s: float = 30.0) -> None:
+def until(holds: object, timeout_s: float = 30.0) -> None:
     assert callable(holds)
-    end = time.monotonic() + limit_s
+    end = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -455,7 +455,7 @@ def test_a_worker_that_is_busy_dies_with_its_parent(expkit: Expkit, timing: bool
     wait_for(lambda: len(list(expkit.outputs.glob("sweeps/*/*/*/output.txt"))) == 2)
     process.kill()
     expkit.end(process)
-    wait_for(lambda: expkit.processes() == [], limit_s=5)
+    wait_for(lambda: expkit.processes() == [], timeout_s=5)
 
 
 @pytest.mark.parametrize("timing", [True, False])

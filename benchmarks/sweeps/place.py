@@ -63,9 +63,9 @@ class Place:
                     found[int(folder.name)] = _role((folder / "cmdline").read_text())
         return found
 
-    def left(self, limit_s: float = 20) -> dict[int, str]:
+    def left(self, timeout_s: float = 20) -> dict[int, str]:
         """What still lives after this long; empty as soon as nothing does."""
-        end = time.monotonic() + limit_s
+        end = time.monotonic() + timeout_s
         while (found := self.processes()) and time.monotonic() < end:
             time.sleep(0.05)
         return found

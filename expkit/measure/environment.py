@@ -485,10 +485,10 @@ def gpu_driver(root: Path = ROOT) -> str | None:
     return None
 
 
-def _output(limit_s: float, *words: str) -> str | None:
+def _output(timeout_s: float, *words: str) -> str | None:
     """What a program prints; None where it is missing, fails or takes too long."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=limit_s, check=True)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout_s, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

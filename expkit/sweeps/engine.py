@@ -161,8 +161,8 @@ def _measure(team: Sequence[Planned], context: SweepContext) -> None:
         trials = []
         for planned in team:
             placed = partial(context.reporter.measures, planned)
-            attempt, limit_s = context.begin(planned, mark), context.manifest.sweep.limit_s
-            trial = RemoteTrial(planned.cell, attempt, placed=placed, limit_s=limit_s)
+            attempt, timeout_s = context.begin(planned, mark), context.manifest.sweep.limit_s
+            trial = RemoteTrial(planned.cell, attempt, placed=placed, timeout_s=timeout_s)
             trials.append(stack.enter_context(trial))
         end_prestarted()
         if any(trial.cell.tracking.pictures for trial in trials):

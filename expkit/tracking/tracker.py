@@ -191,8 +191,8 @@ class Tracker:
                 return answer
             self._left_s -= time.monotonic() - begun
             if self._left_s <= 0:
-                limit_s = HURRIED_S[self._hurried - 1] if self._hurried else PATIENCE_S
-                self._gone = self.trouble = f"no answer within {limit_s:g} s"
+                waited_s = HURRIED_S[self._hurried - 1] if self._hurried else PATIENCE_S
+                self._gone = self.trouble = f"no answer within {waited_s:g} s"
                 self._child.kill()
         return None
 

@@ -190,12 +190,12 @@ def await_journal(expkit: Expkit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("signals", "limit_s"),
+    ("signals", "timeout_s"),
     [([signal.SIGINT], 10), ([signal.SIGINT, signal.SIGINT], 1.5)],
     ids=["one", "two"],
 )
 def test_an_interrupted_run_waits_seconds_for_an_mlflow_that_is_mute(
-    expkit: Expkit, signals: list[signal.Signals], limit_s: float
+    expkit: Expkit, signals: list[signal.Signals], timeout_s: float
 ) -> None:
     with mute_server() as uri:
         process = expkit.start(*FAST, *LONG, f"tracking.uri={uri}")
@@ -205,7 +205,7 @@ def test_an_interrupted_run_waits_seconds_for_an_mlflow_that_is_mute(
             begun = time.monotonic()
             os.killpg(process.pid, number)
         done = expkit.end(process)
-    assert time.monotonic() - begun < limit_s + 2, "two seconds for a machine that is busy"
+    assert time.monotonic() - begun < timeout_s + 2, "two seconds for a machine that is busy"
     assert done.status == 130
     [folder] = expkit.folders()
     assert f"send it later: expkit sync {folder}\n" in done.err
