@@ -187,9 +187,10 @@ def hold_to_limit(
     if not settled or 2 * slower >= MEASURED:
         why = "after it had become slower" if settled else "while others had its cores"
         return Found(None, doubt=f"{said}, as measured {why}")
-    return Found(
-        limit, beyond=f"{said}, measured {MEASURED} times: work was left out or done off the clock"
-    )
+    device = backend.describe()["device"]
+    alias = "" if is_host(device) else f", or {device!r} is another name for the processor"
+    why = f"work was left out or done off the clock{alias}"
+    return Found(limit, beyond=f"{said}, measured {MEASURED} times: {why}")
 
 
 def step_limit(limits: Limits, work: Cost, optimizer_elements: float = 0) -> StepLimit:
