@@ -19,6 +19,7 @@ from expkit.measure.audit import (
     Finding,
     left_in_readings,
     number_seconds,
+    quick_switches,
     remembered,
 )
 from expkit.measure.subject import Subject
@@ -47,6 +48,7 @@ class Audits:
         self.readings: list[tuple[int, float, float]] = []
         """Of each: steps, seconds, and the processor's beyond reading its losses again."""
 
+    @quick_switches()
     def early(self, warm: WarmUp) -> Finding | None:
         """Work that the clock does not see, of steps that all but take no time: before they are
         made many.
@@ -56,18 +58,21 @@ class Audits:
         if not self._short:
             return None
         audit = self._audit(number_s=self._number_seconds)
-        return audit.all_left() or self._ahead(audit) or self._meanwhile(audit)
+        return audit.all_left() or self._beside_steps(audit)
 
+    @quick_switches()
     def before(self) -> Finding | None:
         """The same of the program that will be timed; of what was done ahead if not looked at."""
         audit = self._audit(number_s=self._number_seconds)
         if found := audit.left(self._subject.lengths, self._subject.step_seconds):
             return found
-        return None if self._short else self._ahead(audit) or self._meanwhile(audit)
+        return None if self._short else self._beside_steps(audit)
 
-    def _meanwhile(self, audit: Audit) -> Finding | None:
-        """What is done while nobody asks, in more steps where these are too short to tell."""
-        longer, found = audit, audit.meanwhile()
+    def _beside_steps(self, audit: Audit) -> Finding | None:
+        """What is done while nobody asks, or ahead; then the former in more steps, where these are
+        too short to tell.
+        """
+        longer, found = audit, audit.meanwhile() or self._ahead(audit)
         while found is None and longer.short and longer.room < MANY * audit.room:
             longer = self._audit(GROWTH * longer.room)
             found = longer.meanwhile()
@@ -78,6 +83,7 @@ class Audits:
         self._ahead_s = audit.ahead_s
         return found
 
+    @quick_switches()
     def after(self, step_seconds: float) -> Finding | None:
         """The same after the last repeat, and over the repeats themselves.
 
