@@ -14,6 +14,8 @@ from expkit.measure.stopping import Measure, is_narrow, is_time_to_look, limit_r
 from expkit.measure.warmup import READING_S, SETTLED, warm_up
 from expkit.testing import cells
 
+pytestmark = pytest.mark.alone
+
 # When to stop
 
 LIMITS = Measure(repeats_min=6, repeats_max=8, budget_s=1.0)
