@@ -249,9 +249,8 @@ class Audit:
             this = self._whole(n, 0.0)
             if this < TOLD_S and not at_once:  # by accident, perhaps
                 this = self._whole(n, 0.0)
-            if (
-                median([*at_once, this]) < TOLD_S
-            ):  # done before we can ask: in more steps that shows
+            # It may be done before we can ask: that takes more steps to see.
+            if median([*at_once, this]) < TOLD_S:
                 self.short = n == self.room
                 if self.short:
                     break
