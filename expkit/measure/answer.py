@@ -121,7 +121,7 @@ class Answer:
         return (
             f"the loss of step {first + step} is {losses[step]:.9g}, the float64 reference has "
             f"{self.losses[step]:.9g}; rounding explains {self.allowed[step]:.1g} "
-            f"(look at {look})"
+            f"(check the {look})"
         )
 
     def wrong_params(self, params: Mapping[str, HostArray], first: int = 0) -> str | None:

@@ -84,7 +84,7 @@ READING_NOISE_S = 2e-4
 """What reading the losses once may take longer than it did before, by chance."""
 GROWTH = 4
 LOOKING_S = 3.0
-"""After this no more steps are asked for than before."""
+"""After so long, programs for even more steps are not built."""
 SWITCH_S = 1e-5
 """Python's own is 5e-3."""
 BUILDING_S = 0.5
@@ -257,7 +257,8 @@ class Audit:
                 n, score, at_once, rested = min(self.room, GROWTH * n), 0, [], []
                 continue
             later = self._whole(n, RESTS * this)
-            if later <= (1 - RESTED) * this:  # every other stretch may take longer, for memory
+            # Perhaps memory that is given back makes every other stretch slower, and no rest helps.
+            if later <= (1 - RESTED) * this:
                 this = min(this, self._whole(n, 0.0), self._whole(n, 0.0))
             at_once.append(this)
             rested.append(later)

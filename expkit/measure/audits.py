@@ -26,7 +26,7 @@ from expkit.measure.subject import Subject
 from expkit.measure.warmup import WarmUp
 
 RESET_S = 0.05
-"""A reset of what is looked at is to take no longer, where it need not."""
+"""About how long a reset may take of a program that is built for more steps than are timed."""
 MANY = 16
 """How many times as many steps are looked at, at most, where they are too short to tell."""
 
