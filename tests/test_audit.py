@@ -357,6 +357,36 @@ def test_others_that_hide_it_now_and_then_do_not_hide_it() -> None:
     assert found.outcome == "off_the_clock"
 
 
+class HurryingUnseen(Hurrying):
+    """The same where this thread often gets the core back late: a share of the work is done then.
+
+    Attributes:
+        left_over: shares of the work that are left when a reset returns, in turn.
+    """
+
+    left_over: tuple[float, ...] = (1.0,)
+    resets = 0
+
+    def reset(self) -> None:
+        share = self.left_over[self.resets % len(self.left_over)]
+        self.resets += 1
+        self.done = perf_counter() + share * self.room * STEP_S
+
+
+@pytest.mark.parametrize(
+    "left_over", [(0, 1, 0, 1, 1), (*(0.25, 1) * 3, *(1,) * 80)], ids=["all", "most"]
+)
+def test_what_is_done_before_it_can_be_asked_for_now_and_then_is_found(
+    left_over: tuple[float, ...],
+) -> None:
+    program = HurryingUnseen(400, {"advance": 1.0})
+    audit = Audit(cast(Program, program), program.synchronize, program.room, lambda: 1e-9)
+    program.left_over, program.resets = left_over, 0
+    found = audit.meanwhile()
+    assert found is not None
+    assert found.outcome == "off_the_clock"
+
+
 @dataclass
 class Alternating(Working):
     """Honest steps of which every stretch in so many takes five times as long, as for memory."""

@@ -64,15 +64,17 @@ NOISE = 0.75
 FEW_NOISE = 0.05
 """The same, of the middle of many."""
 RESTS, RESTED = 1.5, 0.25
-"""A rest lasts this many times as long as the steps; what they may take less by after it."""
+"""A rest lasts so many times as long as the steps at least; what they may take less by after it."""
 CONVINCED, SPARED, SPARED_OFTEN = 6, 1, 3
 """By how many more of the rests that spare time than of those that do not a program is refused, and
 by how many fewer it is believed: other processes make a fault look honest in some of the tries, and
 an honest program look faulty in few (a sequential test, as in Wald 1945). Of steps that take long,
 whose times are little disturbed, one that spares nothing will do.
 """
-TRIES = 30
+TRIES = 60
 """Of them at most."""
+SHORT_TRIES = 7
+"""How many more of them may be too short to tell than not, before more steps are taken."""
 REMEMBERED = 3.0
 LONG_STEP_S = 0.05
 """From which on noise is small beside a step: once will do."""
@@ -238,31 +240,36 @@ class Audit:
         n = self.room
         if self._step_seconds * n > CLOCKED_S:
             n = min(n, 2 + int(CLOCKED_S / self._step_seconds))
-        score, doubt = 0, SPARED if self._long else SPARED_OFTEN
+        score, doubt = 0.0, SPARED if self._long else SPARED_OFTEN
         at_once: list[float] = []
         rested: list[float] = []
         self.short = False
-        tries = 0
+        tries = too_short = 0
         while -doubt < score < CONVINCED and tries < TRIES:
             tries += 1
             sleep(PAUSE_S * max(0, score))
-            this = self._whole(n, 0.0)
-            if this < TOLD_S and not at_once:  # by accident, perhaps
-                this = self._whole(n, 0.0)
-            # It may be done before we can ask: that takes more steps to see.
-            if median([*at_once, this]) < TOLD_S:
+            this, later = self._whole(n, 0.0), 0.0
+            if this >= TOLD_S:
+                # Part of it may be done before we ask: the nearer to belief, the longer the rest.
+                rest = RESTS * (1 + max(0.0, -score))
+                later = self._whole(n, rest * median([*at_once, this]))
+                # Memory that is given back may make every other stretch slower, and no rest helps.
+                if later <= (1 - RESTED) * this:
+                    this = min(this, self._whole(n, 0.0), self._whole(n, 0.0))
+            if this >= TOLD_S:
+                at_once.append(max(this, later))
+                rested.append(later)
+                # A stretch that takes longer after a rest may have been disturbed: half a word.
+                slower = (1 - RESTED) * later > this
+                score += 1.0 if later <= (1 - RESTED) * this else -0.5 if slower else -1.0
+                continue
+            # It may be done before we can ask, on a busy machine now and then: that tells nothing.
+            too_short += 1
+            if score <= 0 and too_short > len(at_once) + SHORT_TRIES:  # it takes more steps to see
                 self.short = n == self.room
                 if self.short:
                     break
-                n, score, at_once, rested = min(self.room, GROWTH * n), 0, [], []
-                continue
-            later = self._whole(n, RESTS * this)
-            # Perhaps memory that is given back makes every other stretch slower, and no rest helps.
-            if later <= (1 - RESTED) * this:
-                this = min(this, self._whole(n, 0.0), self._whole(n, 0.0))
-            at_once.append(this)
-            rested.append(later)
-            score += 1 if later <= (1 - RESTED) * this else -1
+                n, score, too_short, at_once, rested = min(self.room, GROWTH * n), 0.0, 0, [], []
         self._program.reset()
         if score < CONVINCED:
             return None
