@@ -10,7 +10,7 @@ For every backend:
 For a faster program of a backend's own:
 
 - the start: `first_data` and `first_params` are on the host; `place`, `place_params` and
-  `first_slots` put the same on the device;
+  `first_state` put the same on the device;
 - the draws: `stream` is the random stream that a workload asks for; where the host draws that is a
   `SharedRandom`, over the generator that `host_rng` makes; `skip` draws what steps would and drops
   it, for `Program.load`;
@@ -226,7 +226,7 @@ def place_params(backend: Backend, workload: Workload) -> Params:
     return {name: placed(backend, first.pop(name)) for name in list(first)}
 
 
-def first_slots(backend: Backend, workload: Workload, params: Params) -> OptState:
+def first_state(backend: Backend, workload: Workload, params: Params) -> OptState:
     """The optimizer's state before the first step, as arrays of the backend; none for an operation.
 
     Raises:
@@ -235,11 +235,11 @@ def first_slots(backend: Backend, workload: Workload, params: Params) -> OptStat
     optimizer = workload.optimizer
     if optimizer is None:
         return {}
-    slots = optimizer.init(backend.xp, params)
-    return {name: _slot(backend, optimizer, name, slots[name]) for name in slots}
+    state = optimizer.init(backend.xp, params)
+    return {name: _state_array(backend, optimizer, name, state[name]) for name in state}
 
 
-def _slot(backend: Backend, optimizer: Optimizer, name: str, value: object) -> Array:
+def _state_array(backend: Backend, optimizer: Optimizer, name: str, value: object) -> Array:
     """A number as an array: else every step would have the first one, where a step is recorded."""
     if isinstance(value, np.generic | bool | int | float):
         return backend.asarray(np.asarray(value))
@@ -249,9 +249,9 @@ def _slot(backend: Backend, optimizer: Optimizer, name: str, value: object) -> A
     return value
 
 
-def named_arrays(data: Mapping[str, Array], params: Params, slots: OptState) -> dict[str, Array]:
-    """What a program's `arrays` returns: `data.x`, `params.w`, `slots.m`, uncopied."""
-    groups = {"data": data, "params": params, "slots": slots}
+def named_arrays(data: Mapping[str, Array], params: Params, state: OptState) -> dict[str, Array]:
+    """What a program's `arrays` returns: `data.x`, `params.w`, `state.m`, uncopied."""
+    groups = {"data": data, "params": params, "state": state}
     return {f"{group}.{name}": x for group, named in groups.items() for name, x in named.items()}
 
 
@@ -306,7 +306,7 @@ class StepProgram:
         # Let go first: old and new memory together may not fit.
         self._data: dict[str, Array] = {}
         self._params: Params = {}
-        self._slots: OptState = {}
+        self._state: OptState = {}
         self._result: Array = None
         self._random: Random | None = None
         self._scattered = scatter(self._backend)
@@ -315,7 +315,7 @@ class StepProgram:
 
     def reset(self) -> None:
         self._params = place_params(self._backend, self._workload)
-        self._slots = first_slots(self._backend, self._workload, self._params)
+        self._state = first_state(self._backend, self._workload, self._params)
         self._random = stream(self._backend, self._workload)
         self._kept: list[Array] = []
         self._fetched: HostArray = np.empty(0)
@@ -326,7 +326,7 @@ class StepProgram:
         assert random is not None
         skip(self._backend, self._workload, self._data, random, step)
         self._fetched = np.full(step, np.nan)
-        for group, own in (("data", self._data), ("params", self._params), ("slots", self._slots)):
+        for group, own in (("data", self._data), ("params", self._params), ("state", self._state)):
             for name in own:
                 if f"{group}.{name}" in arrays:
                     own[name] = placed(self._backend, arrays[f"{group}.{name}"])
@@ -347,16 +347,16 @@ class StepProgram:
     def _learn(self, problem: Problem, optimizer: Optimizer, n: int) -> None:
         xp, data, random = self._backend.xp, self._data, self._random
         assert random is not None
-        params, slots, loss_and_grad = self._params, self._slots, self._loss_and_grad
+        params, state, loss_and_grad = self._params, self._state, self._loss_and_grad
         keep = self._kept.append
         for _ in range(n):
             batch = problem.batch(xp, data, random)
             loss, grads = loss_and_grad(problem, params, batch)
             keep(loss)
             del batch  # long arrays go as soon as they can
-            params, slots = optimizer.update(xp, params, grads, slots)
+            params, state = optimizer.update(xp, params, grads, state)
             del grads
-        self._params, self._slots = params, slots
+        self._params, self._state = params, state
 
     def trace(self, n: int, mark: Mark) -> None:
         if isinstance(self._workload.problem, Operation):
@@ -380,24 +380,24 @@ class StepProgram:
     def _trace_learn(self, problem: Problem, optimizer: Optimizer, n: int, mark: Mark) -> None:
         xp, data, random = self._backend.xp, self._data, self._random
         assert random is not None
-        params, slots, loss_and_grad = self._params, self._slots, self._loss_and_grad
+        params, state, loss_and_grad = self._params, self._state, self._loss_and_grad
         for _ in range(n):
             batch = problem.batch(xp, data, random)
             mark("draw")
             loss, grads = loss_and_grad(problem, params, batch, mark)
             self._kept.append(loss)
             del batch
-            params, slots = optimizer.update(xp, params, grads, slots)
+            params, state = optimizer.update(xp, params, grads, state)
             del grads
             mark("update")
-        self._params, self._slots = params, slots
+        self._params, self._state = params, state
 
     def pending(self) -> list[Array]:
         """What a lazy library has to compute in `synchronize(program)`: parameters, state, and the
         losses that have not been fetched, or an operation's last result.
         """
         result = [] if self._result is None else [self._result]
-        return [*self._params.values(), *self._slots.values(), *self._kept, *result]
+        return [*self._params.values(), *self._state.values(), *self._kept, *result]
 
     def losses(self, start: int = 0) -> HostArray:
         if self._kept:
@@ -413,4 +413,4 @@ class StepProgram:
         return {name: self._backend.to_numpy(array) for name, array in arrays.items()}
 
     def arrays(self) -> dict[str, Array]:
-        return named_arrays(self._data, self._params, self._slots)
+        return named_arrays(self._data, self._params, self._state)

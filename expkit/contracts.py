@@ -163,9 +163,9 @@ class Optimizer(Protocol):
         ...
 
     def update(
-        self, xp: Any, params: Params, grads: Params, slots: OptState
+        self, xp: Any, params: Params, grads: Params, state: OptState
     ) -> tuple[Params, OptState]:
-        """One step. May write into the memory of `params` and `slots`, never of `grads`."""
+        """One step. May write into the memory of `params` and `state`, never of `grads`."""
         ...
 
 
@@ -248,7 +248,7 @@ class Program(Protocol):
         ...
 
     def arrays(self) -> dict[str, Array]:
-        """What lives from step to step, as `data.x`, `params.w`, `slots.m`: no copies."""
+        """What lives from step to step, as `data.x`, `params.w`, `state.m`: no copies."""
         ...
 
     def trace(self, n: int, mark: Mark) -> None:

@@ -315,7 +315,7 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
 
     def _ask(self, request: Message) -> None:
         if self.attempt.outcome is None:
-            with suppress(Gone):  # told by the next answer
+            with suppress(Gone):  # `hear` will say so
                 self._child.tell(request)
 
     def wait(self) -> Message | None:

@@ -19,7 +19,7 @@ from conftest import Expkit
 from expkit_plugins.numpy.backend import NumpyBackend
 
 from expkit import authors
-from expkit.authors import StepProgram, first_data, first_params, first_slots, manual
+from expkit.authors import StepProgram, first_data, first_params, first_state, manual
 from expkit.conduct import run
 from expkit.config import compose_cell
 from expkit.contracts import Backend, Mark, Program, Recommended, Workload
@@ -225,9 +225,9 @@ class Counting(Sgd):
     def init(self, xp: Any, params: Any) -> Any:
         return {"t": 0, "s": np.float64(1)}
 
-    def update(self, xp: Any, params: Any, grads: Any, slots: Any) -> Any:
-        slots = {"t": slots["t"] + 1, "s": slots["s"] * 0.5}
-        return {k: p - self.lr * slots["s"] * grads[k] for k, p in params.items()}, slots
+    def update(self, xp: Any, params: Any, grads: Any, state: Any) -> Any:
+        state = {"t": state["t"] + 1, "s": state["s"] * 0.5}
+        return {k: p - self.lr * state["s"] * grads[k] for k, p in params.items()}, state
 
 
 def programs(case: Workload) -> list[tuple[Backend, Program]]:
@@ -310,7 +310,7 @@ def test_state_that_is_no_array_is_named() -> None:
 
     case = Workload(Sine(n=5), Bad(0.1), 1, 0, "shared")
     with pytest.raises(PluginError, match=r"optimizer Bad: init\(\): velocity is NoneType"):
-        first_slots(NumpyBackend(), case, {})
+        first_state(NumpyBackend(), case, {})
     assert first_data(case)["y"].shape == (5,)
 
 
@@ -663,8 +663,8 @@ TINY = {
             def init(self, xp, params):
                 return {}
 
-            def update(self, xp, params, grads, slots):
-                return {k: p - self.lr * xp.sign(grads[k]) for k, p in params.items()}, slots
+            def update(self, xp, params, grads, state):
+                return {k: p - self.lr * xp.sign(grads[k]) for k, p in params.items()}, state
     """,
 }
 NO_RATE = (

@@ -39,10 +39,10 @@ class SlowSgd(Sgd):
     """Takes a moment to update."""
 
     def update(
-        self, xp: Any, params: Params, grads: Params, slots: OptState
+        self, xp: Any, params: Params, grads: Params, state: OptState
     ) -> tuple[Params, OptState]:
         sleep(MOMENT_S)
-        return super().update(xp, params, grads, slots)
+        return super().update(xp, params, grads, state)
 
 
 def test_time_goes_to_the_part_that_took_it() -> None:
@@ -60,9 +60,9 @@ class Fresh(Sgd):
     """Returns new arrays."""
 
     def update(
-        self, xp: Any, params: Params, grads: Params, slots: OptState
+        self, xp: Any, params: Params, grads: Params, state: OptState
     ) -> tuple[Params, OptState]:
-        return {k: p - self.lr * grads[k] for k, p in params.items()}, slots
+        return {k: p - self.lr * grads[k] for k, p in params.items()}, state
 
 
 def test_traced_steps_keep_what_the_update_returned() -> None:

@@ -52,11 +52,11 @@ def test_equals_torch_optim(pair: tuple[Optimizer, Callable[..., Any]], xp: Any)
     leaf = torch.tensor(start, requires_grad=True)
     theirs = make_theirs([leaf])
     params = {"w": xp.asarray(start.copy())}
-    slots = ours.init(xp, params)
+    state = ours.init(xp, params)
     for _ in range(200):
         noise = 0.1 * rng.standard_normal(6)
         leaf.grad = torch.tensor(scale * leaf.detach().numpy() + noise)
         grads = {"w": xp.asarray(scale * np.asarray(params["w"]) + noise)}
         theirs.step()
-        params, slots = ours.update(xp, params, grads, slots)
+        params, state = ours.update(xp, params, grads, state)
     np.testing.assert_allclose(params["w"], leaf.detach().numpy(), rtol=1e-12, atol=1e-12)

@@ -134,8 +134,8 @@ def test_a_share_above_one_is_told() -> None:
 
 
 def test_an_optimizer_moves_parameters_and_state_twice() -> None:
-    arrays = {"data.x": np.ones(1000), "params.w": np.ones((3, 4)), "slots.m/w": np.ones((3, 4))}
-    assert optimizer_elements(arrays | {"slots.beta1/w": np.ones(())}) == 2 * (12 + 12 + 1)
+    arrays = {"data.x": np.ones(1000), "params.w": np.ones((3, 4)), "state.m/w": np.ones((3, 4))}
+    assert optimizer_elements(arrays | {"state.beta1/w": np.ones(())}) == 2 * (12 + 12 + 1)
 
 
 @pytest.fixture(autouse=True)

@@ -286,7 +286,7 @@ class GraphOfParams(Graph):
     """Computes what the parameters need in `synchronize`, and the losses in `losses`."""
 
     def finish(self) -> None:
-        self._tape.compute(*self._params.values(), *self._slots.values())
+        self._tape.compute(*self._params.values(), *self._state.values())
 
 
 class GraphInTime(Graph):

@@ -46,12 +46,12 @@ class _Skipping:
         return self.inner.init(xp, params)
 
     def update(
-        self, xp: Any, params: Params, grads: Params, slots: OptState
+        self, xp: Any, params: Params, grads: Params, state: OptState
     ) -> tuple[Params, OptState]:
         self.calls[0] += 1
         if self.calls[0] % 10 == 0 and self.calls[0] > self.start:
-            return params, slots
-        return self.inner.update(xp, params, grads, slots)
+            return params, state
+        return self.inner.update(xp, params, grads, state)
 
 
 class SkipsUpdates(Steps):

@@ -447,10 +447,10 @@ class _Rounded:
         return self._optimizer.init(xp, params)
 
     def update(
-        self, xp: Any, params: Params, grads: Params, slots: OptState
+        self, xp: Any, params: Params, grads: Params, state: OptState
     ) -> tuple[Params, OptState]:
-        params, slots = self._optimizer.update(xp, params, grads, slots)
-        return params, {name: self._host.disturb(slot) for name, slot in slots.items()}
+        params, state = self._optimizer.update(xp, params, grads, state)
+        return params, {name: self._host.disturb(array) for name, array in state.items()}
 
 
 def available_bytes() -> int | None:

@@ -218,7 +218,7 @@ def optimizer_elements(arrays: Mapping[str, Array]) -> int:
     Args:
         arrays: a program's, as `Program.arrays` names them.
     """
-    own = (a for name, a in arrays.items() if name.startswith(("params.", "slots.")))
+    own = (a for name, a in arrays.items() if name.startswith(("params.", "state.")))
     return 2 * sum(int(math.prod(a.shape)) for a in own)
 
 

@@ -81,7 +81,7 @@ class Subject:
     def fit_readings(self, warm: WarmUp) -> WarmUp:
         """Make every reading long enough for the clock; returns how the program then warmed up."""
         steps, needed = self.workload.steps, steps_of_a_reading(warm.step_seconds)
-        while needed > self.room:  # again: a step takes less among many than alone
+        while needed > self.room:  # more than once: a step takes less time among many than alone
             self.passes = -(-needed * 5 // (steps * 4))
             del self.program  # both may not fit
             self.program = self.build(self.room)

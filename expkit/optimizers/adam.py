@@ -39,19 +39,19 @@ class Adam:
         check(0 <= self.eps < math.inf, "eps", self.eps, "a finite number of at least 0")
 
     def init(self, xp: Any, params: Params) -> OptState:
-        slots = {}
+        state = {}
         for k, p in params.items():
-            slots[f"m/{k}"], slots[f"v/{k}"] = xp.zeros_like(p), xp.zeros_like(p)
+            state[f"m/{k}"], state[f"v/{k}"] = xp.zeros_like(p), xp.zeros_like(p)
             for power in ("beta1", "beta2"):
-                slots[f"{power}/{k}"] = xp.ones((), dtype=p.dtype, device=p.device)
-        return slots
+                state[f"{power}/{k}"] = xp.ones((), dtype=p.dtype, device=p.device)
+        return state
 
     def update(
-        self, xp: Any, params: Params, grads: Params, slots: OptState
+        self, xp: Any, params: Params, grads: Params, state: OptState
     ) -> tuple[Params, OptState]:
         for k, p in params.items():
-            g, m, v = grads[k], slots[f"m/{k}"], slots[f"v/{k}"]
-            power1, power2 = slots[f"beta1/{k}"], slots[f"beta2/{k}"]
+            g, m, v = grads[k], state[f"m/{k}"], state[f"v/{k}"]
+            power1, power2 = state[f"beta1/{k}"], state[f"beta2/{k}"]
             power1 *= self.beta1
             power2 *= self.beta2
             m *= self.beta1
@@ -60,6 +60,6 @@ class Adam:
             v += (1 - self.beta2) * (g * g)
             root = xp.sqrt(v) / xp.sqrt(1 - power2) + self.eps
             p -= self.lr / (1 - power1) * (m / root)
-            slots |= {f"m/{k}": m, f"v/{k}": v, f"beta1/{k}": power1, f"beta2/{k}": power2}
+            state |= {f"m/{k}": m, f"v/{k}": v, f"beta1/{k}": power1, f"beta2/{k}": power2}
             params[k] = p
-        return params, slots
+        return params, state

@@ -35,13 +35,13 @@ class RmsProp:
         return {f"v/{k}": xp.zeros_like(p) for k, p in params.items()}
 
     def update(
-        self, xp: Any, params: Params, grads: Params, slots: OptState
+        self, xp: Any, params: Params, grads: Params, state: OptState
     ) -> tuple[Params, OptState]:
         for k, p in params.items():
-            g, v = grads[k], slots[f"v/{k}"]
+            g, v = grads[k], state[f"v/{k}"]
             v *= self.alpha
             v += (1 - self.alpha) * (g * g)
             p -= self.lr * g / (xp.sqrt(v) + self.eps)
-            slots[f"v/{k}"] = v
+            state[f"v/{k}"] = v
             params[k] = p
-        return params, slots
+        return params, state

@@ -41,16 +41,16 @@ class Sgd:
         return {f"velocity/{k}": xp.zeros_like(p) for k, p in params.items()}
 
     def update(
-        self, xp: Any, params: Params, grads: Params, slots: OptState
+        self, xp: Any, params: Params, grads: Params, state: OptState
     ) -> tuple[Params, OptState]:
         for k, p in params.items():
             step = grads[k]
             if self.momentum:
-                v = slots[f"velocity/{k}"]
+                v = state[f"velocity/{k}"]
                 v *= self.momentum
                 v += step
-                slots[f"velocity/{k}"] = v
+                state[f"velocity/{k}"] = v
                 step = step + self.momentum * v if self.nesterov else v
             p -= self.lr * step
             params[k] = p
-        return params, slots
+        return params, state

@@ -290,7 +290,7 @@ def _occupy(
             posts.append(idle)
         idle.attempt = context.begin(waiting.popleft(), {"timed": "no"})
         idle.ends_at = monotonic() + context.manifest.sweep.limit_s
-        with suppress(Gone):  # told by the next answer
+        with suppress(Gone):  # `hear` will say so
             idle.worker.tell(idle.attempt.begin(timed=False))
 
 

@@ -28,12 +28,12 @@ class OptimizerContract:
         optimizer = self.make()
         strict = {k: xp.asarray(v) for k, v in _params().items()}
         plain = _params()
-        slots, plain_slots = optimizer.init(xp, strict), optimizer.init(np, plain)
+        state, plain_state = optimizer.init(xp, strict), optimizer.init(np, plain)
         for step in range(5):
             grads = _grads(step)
             moved = {k: xp.asarray(g) for k, g in grads.items()}
-            strict, slots = optimizer.update(xp, strict, moved, slots)
-            plain, plain_slots = optimizer.update(np, plain, grads, plain_slots)
+            strict, state = optimizer.update(xp, strict, moved, state)
+            plain, plain_state = optimizer.update(np, plain, grads, plain_state)
         for name, value in plain.items():
             np.testing.assert_allclose(np.from_dlpack(strict[name]), value, rtol=1e-12)
 
@@ -41,24 +41,24 @@ class OptimizerContract:
         params = {k: v.astype(np.float32) for k, v in _params().items()}
         grads = {k: v.astype(np.float32) for k, v in _grads(0).items()}
         optimizer = self.make()
-        params, slots = optimizer.update(np, params, grads, optimizer.init(np, params))
-        for array in (*params.values(), *slots.values()):
+        params, state = optimizer.update(np, params, grads, optimizer.init(np, params))
+        for array in (*params.values(), *state.values()):
             assert isinstance(array, np.ndarray | np.generic)  # a sum of two of shape ()
             assert array.dtype == np.float32
 
     def test_gradients_unharmed(self) -> None:
         optimizer, params, grads = self.make(), _params(), _grads(0)
-        slots = optimizer.init(np, params)
+        state = optimizer.init(np, params)
         for _ in range(3):
-            params, slots = optimizer.update(np, params, grads, slots)
+            params, state = optimizer.update(np, params, grads, state)
         for name, value in _grads(0).items():
             np.testing.assert_array_equal(grads[name], value)
 
     def test_goes_downhill(self) -> None:
         optimizer, params = self.make(), {"w": np.array([1.0, -2.0])}
-        slots = optimizer.init(np, params)
+        state = optimizer.init(np, params)
         for _ in range(50):
-            params, slots = optimizer.update(np, params, {"w": 2 * params["w"]}, slots)
+            params, state = optimizer.update(np, params, {"w": 2 * params["w"]}, state)
         assert np.all(np.abs(params["w"]) < [1.0, 2.0])
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from expkit.authors import first_data, first_params, first_slots, host_rng, named_arrays
+from expkit.authors import first_data, first_params, first_state, host_rng, named_arrays
 from expkit.contracts import HasGradient, HostArray, Mark, Operation, Workload
 
 from .capture import Buffer, CaptureError, Recording, Ref, Traced
@@ -80,11 +80,11 @@ class CapturedProgram:
         dtype = self._backend.dtype
         self._data = {name: placed(host, dtype) for name, host in self._host_data.items()}
         self._params = {name: placed(host, dtype) for name, host in self._start.items()}
-        slots = self._first_slots(self._params)
-        self._slots = {name: placed(slots[name], slots[name].dtype) for name in slots}
+        state = self._first_state(self._params)
+        self._state = {name: placed(state[name], state[name].dtype) for name in state}
 
-    def _first_slots(self, params: dict[str, AnyArray]) -> dict[str, AnyArray]:
-        return first_slots(self._backend, self._workload, params)
+    def _first_state(self, params: dict[str, AnyArray]) -> dict[str, AnyArray]:
+        return first_state(self._backend, self._workload, params)
 
     def _record(self) -> None:
         """Record the step twice: a step that changes from one to the next cannot be replayed."""
@@ -99,7 +99,7 @@ class CapturedProgram:
         if not first.same_step(recording):
             raise CaptureError("a step that depends on more than its arguments")
         recording.plan()
-        self._forms = recording.slots
+        self._forms = recording.state
         learns = self._workload.optimizer is not None
         self._replay = Replay(recording, kept, learns=learns)
 
@@ -107,13 +107,13 @@ class CapturedProgram:
         """The calls of one step, and where its loss (or an operation's result) lies."""
         recording = Recording()
         fresh = self._converted(first_params(self._workload))  # a step may write into them
-        groups = (self._host_data, fresh, self._first_slots(fresh))
+        groups = (self._host_data, fresh, self._first_state(fresh))
         pinned = [
             {name: recording.pin(x, fixed=group is self._host_data) for name, x in group.items()}
             for group in groups
         ]
         self._pins = [{name: x.ref for name, x in group.items()} for group in pinned]
-        data, params, slots = (dict(group) for group in pinned)
+        data, params, state = (dict(group) for group in pinned)
         random = RecordingRandom(recording, self._source, self._backend.dtype)
         problem, optimizer = self._workload.problem, self._workload.optimizer
         batch = problem.batch(np, data, random)
@@ -129,7 +129,7 @@ class CapturedProgram:
         recording.mark("forward", kept)
         recording.mark("backward")
         del batch  # long arrays go as soon as they can
-        after = optimizer.update(np, params, grads, slots)
+        after = optimizer.update(np, params, grads, state)
         pairs = []
         for owned, updated in zip(pinned[1:], after, strict=True):
             if owned.keys() != updated.keys():
@@ -141,7 +141,7 @@ class CapturedProgram:
 
     def _bind(self) -> None:
         backend = self._backend
-        owned = (self._data, self._params, self._slots)
+        owned = (self._data, self._params, self._state)
         pinned: dict[Buffer, AnyArray] = {
             ref.buffer: arrays[name]
             for pins, arrays in zip(self._pins, owned, strict=True)
@@ -155,7 +155,7 @@ class CapturedProgram:
 
     def reallocate(self) -> None:
         # Let go first: old and new memory together may not fit.
-        self._data, self._params, self._slots, self._result = {}, {}, {}, np.empty(0)
+        self._data, self._params, self._state, self._result = {}, {}, {}, np.empty(0)
         del self._loop, self._bind_step
         self._place()
         self._bind()
@@ -166,8 +166,8 @@ class CapturedProgram:
         self._source.rewind()
         for name, array in self._params.items():
             array[...] = self._start[name]
-        for name, array in self._first_slots(self._params).items():
-            self._slots[name][...] = array
+        for name, array in self._first_state(self._params).items():
+            self._state[name][...] = array
 
     def load(self, arrays: Mapping[str, HostArray], step: int = 0) -> None:
         self.reset()
@@ -196,4 +196,4 @@ class CapturedProgram:
         return {name: self._backend.to_numpy(array) for name, array in arrays.items()}
 
     def arrays(self) -> dict[str, AnyArray]:
-        return named_arrays(self._data, self._params, self._slots)
+        return named_arrays(self._data, self._params, self._state)

@@ -264,8 +264,8 @@ class HeavyBall:
     def init(self, xp: Any, params: Params) -> Params:
         return {k: xp.zeros_like(p) + p for k, p in params.items()}
 
-    def update(self, xp: Any, params: Params, grads: Params, slots: Params) -> Any:
-        new = {k: p - 0.1 * grads[k] + 0.5 * (p - slots[k]) for k, p in params.items()}
+    def update(self, xp: Any, params: Params, grads: Params, state: Params) -> Any:
+        new = {k: p - 0.1 * grads[k] + 0.5 * (p - state[k]) for k, p in params.items()}
         return new, dict(params)
 
 
@@ -276,9 +276,9 @@ class Lazy:
     def init(self, xp: Any, params: Params) -> Params:
         return {}
 
-    def update(self, xp: Any, params: Params, grads: Params, slots: Params) -> Any:
-        slots = {k: slots[k] * 0.9 + grads[k] if k in slots else grads[k] for k in params}
-        return {k: p - 0.1 * slots[k] for k, p in params.items()}, slots
+    def update(self, xp: Any, params: Params, grads: Params, state: Params) -> Any:
+        state = {k: state[k] * 0.9 + grads[k] if k in state else grads[k] for k in params}
+        return {k: p - 0.1 * state[k] for k, p in params.items()}, state
 
 
 @dataclass(frozen=True)
@@ -288,10 +288,10 @@ class Reversing:
     def init(self, xp: Any, params: Params) -> Params:
         return {}
 
-    def update(self, xp: Any, params: Params, grads: Params, slots: Params) -> Any:
+    def update(self, xp: Any, params: Params, grads: Params, state: Params) -> Any:
         for k, p in params.items():
             p -= 0.1 * grads[k]
-        return {k: p[::-1] for k, p in params.items()}, slots
+        return {k: p[::-1] for k, p in params.items()}, state
 
 
 @pytest.mark.parametrize("optimizer", [HeavyBall(), Lazy(), Reversing()], ids=repr)

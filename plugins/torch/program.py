@@ -12,7 +12,7 @@ from expkit.authors import (
     SharedRandom,
     StepProgram,
     first_data,
-    first_slots,
+    first_state,
     named_arrays,
     place,
     place_params,
@@ -149,12 +149,12 @@ class StaticProgram:
         self._backend.synchronize()  # a graph must not go while it runs
         # Let go first: old and new memory together may not fit.
         self._replay: Callable[[], object] = self._step
-        self._data, self._params, self._slots, self._result = {}, {}, {}, torch.empty(0)
+        self._data, self._params, self._state, self._result = {}, {}, {}, torch.empty(0)
         backend, workload = self._backend, self._workload
         self._scattered = scatter(backend)
         self._data = place(backend, self._host_data)
         self._params = place_params(backend, workload)
-        self._slots = first_slots(backend, workload, self._params)
+        self._state = first_state(backend, workload, self._params)
         # A shared stream gets here only where no step draws.
         self._random: TorchRandom = backend.random(workload.seed)
         self._losses = torch.zeros(workload.steps + 1, device=backend.device, dtype=torch.float64)
@@ -164,7 +164,7 @@ class StaticProgram:
         self.reset()
 
     def _step(self, mark: Mark = unmarked) -> None:
-        workload, params, slots = self._workload, self._params, self._slots
+        workload, params, state = self._workload, self._params, self._state
         batch = workload.problem.batch(torch, self._data, self._random)
         mark("draw")
         if isinstance(workload.problem, Operation):
@@ -175,9 +175,9 @@ class StaticProgram:
         loss, grads = autograd(workload.problem, params, batch, mark)
         self._losses.index_copy_(0, self._at, loss.to(self._losses.dtype).reshape(1))
         self._at += 1
-        after = workload.optimizer.update(torch, dict(params), grads, dict(slots))
+        after = workload.optimizer.update(torch, dict(params), grads, dict(state))
         moved = []
-        for owned, fresh in zip((params, slots), after, strict=True):
+        for owned, fresh in zip((params, state), after, strict=True):
             if owned.keys() != fresh.keys():
                 raise RuntimeError("state that init does not make cannot be kept in fixed memory")
             moved += [(x, fresh[name]) for name, x in owned.items() if fresh[name] is not x]
@@ -248,8 +248,8 @@ class StaticProgram:
         fresh = place_params(self._backend, self._workload)
         for name, array in self._params.items():
             array.copy_(fresh[name])
-        start = first_slots(self._backend, self._workload, self._params)
-        for name, array in self._slots.items():
+        start = first_state(self._backend, self._workload, self._params)
+        for name, array in self._state.items():
             array.copy_(start[name])
 
     def load(self, arrays: Mapping[str, HostArray], step: int = 0) -> None:
@@ -285,4 +285,4 @@ class StaticProgram:
         return {name: self._backend.to_numpy(array) for name, array in arrays.items()}
 
     def arrays(self) -> dict[str, Array]:
-        return named_arrays(self._data, self._params, self._slots)
+        return named_arrays(self._data, self._params, self._state)

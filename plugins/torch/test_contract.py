@@ -105,8 +105,8 @@ class HeavyBall:
     def init(self, xp: Any, params: Params) -> Params:
         return {k: p.clone() for k, p in params.items()}
 
-    def update(self, xp: Any, params: Params, grads: Params, slots: Params) -> Any:
-        new = {k: p - 1e-7 * grads[k] + 0.5 * (p - slots[k]) for k, p in params.items()}
+    def update(self, xp: Any, params: Params, grads: Params, state: Params) -> Any:
+        new = {k: p - 1e-7 * grads[k] + 0.5 * (p - state[k]) for k, p in params.items()}
         return new, dict(params)
 
 

@@ -273,7 +273,7 @@ def test_state_that_has_no_fixed_memory_is_named(gpu: Gpu) -> None:
         def init(self, xp: Any, params: Params) -> Params:
             return {}
 
-        def update(self, xp: Any, params: Params, grads: Params, slots: Params) -> Any:
+        def update(self, xp: Any, params: Params, grads: Params, state: Params) -> Any:
             return {k: p - 1e-6 * grads[k] for k, p in params.items()}, dict(grads)
 
     lazy: Any = Lazy()
