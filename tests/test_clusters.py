@@ -23,7 +23,7 @@ QUICK = ("measure.repeats_min=2", "measure.budget_s=0", "measure.warmup=0")
 LASTING = ("measure.repeats_max=1000000", "measure.budget_s=2", "measure.warmup=0")
 STEADY = (*LASTING, "measure.target_ci=1e-9")
 """Cells that take two seconds each."""
-EIGHT = ("-m", "problem=linear", "steps=20", "seed=range(8)")
+FOUR = ("-m", "problem=linear", "steps=20", "seed=range(4)")
 MURDERER = {
     "__init__.py": "",
     "conf/problem/murderer.yaml": "_target_: broken_plugin.murderer.Murderer\nvictim: none\n",
@@ -103,10 +103,10 @@ def on_slurm(expkit: Expkit, slurm: Slurm) -> Expkit:
 
 
 def test_every_cell_is_a_job_of_slurm_alone_on_its_node(on_slurm: Expkit) -> None:
-    done = finish(on_slurm, *EIGHT, *QUICK, "hydra/launcher=slurm")
+    done = finish(on_slurm, *FOUR, *QUICK, "hydra/launcher=slurm")
     assert done.status == 0, done.out + done.err
-    assert runs(on_slurm) == finished(8)
-    assert len(list(sweep_of(on_slurm).folder.glob(".submitit/*/*_result.pkl"))) == 8
+    assert runs(on_slurm) == finished(4)
+    assert len(list(sweep_of(on_slurm).folder.glob(".submitit/*/*_result.pkl"))) == 4
     assert at_once(on_slurm) == 1
 
 
@@ -130,7 +130,7 @@ def test_a_job_of_slurm_that_dies_without_a_result_is_one_cells_failure(on_slurm
 def test_a_sweep_on_slurm_that_is_ended_leaves_no_job_to_the_resumed_one(
     on_slurm: Expkit, slurm: Slurm, by: signal.Signals
 ) -> None:
-    sweep = on_slurm.start(*EIGHT, *STEADY, "hydra/launcher=slurm")
+    sweep = on_slurm.start(*FOUR, *STEADY, "hydra/launcher=slurm")
     wait_for(lambda: begun(on_slurm) >= 2)
     os.killpg(sweep.pid, by)
     ended = on_slurm.end(sweep, LIMIT_S)
@@ -139,16 +139,16 @@ def test_a_sweep_on_slurm_that_is_ended_leaves_no_job_to_the_resumed_one(
         assert "expkit resume" in ended.err
         assert slurm.ask("squeue", "--noheader") == ""
         assert "RUNNING" not in dict(runs(on_slurm)).values()
-    assert ended_well(on_slurm) < 8
+    assert ended_well(on_slurm) < 4
     done = finish(on_slurm, "resume")
     assert done.status == 0, done.out + done.err
-    assert once(runs(on_slurm), 8), runs(on_slurm)
+    assert once(runs(on_slurm), 4), runs(on_slurm)
     assert len(list(sweep_of(on_slurm).folder.glob(".submitit/[0-9]*_0"))) == 2, "resumed on SLURM"
     assert slurm.ask("squeue", "--noheader") == ""
 
 
 def test_slurm_that_refuses_a_job_is_one_line(on_slurm: Expkit) -> None:
-    done = finish(on_slurm, *EIGHT, "hydra/launcher=slurm", "hydra.launcher.partition=nowhere")
+    done = finish(on_slurm, *FOUR, "hydra/launcher=slurm", "hydra.launcher.partition=nowhere")
     assert done.status == 2
     assert "hydra/launcher=slurm: sbatch: error:" in done.err.splitlines()[-1]
     assert "Traceback" not in done.err
@@ -164,9 +164,9 @@ def on_ray(expkit: Expkit, ray_cluster: Ray) -> Expkit:
 
 
 def test_cells_share_the_nodes_of_a_ray_cluster_one_to_a_node(on_ray: Expkit) -> None:
-    done = finish(on_ray, *EIGHT, *STEADY, "hydra/launcher=ray")
+    done = finish(on_ray, *FOUR, *STEADY, "hydra/launcher=ray")
     assert done.status == 0, done.out + done.err
-    assert runs(on_ray) == finished(8)
+    assert runs(on_ray) == finished(4)
     assert at_once(on_ray) == 2
 
 
@@ -174,7 +174,7 @@ def test_a_ray_node_that_dies_costs_its_cell_and_resume_completes(
     on_ray: Expkit, ray_cluster: Ray
 ) -> None:
     # The node has to die while it runs a cell, so they are few and long.
-    cells = *EIGHT, "seed=range(4)", *STEADY, "measure.budget_s=5"
+    cells = *FOUR, *STEADY, "measure.budget_s=5"
     sweep = on_ray.start(*cells, "hydra/launcher=ray")
     wait_for(lambda: begun(on_ray) == 2)
     ray_cluster.kill_a_node()
@@ -189,7 +189,7 @@ def test_a_ray_node_that_dies_costs_its_cell_and_resume_completes(
 
 def test_a_ray_cluster_without_room_for_cells_is_one_line(on_ray: Expkit) -> None:
     wanted = "+hydra.launcher.ray.remote.resources.moon=1"
-    done = finish(on_ray, *EIGHT, "hydra/launcher=ray", wanted)
+    done = finish(on_ray, *FOUR, "hydra/launcher=ray", wanted)
     assert done.status == 2
     assert "no node offers 'moon'" in done.err
     assert "Traceback" not in done.err
@@ -201,14 +201,14 @@ def test_a_ray_cluster_without_room_for_cells_is_one_line(on_ray: Expkit) -> Non
 def test_a_sweep_that_is_killed_and_resumed_is_whole_on_a_tracking_server(
     expkit: Expkit, tracking_server: TrackingServer
 ) -> None:
-    sweep = expkit.start(*EIGHT, *STEADY, f"tracking.uri={tracking_server.address}")
+    sweep = expkit.start(*FOUR, *STEADY, f"tracking.uri={tracking_server.address}")
     wait_for(lambda: "RUNNING" in dict(runs(expkit, tracking_server.database)).values())
     os.kill(sweep.pid, signal.SIGKILL)
     expkit.end(sweep)
     done = finish(expkit, "resume")
     assert done.status == 0, done.out + done.err
     found = runs(expkit, tracking_server.database)
-    assert once(found, 8), found
+    assert once(found, 4), found
     assert not (expkit.outputs / "mlflow.db").exists()
 
 
