@@ -1,33 +1,33 @@
-"""What the author of a backend takes from expkit, beside the contracts.
+"""What expkit offers to the author of a backend, besides the contracts.
 
 For every backend:
 
 - `StepProgram`: the step-by-step program, which needs nothing but a `LossAndGrad`: a function that
   computes the loss and the gradient;
-- `manual`: that of a problem which has its gradient by hand, and `require_gradient`, which refuses
-  one that has none.
+- `manual`: the `LossAndGrad` of a problem that has its gradient by hand, and `require_gradient`,
+  which refuses a problem that has none.
 
 For a faster program of a backend's own:
 
-- the start: `first_data` and `first_params` are on the host; `place`, `place_params` and
-  `first_state` put the same on the device;
-- the draws: `stream` is the random stream that a workload asks for; where the host draws that is a
-  `SharedRandom`, over the generator that `host_rng` makes; `skip` draws what steps would and drops
-  it, for `Program.load`;
+- the start: `first_data` and `first_params` make it on the host; `place`, `place_params` and
+  `first_state` put it on the device;
+- the random values: `stream` returns the random stream that a workload asks for, which is a
+  `SharedRandom` with the generator of `host_rng` where the host draws; `skip` draws and drops the
+  values of some steps, for `Program.load`;
 - `named_arrays`: what `Program.arrays` returns;
 - `unmarked`: the mark of a step that nobody traces.
 
 For arrays that lie elsewhere at every placement: `placed` and `scatter`, which `place` and
 `StepProgram` use, and `random_start`, for a backend that has a `placed` of its own.
 
-Where arrays lie decides which of them share cache sets, and which loads look to the processor as if
-they followed a store: identical programs differ by 10 % and more for as long as they live. An
-allocator hands out again what was just freed, so a program placed anew lies where it lay before.
-An array is therefore begun at a random cache line of a page and, where it is long, of 64 pages:
-that changes its physical pages too, which is what the outer caches go by. (Sine, 20,000 points, one
-program against itself in 20 pairs: 9 off by more than 2 % without the pages, none with.) At a
-line's start, because vectors that straddle two lines cost a few percent and make the spread between
-placements twice as wide.
+The addresses of arrays decide which of them share cache sets, and which loads seem to the processor
+to follow a store: identical programs differ by 10 % and more for as long as they live. An allocator
+reuses memory that was just freed, so a program placed again would lie where it lay before. An array
+therefore starts at a random cache line of a page or, if it is long, of 64 pages, which also changes
+its physical pages: the outer caches go by these. (Sine, 20,000 points, one program compared with
+itself in 20 pairs: 9 differed by more than 2 % without the pages, none with them.) It starts where
+a line does, because vectors that straddle two lines cost a few percent and double the spread
+between placements.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def stream(backend: Backend, workload: Workload) -> Random:
 
 
 def random_start(size: int) -> tuple[int, int]:
-    """Where to begin an array of `size` bytes in a stretch of memory, and how far that may be.
+    """Draw the offset at which an array of `size` bytes starts; return it and its upper bound.
 
     Both are in bytes, and multiples of a cache line.
     """
@@ -121,15 +121,15 @@ def random_start(size: int) -> tuple[int, int]:
 
 
 def placed(backend: Backend, host: HostArray) -> Array:
-    """A copy on the device, elsewhere at every call as far as the backend can say."""
+    """A copy on the device, elsewhere in memory at every call if the backend can choose."""
     return backend.placed(host) if isinstance(backend, Placing) else backend.asarray(host)
 
 
 def scatter(backend: Backend) -> list[Array]:
     """Make and drop arrays of many sizes, so that what is allocated next lies elsewhere.
 
-    For what a step allocates itself. Half of what is made is dropped, in random order; the other
-    half is returned, to be kept until the next placement (after the shuffled heap of Curtsinger and
+    This moves what a step allocates itself. A random half of the arrays is dropped; the other half
+    is returned, to be kept until the next placement (after the shuffled heap of Curtsinger and
     Berger, Stabilizer, ASPLOS 2013).
     """
     sizes = np.exp(_rng.uniform(0, np.log(20_000), 64)).astype(int)
@@ -139,17 +139,17 @@ def scatter(backend: Backend) -> list[Array]:
 
 
 def first_data(workload: Workload) -> dict[str, HostArray]:
-    """The problem's fixed arrays on the host: made once for a workload, whoever asks, and placed
-    as often as wanted. Not to be written to.
+    """The problem's fixed arrays on the host. They are made once for a workload, and shared by all
+    callers, who must not write to them.
 
     Raises:
-        PluginError: a value that is no array of numbers, with its name.
+        PluginError: a value is not an array of numbers; the message has its name.
     """
     problem = workload.problem
     key = (id(problem), workload.seed)
     if key not in workload.made:
         found = _arrays(problem, "data", problem.data(host_rng(workload.seed, "data")))
-        workload.made[key] = problem, found  # with the problem, whose number it holds
+        workload.made[key] = problem, found  # keeps the problem alive, so that its id is not reused
     return dict(workload.made[key][1])
 
 
@@ -157,7 +157,7 @@ def first_params(workload: Workload) -> dict[str, HostArray]:
     """The first parameters on the host, the same at every call; none for an operation.
 
     Raises:
-        PluginError: a value that is no array of numbers, with its name.
+        PluginError: a value is not an array of numbers; the message has its name.
     """
     if workload.optimizer is None:
         return {}
@@ -166,7 +166,7 @@ def first_params(workload: Workload) -> dict[str, HostArray]:
 
 
 def _arrays(problem: Problem | Operation, call: str, made: object) -> dict[str, HostArray]:
-    """What a problem makes, as arrays: a NumPy scalar or a Python number is one of shape ()."""
+    """Convert what a problem makes to arrays: a number becomes one of shape ()."""
     who = f"problem {type(problem).__name__}: {call}()"
     if not isinstance(made, Mapping):
         raise PluginError(f"{who} gives {_kind(made)}, takes a dict of arrays by name")
@@ -195,9 +195,9 @@ def place(backend: Backend, host: Mapping[str, HostArray]) -> dict[str, Array]:
 def skip(
     backend: Backend, workload: Workload, data: Mapping[str, Array], random: Random, steps: int
 ) -> None:
-    """Draw what this many steps would, and drop it.
+    """Draw the random values of this many steps, and drop them.
 
-    A step keeps its form, so what the first draws is what all draw.
+    All steps have the same form, so each draws the shapes that the first one draws.
     """
     if steps:
         noted = _Noted(random)
@@ -208,7 +208,7 @@ def skip(
 
 
 class _Noted:
-    """Draws, and notes which shapes."""
+    """A random stream that notes the shapes which are drawn."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
@@ -222,7 +222,7 @@ class _Noted:
 def place_params(backend: Backend, workload: Workload) -> Params:
     """The first parameters on the backend's device; none for an operation."""
     first = first_params(workload)
-    # One array at a time: the host's copy goes as soon as its own is placed.
+    # One array at a time, so that each host copy is freed as soon as it is placed.
     return {name: placed(backend, first.pop(name)) for name in list(first)}
 
 
@@ -230,7 +230,7 @@ def first_state(backend: Backend, workload: Workload, params: Params) -> OptStat
     """The optimizer's state before the first step, as arrays of the backend; none for an operation.
 
     Raises:
-        PluginError: a value that is neither an array nor a number, with its name.
+        PluginError: a value is neither an array nor a number; the message has its name.
     """
     optimizer = workload.optimizer
     if optimizer is None:
@@ -240,7 +240,7 @@ def first_state(backend: Backend, workload: Workload, params: Params) -> OptStat
 
 
 def _state_array(backend: Backend, optimizer: Optimizer, name: str, value: object) -> Array:
-    """A number as an array: else every step would have the first one, where a step is recorded."""
+    """Convert a number to an array: a recorded step would always replay its first value."""
     if isinstance(value, np.generic | bool | int | float):
         return backend.asarray(np.asarray(value))
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
@@ -258,8 +258,8 @@ def named_arrays(data: Mapping[str, Array], params: Params, state: OptState) -> 
 def manual(xp: Any) -> LossAndGrad:
     """The problem's own gradient, computed with `xp`.
 
-    One call that shares work between loss and gradient, so it is traced as one part: to time the
-    loss alone beside it would only be a guess at its share.
+    Loss and gradient come from one call and share work, so they are traced as one part: timing the
+    loss alone would only give a guess at its share.
     """
 
     def loss_and_grad(
@@ -283,7 +283,7 @@ def require_gradient(problem: Problem | Operation, backend: str) -> None:
 
 
 class StepProgram:
-    """One Python iteration a step; nothing assumed of the backend beyond its contract.
+    """A program of one Python iteration per step, which needs only what the contract demands.
 
     `mode_reason` says why it was taken in place of a faster program, see `FallenBack`.
     """
@@ -303,7 +303,7 @@ class StepProgram:
         self.reallocate()
 
     def reallocate(self) -> None:
-        # Let go first: old and new memory together may not fit.
+        # Free the old arrays first: old and new ones together may not fit into memory.
         self._data: dict[str, Array] = {}
         self._params: Params = {}
         self._state: OptState = {}
@@ -353,7 +353,7 @@ class StepProgram:
             batch = problem.batch(xp, data, random)
             loss, grads = loss_and_grad(problem, params, batch)
             keep(loss)
-            del batch  # long arrays go as soon as they can
+            del batch  # frees long arrays as soon as possible
             params, state = optimizer.update(xp, params, grads, state)
             del grads
         self._params, self._state = params, state
@@ -365,7 +365,7 @@ class StepProgram:
             assert self._workload.optimizer is not None
             self._trace_learn(self._workload.problem, self._workload.optimizer, n, mark)
 
-    # The loops of `advance` again: a mark that marks nothing would slow those.
+    # These repeat the loops of `advance`, which even a mark that does nothing would slow down.
 
     def _trace_apply(self, problem: Operation, n: int, mark: Mark) -> None:
         xp, data, random = self._backend.xp, self._data, self._random

@@ -1,4 +1,4 @@
-"""The user's cache folder: what is kept between runs and can be found again without it."""
+"""The user's cache folder, for what is kept between runs and can be computed again."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def folder() -> Path:
-    """Expkit's own folder in it; it may not be there yet."""
+    """Expkit's own folder in the user's cache; it may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME")
     if base:
         return Path(base, "expkit")
     try:
         return Path.home() / ".cache" / "expkit"
-    except RuntimeError:  # a user without a home: a folder that cannot be
+    except RuntimeError:  # a user without a home gets a folder that cannot exist
         return Path(os.devnull, "expkit")

@@ -19,14 +19,14 @@ def is_text(value: object) -> bool:
 
 
 def is_whole(value: object) -> bool:
-    """An integer of at least 0: JSON's true is none, though Python counts it as one."""
+    """Whether this is an integer of at least 0. A bool is not, though it is an int in Python."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def is_number(value: object) -> bool:
-    """A finite one, or the word that stands for one that JSON lacks."""
+    """Whether this is a finite number, or the word for a number that JSON lacks."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return abs(value) <= sys.float_info.max  # false for what is not a number
+        return abs(value) <= sys.float_info.max  # false for a NaN
     return value in ("nan", "inf", "-inf")
 
 
@@ -75,7 +75,7 @@ def misfit(record: object, required: Mapping[str, Check]) -> str | None:
 
 
 def unknown(record: Mapping[str, Any], known: Mapping[str, Any]) -> str | None:
-    """The first key that has no meaning here."""
+    """Say which key is the first that has no meaning here; None if all are known."""
     for key in record:
         if key not in known:
             return f"{key[:40]!r}: no such key; takes {', '.join(known)}"

@@ -1,8 +1,8 @@
 """The one loop that drives trials, whether they live in this process or in others.
 
-A run is one trial, `expkit compare` two, a sweep teams of them in processes of their own; where
-the process is the unit, the same cells are tried again in fresh ones. Likeness, verdict and
-stopping are decided here and nowhere else.
+A run has one trial, `expkit compare` has two, and a sweep has teams of trials in processes of their
+own. Where several processes measure each cell, the loop runs new trials in fresh ones. Parity,
+verdicts and stopping are decided here and nowhere else.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from expkit.tracking.tracker import Tracker
 from expkit.trial import Trial
 
 Watch = Callable[[int, Now], None]
-"""Called off the clock, with the number of the cell among those that are run together."""
+"""Called off the clock with a cell's number among those run together, and what is being done."""
 
 
 class AnyTrial(Protocol):
-    """One attempt to measure a cell, wherever it lives.
+    """One attempt to measure a cell, in this process or in another.
 
-    What is asked of one that has ended has no effect. `wait` is for what `find_answer` and `finish`
-    have begun: elsewhere they go on side by side.
+    Once it has ended, requests have no effect. In another process `find_answer` and `finish` only
+    begin, so that trials do this work side by side; `wait` waits until it is done.
 
     Attributes:
-        lives: whether it may have times, or more of them.
+        lives: whether it may still give valid times.
         facts: what its program works with.
-        broken: where that is not what it says.
+        broken: where that differs from what it claims.
         rounds: the seconds of its repeats so far.
         expected_s: about how long the least number of them takes.
-        pid: of its process.
+        pid: the id of its process.
     """
 
     cell: Cell
@@ -94,11 +94,11 @@ def conduct(
     """Measure cells in turn, from their preparation to their end.
 
     Args:
-        bases: of each trial, which of them it is held against.
-        compared: whether verdicts end it; else narrow intervals do, and each trial may take the
-            whole budget.
-        timed: false for one repeat of each.
-        processes: how many processes measure each cell, these included.
+        bases: for each trial, the number of the one that it is compared with, if any.
+        compared: whether to stop when there are verdicts; if not, narrow intervals are enough, and
+            each trial may take the whole budget.
+        timed: false for a single repeat of each trial.
+        processes: how many processes measure each cell, including the first.
     """
     with _quiet(trials, expected=False):
         for trial in trials:
@@ -116,7 +116,7 @@ def conduct(
         _measure_again(ready, processes, watch, compared=compared)
         for trial in ready:
             trial.conclude(stopped_by, activity)
-    _refuse_unlike(trials, bases)  # by what only the clock could show
+    _refuse_unlike(trials, bases)  # again, for what only the timed repeats could show
     for number, trial in enumerate(trials):
         trial.finish(_standing(trial, _base(trials, bases, number)))
     for trial in trials:
@@ -124,7 +124,7 @@ def conduct(
 
 
 def run(cell: Cell, folder: Path, tracker: Tracker | None, watch: Watch) -> Result:
-    """Run a cell in its folder, journal first. What went wrong is recorded, then raised.
+    """Run a cell in its folder, journal first. An error is recorded, then raised.
 
     Raises:
         UserError: before anything is written, where this machine cannot run the backend or the
@@ -143,11 +143,12 @@ def run_together(
 ) -> list[Result]:
     """Run cells in this process, each in its folder, their repeats interleaved.
 
-    How long is the first cell's to say. That they are in MLflow is the caller's to see to.
+    The first cell's configuration says how long to measure. The caller has to see that the runs
+    reach MLflow.
 
     Args:
-        tags: of every run.
-        timed: false where other things run meanwhile: one repeat each, and no times.
+        tags: tags of every run.
+        timed: false where other work runs meanwhile: each cell has one repeat and no times.
 
     Raises:
         UserError: before anything is written, where this machine cannot run a backend or a folder
@@ -175,7 +176,7 @@ def run_apart(
     *,
     tags: Mapping[str, str],
 ) -> None:
-    """As `run_together`, each cell in a process of its own: what goes wrong is that run's end."""
+    """Do as `run_together`, each cell in a process of its own: an error ends its run alone."""
     with ExitStack() as stack:
         trials = []
         for number, (cell, folder) in enumerate(jobs):
@@ -192,7 +193,7 @@ def run_apart(
 
 
 def _in_turn(trials: Sequence[AnyTrial], watch: Watch, *, timed: bool = True) -> None:
-    """All held against the first."""
+    """Measure trials in turn, and compare each with the first."""
     bases = [None if number == 0 else 0 for number in range(len(trials))]
     processes = trials[0].cell.measure.processes
     conduct(trials, bases, compared=True, timed=timed, processes=processes, watch=watch)
@@ -212,7 +213,7 @@ def check_runnable(cell: Cell) -> None:
 
 
 def check_workload(cell: Cell) -> None:
-    """See that the backend can run the problem at all; takes no library and no device.
+    """See that the backend can run the problem at all; needs no library and no device.
 
     Raises:
         Unavailable: it cannot.
@@ -224,9 +225,9 @@ def check_workload(cell: Cell) -> None:
 
 @contextmanager
 def as_a_program() -> Iterator[None]:
-    """Collect garbage as a user's program would, which the command line does not when it starts.
+    """Collect garbage as a user's program would: the command line starts with it disabled.
 
-    A loss that is not finite is found and named, and no warning.
+    NumPy's floating-point warnings are off, since a loss that is not finite is reported anyway.
     """
     before = gc.isenabled()
     gc.collect()
@@ -241,7 +242,7 @@ def as_a_program() -> Iterator[None]:
 
 @contextmanager
 def _quiet(trials: Sequence[AnyTrial], *, expected: bool) -> Iterator[None]:
-    """Nothing of ours beside the clock; first let runs that are expected to be long appear."""
+    """Keep the trackers from running meanwhile; first let long runs appear in MLflow."""
     with ExitStack() as quiet:
         for trial in trials:
             if trial.tracker:
@@ -255,18 +256,18 @@ def _alive(trials: Sequence[AnyTrial]) -> list[AnyTrial]:
 
 
 def _others(trials: Sequence[AnyTrial]) -> list[int]:
-    """Processes that measure on this one's behalf."""
+    """The ids of the processes that measure on this one's behalf."""
     return [trial.pid for trial in trials if trial.pid != os.getpid()]
 
 
 def _base(trials: Sequence[AnyTrial], bases: Sequence[int | None], number: int) -> AnyTrial | None:
-    """What a trial is held against, if that has come to anything."""
+    """The trial that this one is compared with, if it has facts to compare."""
     index = bases[number]
     return trials[index] if index is not None and trials[index].facts else None
 
 
 def _refuse_unlike(trials: Sequence[AnyTrial], bases: Sequence[int | None]) -> None:
-    """With `measure.parity=require`, end what does not do the work that it says, or its base's."""
+    """With `measure.parity=require`, end trials whose work differs from their claim or base."""
     for number, trial in enumerate(trials):
         if trial.cell.measure.parity == "require" and trial.lives:
             base = _base(trials, bases, number)
@@ -277,7 +278,7 @@ def _refuse_unlike(trials: Sequence[AnyTrial], bases: Sequence[int | None]) -> N
 
 
 def _rounds(ready: Sequence[AnyTrial], *, compared: bool, timed: bool) -> str | None:
-    """Repeats until enough is known or a limit is reached; what ended them."""
+    """Run repeats until enough is known or a limit is reached; return what ended them."""
     if not ready:
         return None
     if not timed:
@@ -285,7 +286,7 @@ def _rounds(ready: Sequence[AnyTrial], *, compared: bool, timed: bool) -> str | 
             trial.repeat()
         return None
     measure = ready[0].cell.measure
-    if not compared:  # what one cell may take, each of them may
+    if not compared:  # each cell may take what a single one may
         measure = replace(measure, budget_s=measure.budget_s * len(ready))
     look = Look(measure, lambda: [t.rounds for t in ready if t.lives], compared=compared)
     return run_rounds(ready, measure, look.enough, look.width)
@@ -294,11 +295,11 @@ def _rounds(ready: Sequence[AnyTrial], *, compared: bool, timed: bool) -> str | 
 def _measure_again(
     ready: Sequence[AnyTrial], processes: int, watch: Watch, *, compared: bool
 ) -> None:
-    """Add what fresh processes measure, one for each cell, until one of them comes to no time.
+    """Add what fresh processes measure, one per cell at a time, until one of them gets no time.
 
-    What a process fixes when it starts (where its code and stack lie, the seed of its hashes, a
-    GPU's context) moves times as placement does, for as long as the process lives. So the process
-    is the unit of the interval then, and placements are nested in it.
+    What a process fixes when it starts (the addresses of its code and stack, the seed of its
+    hashes, a GPU's context) changes times as placement does, for as long as the process lives. So
+    with several, the process is the unit of the interval, and placements are nested in it.
     """
     trials = _alive(ready)
     for number in range(2, processes + 1):
@@ -319,7 +320,7 @@ def _measure_again(
 
 
 def _standing(trial: AnyTrial, base: AnyTrial | None) -> dict[str, str]:
-    """How a trial stands against its base, as tags: its verdict, and where they are unlike."""
+    """The tags that compare a trial with its base: its verdict, and where their work differs."""
     if base is None:
         return {"parity": writing.not_alike(trial.broken)} if trial.broken else {}
     unlike = parity.unlike(base, trial, (base.cell.title, "this cell"))

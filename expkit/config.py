@@ -5,7 +5,7 @@ The core's problems and optimizers are options by being files: each module under
 option's keys. Plugins bring theirs as YAML files that name a class in `_target_`. Either way the
 composed values are checked against the class.
 
-Hydra is imported by what composes: a sweep's worker thaws its cell, and has no need of it.
+Only the functions that compose import Hydra: a sweep's worker thaws its cell and does not need it.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ from expkit.tracking import address
 
 GROUPS = ("problem", "backend", "optimizer", "measure", "tracking")
 NAMING_A_CLASS = ("problem", "backend", "optimizer")
-"""The groups whose options say in `_target_` what is built."""
+"""The groups whose options name in `_target_` the class that is built."""
 STREAMS = ("shared", "device")
 OBJECTIVES = ("loss", "seconds")
 MOST = 2**31 - 1
 """The greatest integer that a key takes: the losses of so many steps can be kept."""
 MOST_OF_PROBLEM = 10**12
-"""Of a problem's sizes: what fits in memory is for the machine to say, what is an index is not."""
+"""The same for a problem's sizes, which must be valid as indices; memory may allow fewer."""
 PLAIN = re.compile(r"[\w.:@+/-]+")
-"""A value that means nothing to Hydra's grammar but itself."""
+"""A value that needs no quotes in Hydra's grammar."""
 MOST_SEED = 2**63 - 1
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where runs are kept beside their journal.
+    """Where runs are kept besides their journal.
 
     Attributes:
         kind: `mlflow` or `none`.
-        uri: MLflow's tracking address; null for EXPKIT_TRACKING_URI, or where that is not set
-            for the sqlite database under `outputs`.
+        uri: MLflow's tracking address; null for EXPKIT_TRACKING_URI or, if that is not set, for the
+            sqlite database under `outputs`.
         experiment: MLflow's experiment.
-        pictures: draw the loss curve and the problem's own picture.
+        pictures: whether to draw the loss curve and the problem's own picture.
     """
 
     kind: str = "mlflow"
@@ -83,10 +83,11 @@ class Sweep:
 
     Attributes:
         timing: true to measure: cells of one problem are alive together and take turns, one at a
-            time. False to run for the results alone, several at once, without times.
-        workers: processes at most: alive together, or at once. Null for 8, or one a CPU.
-        limit_s: seconds of its own that a cell may take before it is ended.
-        baseline: the backend or optimizer that the others are held against; null for the first.
+            time. False to run several at once for their results alone, without times.
+        workers: the most processes: alive together with timing (null for 8), else running at once
+            (null for one per CPU).
+        limit_s: how many seconds of its own a cell may take before it is ended.
+        baseline: the backend or optimizer that the others are compared with; null for the first.
         skip_finished: leave out cells that an earlier sweep finished in the same outputs folder.
         dry_run: say what would run, and stop.
         objective: what a searching sweeper minimises: the final `loss`, or `seconds`.
@@ -109,12 +110,12 @@ class Sweep:
 
 
 OWN: Mapping[str, type[Any]] = {"measure": Measure, "tracking": Tracking, "sweep": Sweep}
-"""The groups whose one class is the core's."""
+"""The groups that have a single class, defined by the core."""
 
 
 @dataclass
 class Config:
-    """The top level. A missing value (`???`) is what the problem recommends."""
+    """The top level. A missing `steps`, `log_every` or `stream` is what the problem recommends."""
 
     problem: Any = MISSING
     backend: Any = MISSING
@@ -131,7 +132,7 @@ class Config:
 
 
 KEYS = tuple(field.name for field in fields(Config))
-"""Of the top level."""
+"""The keys of the top level."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,9 @@ class Cell:
 
     Attributes:
         names: the chosen option of `problem`, `backend` and `optimizer`.
-        tracking: with the whole address; the password in it is neither in `resolved` nor `frozen`.
+        tracking: with the full address; `resolved` and `frozen` have it without its password.
         resolved: the whole configuration with every recommendation filled in.
-        frozen: what `thaw` makes the same cell of, whatever becomes of the option files.
+        frozen: what `thaw` needs to build the same cell, even after option files have changed.
     """
 
     names: Mapping[str, str]
@@ -156,7 +157,7 @@ class Cell:
     frozen: Mapping[str, Any]
 
     def but(self, *words: str, **values: object) -> Cell:
-        """The same cell with something changed, in words or values.
+        """Build the same cell with changes, given as words or values.
 
         >>> compose_cell("problem=linear").but("seed=3", optimizer="adam").title
         'linear · numpy · adam'
@@ -174,7 +175,7 @@ class Cell:
 
     @property
     def address(self) -> str:
-        """Where its run is sent, whole."""
+        """The full address that its run is sent to, with any password."""
         return self.tracking.uri or address.local(self.outputs)
 
     @cached_property
@@ -191,7 +192,7 @@ class Cell:
 
     @property
     def hash(self) -> str:
-        """Of what determines the result: all but how it is measured and where it is kept."""
+        """The hash of all that determines the result, so without `measure` and `tracking`."""
         apart = ("measure.", "tracking.")
         hashed = {k: v for k, v in self.params.items() if not k.startswith(apart)}
         return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:12]
@@ -233,7 +234,7 @@ def build_sweep(config: DictConfig) -> Sweep:
 
 
 def checked_sweep(values: Mapping[str, Any]) -> Sweep:
-    """The `sweep` keys again, from what was written down of them.
+    """Build the `sweep` keys again from stored values, and check them.
 
     Raises:
         UserError: an unknown key, a value of the wrong type or range, or one that refers to
@@ -250,7 +251,7 @@ def options(group: str) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     register()
-    # Hydra is one to a process, and while it runs only its own search path has what it was given.
+    # Hydra is a singleton, and while it runs only its own search path has the folders it was given.
     running = GlobalHydra.instance().is_initialized()
     with nullcontext() if running else initialize_config_module("expkit.conf", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
@@ -278,12 +279,12 @@ def compose_cell(*words: str) -> Cell:
 
 
 def words_of(values: Mapping[str, object]) -> list[str]:
-    """Values in the words of the command line."""
+    """Write values as words of the command line."""
     return [f"{key}={_in_grammar(value)}" for key, value in values.items()]
 
 
 def _in_grammar(value: object) -> str:
-    """A value in Hydra's grammar; a list is a choice of several.
+    """Write a value in Hydra's grammar; a list becomes a choice of several values.
 
     >>> [_in_grammar(value) for value in (3, None, True, "sine", "a b", ["numpy", "torch"])]
     ['3', 'null', 'true', 'sine', "'a b'", 'numpy,torch']
@@ -300,16 +301,16 @@ def _in_grammar(value: object) -> str:
 
 
 def as_typed(words: Sequence[str]) -> list[str]:
-    """The words that Hydra keeps; what they refer to is not looked up."""
+    """The words that Hydra keeps, as typed: their references (`${...}`) are not resolved."""
     found: Any = OmegaConf.to_container(words, resolve=False)
     return list(found)
 
 
 def thaw(frozen: Mapping[str, Any]) -> Cell:
-    """The cell again, in any process; nothing is read but the frozen values.
+    """Build a frozen cell again, in any process, from nothing but the frozen values.
 
-    Its classes were found to be allowed when it was frozen; of what comes from a file see
-    `require_installed` before.
+    Whether its classes are allowed was checked when it was frozen. Values from a file have to be
+    checked first, by `require_installed`.
 
     >>> cell = compose_cell("problem=linear", "optimizer.lr=0.5")
     >>> thaw(cell.frozen).resolved == cell.resolved
@@ -325,7 +326,7 @@ def thaw(frozen: Mapping[str, Any]) -> Cell:
 
 
 def reference(values: object, key: str = "") -> str | None:
-    """Where a value has `${`, which would be resolved; those of a cell are resolved already."""
+    """Say which value has a `${`, which would be resolved; those of a cell are resolved already."""
     if isinstance(values, Mapping):
         inner = ((f"{key}.{name}" if key else f"{name}", value) for name, value in values.items())
     elif isinstance(values, list):
@@ -366,7 +367,7 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
     for key in map(str, config):
         if key not in KEYS:
             raise UserError(f"{key}: no such key; the top level takes {', '.join(KEYS)}")
-    build_sweep(config)  # of no effect on one cell, but its keys are checked alike
+    build_sweep(config)  # has no effect on a single cell, but its keys are checked too
     for group in GROUPS:
         if OmegaConf.is_missing(config, group) or config.get(group) is None:
             raise ConfigError(group, None, ", ".join(options(group)))
@@ -413,7 +414,7 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
     assert isinstance(values, dict)
     values["outputs"] = str(outputs)
     values["tracking"]["uri"] = kept_uri
-    values.pop("allow_target", None)  # a permission is a person's, each time
+    values.pop("allow_target", None)  # the user has to give this permission each time
     if reason := reference(values):
         raise UserError(reason)
     frozen = {
@@ -425,7 +426,9 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
 
 
 def _kept_word(word: str, kept_uri: str | None) -> str:
-    """A word as it is kept: Hydra may have escaped the address in it, which hides the password."""
+    """A word without any password. The tracking address is replaced as a whole: Hydra may have
+    escaped it, and its password would not be found.
+    """
     key = word.partition("=")[0]
     return f"{key}={kept_uri}" if key.lstrip("+") == "tracking.uri" else address.scrub(word)
 
@@ -434,7 +437,7 @@ def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
     node = config[group]
     try:
         container = OmegaConf.to_container(node, resolve=True)
-    except OmegaConfBaseException as error:  # it refers to what is not there
+    except OmegaConfBaseException as error:  # a value refers to a key that does not exist
         reason = plain_reason(error)
         raise UserError(reason if reason.startswith(group) else f"{group}: {reason}") from error
     if not isinstance(container, dict):
@@ -457,7 +460,7 @@ def _build(config: DictConfig, group: str, defaults: Mapping[str, Any]) -> Any:
         if values.get(name, "???") == "???":
             values[name] = value
     with _named(group, cls):
-        # Thousands of cells share these few settings; what a plugin brings is each cell's own.
+        # Thousands of cells share these few settings; objects of a plugin's class are not shared.
         if group in OWN:
             return _own(cls, json.dumps(values))
         return _typed(cls, values, MOST_OF_PROBLEM if group == "problem" else MOST)
@@ -480,7 +483,7 @@ def _own(cls: type[Any], values: str) -> Any:
 
 @contextmanager
 def _named(group: str, cls: type[Any]) -> Iterator[None]:
-    """Put the group before the key in what goes wrong inside."""
+    """Put the group before the key in errors that are raised inside."""
     try:
         yield
     except ConfigError as error:
@@ -492,7 +495,7 @@ def _named(group: str, cls: type[Any]) -> Iterator[None]:
 
 
 def plain_reason(error: OmegaConfBaseException, cls: type[Any] = Config) -> str:
-    """The key, what it got and what it takes, from what OmegaConf says over several lines."""
+    """Shorten OmegaConf's message of several lines: the key, what it got, what it takes."""
     said = str(error.msg or error).splitlines()[0]
     key = str(error.full_key or "")
     parts = (Measure, Tracking, Sweep, cls)
@@ -512,13 +515,13 @@ def plain_reason(error: OmegaConfBaseException, cls: type[Any] = Config) -> str:
 
 
 def require_installed(config: Mapping[str, Any], remedy: str) -> None:
-    """See that a configuration names no class but those of installed options: loading runs code.
+    """See that a configuration names only classes of installed options, since loading runs code.
 
     Args:
-        remedy: what a person says to have another loaded.
+        remedy: what the user has to say to load another class.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: it names another class.
     """
     for group in ("problem", "optimizer", "backend"):
         options = config.get(group)
@@ -554,7 +557,7 @@ def _load(target: str, group: str) -> type[Any]:
 
 
 def _is_module(target: str) -> bool:
-    with suppress(Exception):  # a package above it may raise anything
+    with suppress(Exception):  # importing its parent package may raise anything
         return find_spec(target) is not None
     return False
 

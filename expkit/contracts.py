@@ -2,15 +2,15 @@
 
 A **problem** and an **optimizer** are written once over an array namespace `xp` (the array API
 standard's functions: NumPy, PyTorch and others have them). A **backend** turns the pair into a
-**program** that advances n steps. The framework alone owns the clock:
-synchronize, read, `advance`, synchronize, read.
+**program** that advances n steps. Only the framework reads the clock: it synchronizes, reads the
+clock, calls `advance`, synchronizes, and reads the clock again.
 
 Two habits keep the first two portable: operators before functions (`w @ x`, not
 `xp.matmul(w, x)`), and `xp` taken as an argument, never imported.
 
-A step (`batch`, `loss_and_grad` or `apply`, and `update`) depends on its arguments alone and keeps
-the same form from one to the next: a backend may record it once and replay it. What changes from
-step to step comes from `random` or is an array in the optimizer's state, all of which `init` makes.
+A step (`batch`, `loss_and_grad` or `apply`, and `update`) depends on its arguments alone, and every
+step has the same form, so that a backend may record one and replay it. What changes from step to
+step comes from `random` or is an array in the optimizer's state. `init` makes all of the latter.
 
 Problems, optimizers and backends are frozen dataclasses: their fields are their configuration.
 """
@@ -36,10 +36,10 @@ Curves: TypeAlias = Mapping[str, tuple[HostArray, HostArray]]
 Mark: TypeAlias = Callable[[str], None]
 """Called by a traced step when a part of it has ended: `draw`, `forward`, `backward`, `update`.
 
-The time since the mark before belongs to that part. Every step makes the same marks; parts may
-alternate. Where one call computes loss and gradient both, that is `forward and backward`; where one
-computes the whole step it is `step`, or `draw` and `step` where the draw is apart. A mark may
-raise, which ends a trace that takes too long: `reallocate` is called next.
+The time since the previous mark belongs to that part. Every step makes the same marks; a part may
+come up several times in it. A call that computes both loss and gradient is `forward and backward`;
+one that computes the whole step is `step`, or `draw` and `step` if the draw is separate. A mark may
+raise an exception to end a trace that takes too long: `reallocate` is called next.
 """
 
 
@@ -59,7 +59,7 @@ class Recommended:
         steps: steps of one repeat.
         log_every: steps of a chunk, the stretch between two readings of the clock.
         stream: `shared` (the host draws, every backend sees the same bits) or `device`.
-        lr: learning rate by optimizer option. With another one a run has to be told a rate.
+        lr: learning rate by optimizer option. For any other optimizer the user has to give a rate.
     """
 
     steps: int
@@ -85,7 +85,7 @@ class Problem(Protocol):
         ...
 
     def batch(self, xp: Any, data: Mapping[str, Array], random: Random) -> Batch:
-        """What one step sees."""
+        """The data that one step uses."""
         ...
 
     def loss(self, xp: Any, params: Params, batch: Batch) -> Array:
@@ -107,15 +107,15 @@ class Operation(Protocol):
     """Something to compute with nothing to learn, such as a matrix product."""
 
     def recommended(self) -> Recommended:
-        """As a problem's."""
+        """As `Problem.recommended`."""
         ...
 
     def data(self, rng: np.random.Generator) -> dict[str, HostArray]:
-        """As a problem's."""
+        """As `Problem.data`."""
         ...
 
     def batch(self, xp: Any, data: Mapping[str, Array], random: Random) -> Batch:
-        """As a problem's."""
+        """As `Problem.batch`."""
         ...
 
     def apply(self, xp: Any, batch: Batch) -> Array:
@@ -137,9 +137,9 @@ class Cost:
     """The least that a step must do, from the problem's sizes: drawing, loss and gradient.
 
     Attributes:
-        flops: floating-point operations. Drawing counts none.
-        elements: array elements that must cross from or to memory however well the step is fused.
-            The optimizer's own are not counted: they follow from the parameters and its state.
+        flops: floating-point operations. Drawing counts as none.
+        elements: array elements that must move from or to memory, however well the step is fused.
+            Those of the optimizer are left out: they follow from the parameters and its state.
     """
 
     flops: float
@@ -148,10 +148,10 @@ class Cost:
 
 @runtime_checkable
 class HasCost(Protocol):
-    """A problem that declares the work of its step, so that a time can be held against a limit."""
+    """A problem that declares the work of a step, so that times can be compared with a limit."""
 
     def cost(self) -> Cost:
-        """Of one step, for this problem's sizes."""
+        """The cost of one step, for this problem's sizes."""
         ...
 
 
@@ -171,13 +171,13 @@ class Optimizer(Protocol):
 
 @runtime_checkable
 class Small(Protocol):
-    """A problem that says at what sizes, and in what forms, the contracts try it."""
+    """A problem that says at which sizes, and in which forms, the contract tests try it."""
 
     def small(self) -> Mapping[str, Problem | Operation]:
-        """This problem in each form that has a step of its own, such as whole data and minibatches,
-        by title, with the plain form under "". Each is so small that a step takes next to no time.
+        """This problem in each form that has a different step, such as whole data and minibatches,
+        by title, with the plain form under "". Each is so small that a step takes almost no time.
 
-        Where a problem has no such method its fields `n` and `batch_size` are made small.
+        For a problem without this method, the tests make its fields `n` and `batch_size` small.
         """
         ...
 
@@ -190,7 +190,7 @@ class Workload:
         optimizer: None for an operation.
         steps: the most steps a program is asked for between two resets.
         stream: `shared` or `device`, see `Recommended`.
-        made: what `expkit.authors.first_data` keeps; `dataclasses.replace` hands it on.
+        made: the cache of `expkit.authors.first_data`; `dataclasses.replace` passes it on.
     """
 
     problem: Problem | Operation
@@ -204,36 +204,37 @@ class Workload:
 class Program(Protocol):
     """A workload on a backend. Owns its state.
 
-    Nothing that depends on a step, its draws included, is computed outside `advance` and
-    `synchronize`: the clock is around these two alone.
+    Everything that depends on a step, its random draws included, has to be computed in `advance`
+    and `synchronize`: only these two are timed.
     """
 
     mode: str
     """How steps are computed, recorded with the run: `step` for step by step."""
 
     def reset(self) -> None:
-        """Back to the start. Never on the clock."""
+        """Go back to the start. Never on the clock."""
         ...
 
     def reallocate(self) -> None:
-        """Reset in fresh memory, without compiling again. Where arrays lie changes times by
-        several percent, so they lie elsewhere in every round (Mytkowicz et al. 2009).
+        """Reset in fresh memory, without compiling again. The addresses of arrays change times by
+        several percent, so the arrays lie elsewhere in every round (Mytkowicz et al. 2009).
         """
         ...
 
     def load(self, arrays: Mapping[str, HostArray], step: int = 0) -> None:
-        """Go on from another state, as if `step` steps were done. Never on the clock.
+        """Continue from another state, as if `step` steps were done. Never on the clock.
 
         Args:
-            arrays: by the names of `arrays`; what is not named is as after a reset. Data stay as
-                they are given here until `reallocate`.
-            step: where the random stream goes on. The losses of earlier steps mean nothing.
+            arrays: by the names that `Program.arrays` uses; those that are not named are as after a
+                reset. Data that are given here stay until `reallocate`.
+            step: the step at which the random stream continues. Losses of earlier steps may have
+                any value.
         """
         ...
 
     def advance(self, n: int) -> None:
-        """N steps. May only enqueue; losses stay where they were computed. May compile what it
-        needs for the first call of each n after `build`, not again after `reset` or `reallocate`.
+        """Run n steps. It may only enqueue them; losses stay where they are computed. At the first
+        call with each n after `build` it may compile, not again after `reset` or `reallocate`.
         """
         ...
 
@@ -248,15 +249,15 @@ class Program(Protocol):
         ...
 
     def arrays(self) -> dict[str, Array]:
-        """What lives from step to step, as `data.x`, `params.w`, `state.m`: no copies."""
+        """The arrays kept from step to step, as `data.x`, `params.w`, `state.m`; not copies."""
         ...
 
     def trace(self, n: int, mark: Mark) -> None:
-        """N steps like `advance`, calling `mark` as each part of a step ends.
+        """Run n steps like `advance`, calling `mark` as each part of a step ends.
 
-        It takes longer, and what it leaves equals what `advance` leaves within the dtype's
-        rounding: a compiler that fuses a step need not compute its parts to the same bits. Where
-        the parts take over a fifth more or less than the timed step, they are not shown.
+        It may take longer, and its results must equal those of `advance` within the dtype's
+        rounding: a compiler that fuses a step need not compute its parts to the same bits. If the
+        parts take over a fifth more or less than the timed step, they are not shown.
         """
         ...
 
@@ -267,39 +268,39 @@ class FallenBack(Protocol):
 
     mode_reason: str
     """Why the faster one was not taken, recorded and shown with the run: `the step cannot be
-    captured: ...`. Empty where there is none, or where `fast` is false.
+    captured: ...`. Empty where there is no faster one, or where `fast` is false.
     """
 
 
 @runtime_checkable
 class Placing(Protocol):
-    """A backend that can choose where an array lies; for one that cannot, what else is allocated
-    around the arrays has to move them.
+    """A backend that can choose where in memory an array lies. For any other, only what else is
+    allocated around the arrays moves them.
     """
 
     def placed(self, host: npt.NDArray[Any]) -> Array:
-        """As `asarray`, somewhere else in memory at every call."""
+        """Do as `asarray`, but elsewhere in memory at every call."""
         ...
 
 
 class Backend(Protocol):
     """A way of computing.
 
-    One that cannot run every workload, such as one without automatic differentiation, has a method
-    `check_workload(workload)` besides, which raises `Unavailable` for those as
-    `expkit.authors.require_gradient` does. It imports no library and asks no device.
+    A backend that cannot run every workload, such as one without automatic differentiation, also
+    has a method `check_workload(workload)`, which raises `Unavailable` for those it cannot run, as
+    `expkit.authors.require_gradient` does. The method imports no library and uses no device.
     """
 
     @property
     def xp(self) -> Any:
-        """The array namespace. Here, or in `configure`, the library is imported: what that takes
-        is not counted as set-up of the program.
+        """The array namespace. The library is imported here or in `configure`, so that its import
+        does not count as set-up of the program.
         """
         ...
 
     def check_available(self) -> None:
         """Raise `expkit.errors.Unavailable(reason, remedy)` where this machine cannot run it.
-        Never a traceback from inside a library. Ranges of fields are checked in `__post_init__`,
+        No other exception of a library may escape. Ranges of fields are checked in `__post_init__`,
         by the function `expkit.errors.check`.
         """
         ...
@@ -317,8 +318,8 @@ class Backend(Protocol):
         ...
 
     def random(self, seed: int) -> Random:
-        """The backend's own generator, for `stream=device`: at its start, with the very values that
-        a program draws. The answer is checked on them.
+        """The backend's own generator, for `stream=device`, at its start. It has to give the very
+        values that a program draws, because answers are checked with them.
         """
         ...
 
@@ -326,8 +327,8 @@ class Backend(Protocol):
         """Return when all queued work is done.
 
         Args:
-            program: one that `build` returned, whose parameters, state and losses are computed
-                then; a lazy library evaluates them here. None for work of no program.
+            program: a program that `build` returned. Its parameters, state and losses are computed
+                on return: a lazy library evaluates them here. None for work of no program.
         """
         ...
 
@@ -338,8 +339,8 @@ class Backend(Protocol):
         ...
 
     def describe(self) -> dict[str, str | int | float]:
-        """What runs, read back and not assumed: `device`, `dtype` and `threads`, which with
-        `backend.threads=1` is 1, and the library's version; `tf32` and `matmul_precision` where a
-        library has them.
+        """What really runs, read back from the library: `device`, `dtype`, `threads` (which is 1
+        with `backend.threads=1`), and the library's version; also `tf32` and `matmul_precision`
+        where a library has them.
         """
         ...

@@ -26,10 +26,10 @@ from expkit.tracking import address
 
 @contextmanager
 def explained(words: Sequence[str], commands: Sequence[str] = ()) -> Iterator[None]:
-    """Compose these words in here: what Hydra, OmegaConf or YAML raise becomes one line.
+    """Turn errors of Hydra, OmegaConf or YAML in composing these words into one line.
 
     Raises:
-        UserError: they raised something.
+        UserError: one of them raised an error.
     """
     try:
         yield
@@ -41,7 +41,7 @@ def explain(error: Exception, words: Sequence[str], commands: Sequence[str] = ()
     """What to print for an error in composing these words.
 
     Args:
-        commands: what may stand in their place, where that is a command line.
+        commands: the commands that may stand in place of words, on a command line.
     """
     if isinstance(error, MissingConfigException):
         return _missing(error)
@@ -88,11 +88,11 @@ SEVERAL = (
     "Sweep parameters",
     "Sweeping over Hydra's configuration",
 )
-"""How Hydra begins where it got several values."""
+"""What Hydra's messages about several values for one key begin with."""
 
 
 def _unreadable(word: str, commands: Sequence[str]) -> str:
-    """A word that Hydra's grammar does not take."""
+    """The message for a word that Hydra's grammar does not take."""
     key, mark, _ = word.partition("=")
     if not mark:
         also = f"{', '.join(commands)}, or " if commands else ""
@@ -102,7 +102,7 @@ def _unreadable(word: str, commands: Sequence[str]) -> str:
 
 
 def _missing(error: MissingConfigException) -> str:
-    """An option or a file that is not on the search path, which Hydra would print whole."""
+    """The message for a missing option or file, without the search path that Hydra would print."""
     if error.options is not None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         said = f"{group}: got {option!r}, takes {', '.join(sorted(error.options))}"
@@ -121,7 +121,7 @@ def _with(words: Sequence[str], part: str) -> str | None:
 
 
 def _siblings(key: str, words: Sequence[str]) -> str:
-    """The keys that stand where this one was looked for."""
+    """Name the keys that exist where this one was looked for."""
     parent = key.rpartition(".")[0]
     choices = [w.split(",")[0] for w in words if "=" in w and "." not in w.partition("=")[0]]
     GlobalHydra.instance().clear()

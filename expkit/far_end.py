@@ -1,4 +1,4 @@
-"""The far end of trials: what a process that runs cells does for its parent."""
+"""The far end of trials: the process that runs cells at its parent's request."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from expkit.tracking.address import one_line
 from expkit.trial import Trial
 
 LOGGED = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
-"""As in `conf/hydra/job_logging/expkit.yaml`."""
+"""The format of log lines, as in `conf/hydra/job_logging/expkit.yaml`."""
 
 
 def serve(parent: Parent) -> None:
@@ -48,7 +48,7 @@ def serve(parent: Parent) -> None:
 
 
 def _run(begin: Begin, parent: Parent) -> Done:
-    """One cell, from its import to its end; every way to fail is an answer."""
+    """Run one cell from its import to its end; every failure becomes an answer."""
     folder, full = Path(begin.folder), False
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def _run(begin: Begin, parent: Parent) -> Done:
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
         outcome, reason = _outcome(begin, folder, parent)
-    except BaseException as error:  # sys.exit too: it is this cell's affair alone
+    except BaseException as error:  # sys.exit too: it ends this cell alone
         outcome, reason, full = Outcome.FAILED, one_line(error), is_disk_full(error)
     with suppress(OSError):  # what it printed may not fit on the disk
         sys.stdout.flush()
@@ -91,7 +91,7 @@ def _outcome(begin: Begin, folder: Path, parent: Parent) -> tuple[str, str]:
 
 
 def _obey(trial: Trial, parent: Parent) -> None:
-    """Do what the parent asks of a trial, up to its end."""
+    """Answer the parent's requests to a trial until it ends."""
     answer: Message = _state(trial)
     while True:
         parent.tell(answer)
@@ -124,9 +124,9 @@ def _state(trial: Trial) -> State:
 
 
 def _log(folder: Path, how: Mapping[str, Any] | None) -> None:
-    """What the cell's code logs goes to a file beside its journal, as in a run of its own."""
+    """Send what the cell's code logs to a file beside its journal, as in a run on its own."""
     root = logging.getLogger()
-    for handler in list(root.handlers):  # the cell's before
+    for handler in list(root.handlers):  # those of the cell before
         root.removeHandler(handler)
         handler.close()
     if how is None:
@@ -145,5 +145,5 @@ def _log(folder: Path, how: Mapping[str, Any] | None) -> None:
 
 @cache
 def _keep_libraries() -> None:
-    """Before the first cell: no collection looks again at what has been imported."""
+    """Exempt from garbage collection what has been imported before the first cell."""
     gc.freeze()

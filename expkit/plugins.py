@@ -26,7 +26,7 @@ from expkit.errors import PluginError
 
 GROUP = "expkit.plugins"
 LAUNCHERS = {"slurm": "hydra_submitit_launcher", "ray": "hydra_ray_launcher"}
-"""Our options of `hydra/launcher` that stand on another's launcher, and its package."""
+"""Our options of `hydra/launcher` that build on another project's launcher, and its package."""
 
 
 def installed() -> dict[str, Path]:
@@ -50,7 +50,7 @@ def _conf(point: EntryPoint) -> Path:
         raise PluginError(f"{_who(point)}: package {point.value} not found; reinstall or remove it")
     conf = Path(spec.submodule_search_locations[0], "conf")
     if not conf.is_dir():
-        if spec.origin is None:  # no package, but a folder that lies where Python looks first
+        if spec.origin is None:  # not the package, but a folder that Python finds before it
             instead = "call expkit in another folder, or by its script and not as python -m expkit"
             raise PluginError(f"{_who(point)}: {conf.parent} is taken for it; {instead}")
         raise PluginError(f"{_who(point)}: no folder {conf}; it holds a plugin's option files")
@@ -63,7 +63,7 @@ def _who(point: EntryPoint) -> str:
 
 
 def _refuse_twins(folders: Mapping[str, Path], taken: Mapping[Path, str]) -> None:
-    """Hydra silently takes the first of two options of one name."""
+    """Refuse two options of one name, of which Hydra would silently take the first."""
     owners = dict(taken)
     for name, folder in folders.items():
         for file in folder.rglob("*.yaml"):
@@ -76,7 +76,7 @@ def _refuse_twins(folders: Mapping[str, Path], taken: Mapping[Path, str]) -> Non
 
 def for_sweeps() -> list[tuple[str, str, dict[str, Any]]]:
     """Register our sweeper and launcher with Hydra: group, name and content of their options."""
-    registry = Plugins.instance()  # first: it executes Hydra's own plugins anew, bases and all
+    registry = Plugins.instance()  # first: it executes Hydra's own plugins and their bases anew
     from hydra_plugins.expkit import ExpkitSweeper, LocalLauncher
 
     launchers = [
@@ -86,7 +86,7 @@ def for_sweeps() -> list[tuple[str, str, dict[str, Any]]]:
     ]
     for plugin in (ExpkitSweeper, LocalLauncher, *launchers):
         registry.register(plugin)
-    # Ours has the name of one that hydra-ray-launcher stores; of two, Hydra warns.
+    # hydra-ray-launcher stores an option with the name of ours, and Hydra would warn of two.
     ConfigStore.instance().repo["hydra"]["launcher"].pop("ray.yaml", None)
     module = ExpkitSweeper.__module__
     sweeper = {"_target_": f"{module}.ExpkitSweeper", "max_batch_size": None, "params": None}
@@ -108,7 +108,7 @@ def _names(file: Path, target: str) -> bool:
     text = file.read_text()
     if target not in text:
         return False
-    with suppress(YAMLError):  # Hydra says so where it is chosen
+    with suppress(YAMLError):  # Hydra reports it if the option is chosen
         option = OmegaConf.to_container(OmegaConf.create(text))
         return isinstance(option, dict) and option.get("_target_") == target
     return False

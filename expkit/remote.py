@@ -1,7 +1,7 @@
-"""A trial in a process of its own: the near end, and the messages that both ends speak.
+"""A trial in a process of its own: the parent's end, and the messages between both ends.
 
-While it is not asked anything the process is stopped (SIGSTOP): it sleeps, and so do its threads,
-which after a parallel loop would go on spinning for a while. The far end is `expkit.far_end`.
+The process is stopped (SIGSTOP) while it has no request to answer, and so are its threads, which
+would otherwise go on spinning for a while after a parallel loop. The far end is `expkit.far_end`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from expkit.tracking import journal
 from expkit.tracking.tracker import Tracker
 
 SAID = "output.txt"
-"""What a cell's process printed, in the run's folder."""
+"""The file in the run's folder that has what the cell's process printed."""
 FOR_EVER_S = 1e9
-"""What a cell may take where nobody limits it."""
+"""The seconds that a cell may take where there is no limit."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -40,8 +40,8 @@ class Begin:
     """Make a trial of a cell.
 
     Attributes:
-        cell: what `expkit.config.thaw` makes the cell of.
-        timed: false to have it run to its end without further questions, and without times.
+        cell: the frozen cell, for `expkit.config.thaw`.
+        timed: false to have it run to its end without further requests, and without times.
     """
 
     cell: Mapping[str, Any]
@@ -52,7 +52,9 @@ class Begin:
 
 @dataclass(frozen=True)
 class Prepare:
-    """As `expkit.trial.Trial` has it, and so are all that follow; each is answered by `State`."""
+    """Call `Trial.prepare`. Like all requests below, it calls the method of its name; the answer is
+    `State` unless they say otherwise.
+    """
 
 
 @dataclass(frozen=True)
@@ -88,19 +90,19 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Finish:
-    """The last; answered by `Done`."""
+    """The last request; answered by `Done`."""
 
     tags: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class State:
-    """What a trial has come to.
+    """The state of a trial after a request.
 
     Attributes:
-        lives: whether it may have times, or more of them.
+        lives: whether it may still give valid times.
         facts: what its program works with.
-        broken: where that is not what it says.
+        broken: where that differs from what it claims.
         expected_s: about how long the least number of its repeats takes.
     """
 
@@ -112,7 +114,7 @@ class State:
 
 @dataclass(frozen=True)
 class Repeated:
-    """Seconds of a repeat; None where there is none to be had."""
+    """Seconds of a repeat; None if the trial can have no more repeats."""
 
     seconds: float | None
 
@@ -122,7 +124,7 @@ class Done:
     """The trial has ended.
 
     Attributes:
-        full: whether it failed for want of room on the disk.
+        full: whether it failed because the disk is full.
     """
 
     outcome: str
@@ -138,15 +140,15 @@ _prestarted: list[Child] = []
 
 
 def worker(env: Mapping[str, str] = NOTHING) -> Child:
-    """A process for trials: one that was started before, where it needs nothing of its own."""
+    """Return a process for trials: one started in advance, unless it needs variables of its own."""
     return _prestarted.pop() if _prestarted and not env else Child("expkit.far_end", ANSWERS, env)
 
 
 @contextmanager
 def prestarted(count: int) -> Iterator[None]:
-    """Start processes that get ready beside what is done here, for the first trials."""
+    """Start processes in advance for the first trials; they get ready while this one goes on."""
     try:
-        with suppress(OSError):  # a trial that finds none starts its own, and tells
+        with suppress(OSError):  # a trial that finds none starts its own, and reports the error
             _prestarted.extend(Child("expkit.far_end", ANSWERS) for _ in range(count))
         yield
     finally:
@@ -154,13 +156,13 @@ def prestarted(count: int) -> Iterator[None]:
 
 
 def end_prestarted() -> None:
-    """End those that no trial has taken."""
+    """End the processes that no trial has taken."""
     while _prestarted:
         _prestarted.pop().kill()
 
 
 def environment(config: Mapping[str, Any]) -> dict[str, str]:
-    """What the libraries of a cell's process read when they are imported."""
+    """The environment variables that the libraries of a cell's process read on import."""
     threads = config["backend"].get("threads")
     return dict.fromkeys(THREADS, str(threads)) if threads else {}
 
@@ -174,8 +176,8 @@ class Attempt:
     """A run of a cell that another process makes.
 
     Attributes:
-        frozen: what `expkit.config.thaw` makes the cell of.
-        outcome: once there is one.
+        frozen: the frozen cell, for `expkit.config.thaw`.
+        outcome: the outcome, once there is one.
     """
 
     frozen: Mapping[str, Any]
@@ -186,14 +188,14 @@ class Attempt:
     outcome: str | None = None
 
     def begin(self, *, timed: bool) -> Begin:
-        """What its process is told."""
+        """The first request to its process."""
         return Begin(self.frozen, str(self.folder), self.tags, timed)
 
     def end(self, done: Done) -> None:
-        """See to it that the journal has its end.
+        """Note the outcome, and end the journal if the process has not.
 
         Raises:
-            OSError: there is no room, so that the cells that are left would fail too.
+            OSError: the disk is full, so that the cells that are left would fail too.
         """
         self.outcome = done.outcome
         if done.full:
@@ -204,7 +206,7 @@ class Attempt:
         self.ended(done.outcome, done.reason)
 
     def interrupt(self) -> None:
-        """End it where nothing else has, if the disk takes that."""
+        """Record an attempt that has not ended as interrupted, if the disk has room for that."""
         if self.outcome is None:
             full = is_disk_full(sys.exception())
             with suppress(OSError):
@@ -212,13 +214,13 @@ class Attempt:
                 self.end(Done(Outcome.INTERRUPTED, why))
 
     def send(self) -> None:
-        """To MLflow, some time soon. Not while the tracker is stopped."""
+        """Have the tracker send the journal to MLflow soon. Not while the tracker is stopped."""
         if self.tracker and (self.folder / journal.FILE).exists():
             self.tracker.update(self.folder)
 
 
 class RemoteTrial(AbstractContextManager["RemoteTrial"]):
-    """A trial in a process of its own. If it goes wrong, that is recorded as its outcome.
+    """A trial in a process of its own. Whatever goes wrong in it is recorded as its outcome.
 
     Args:
         env: variables that its process has besides this process's own.
@@ -260,12 +262,12 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
 
     @property
     def pid(self) -> int:
-        """Of its process."""
+        """The id of its process."""
         return self._child.pid
 
     @property
     def lives(self) -> bool:
-        """Whether it may have times, or more of them."""
+        """Whether it has not ended and may still give valid times."""
         return self._lives and self.attempt.outcome is None
 
     def prepare(self) -> None:
@@ -273,7 +275,7 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
         self.wait()
 
     def find_answer(self) -> None:
-        """Begin to; `wait` for it."""
+        """Ask for the answer to be computed; `wait` waits for that."""
         self._ask(FindAnswer())
         self.attempt.send()
 
@@ -309,13 +311,13 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
         self.wait()
 
     def finish(self, tags: Mapping[str, str]) -> None:
-        """Begin to; `wait` for it."""
+        """Ask the trial to finish; `wait` waits for that."""
         self._ask(Finish(tags))
         self.attempt.send()
 
     def _ask(self, request: Message) -> None:
         if self.attempt.outcome is None:
-            with suppress(Gone):  # `hear` will say so
+            with suppress(Gone):  # `Child.hear` will raise it again
                 self._child.tell(request)
 
     def wait(self) -> Message | None:

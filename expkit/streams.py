@@ -1,8 +1,8 @@
 """Standard output and error that never end or fail the work that prints to them.
 
 A reader may go away (`| head`, a terminal that is closed), a file may be on a full disk, an
-encoding may lack a character (`PYTHONIOENCODING=ascii`). Whatever is printed through `sys.stdout`
-and `sys.stderr`, by expkit or by a library, goes on to the next line all the same.
+encoding may lack a character (`PYTHONIOENCODING=ascii`). Code that prints through `sys.stdout` or
+`sys.stderr`, be it expkit's or a library's, continues all the same.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ NAMES = {1: "stdout", 2: "stderr"}
 def protect() -> None:
     """Replace `sys.stdout` and `sys.stderr` by streams that take whatever is printed.
 
-    A standard descriptor that is closed becomes /dev/null: else the first file that is opened would
-    get its number, and what is printed.
+    A standard descriptor that is closed becomes /dev/null: otherwise the next file to be opened
+    would get its number, and with it what is printed.
     """
     closed = []
     for descriptor in (0, *NAMES):
@@ -35,14 +35,14 @@ def protect() -> None:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
             os.set_inheritable(descriptor, True)
     sys.stdout, sys.stderr = _text(1, sys.stdout), _text(2, sys.stderr)
-    for descriptor in NAMES.keys() & closed:  # where both are, nobody reads it
+    for descriptor in NAMES.keys() & closed:  # if both are closed, nobody reads the message
         _tell_other(descriptor, "it is closed")
 
 
 def _text(descriptor: int, before: TextIO | None) -> io.TextIOWrapper:
-    """A character that the encoding lacks is shown as its escape.
+    """Make a text stream that prints a character which the encoding lacks as its escape.
 
-    There is no buffer below, so that a signal's handler may print while the main program does.
+    It has no buffer below it, so that a signal handler may print while the main program does.
     """
     return io.TextIOWrapper(
         _Unfailing(descriptor, "w", closefd=False),  # as `python -u` has it
@@ -61,7 +61,7 @@ class _Unfailing(io.FileIO):
         try:
             while left:
                 count = super().write(left)
-                if count is None:  # who shares the terminal has made it non-blocking
+                if count is None:  # a process that shares the terminal has made it non-blocking
                     select.select([], [self], [])
                 else:
                     left = left[count:]
@@ -70,7 +70,7 @@ class _Unfailing(io.FileIO):
         return length
 
     def _give_up(self, error: OSError) -> None:
-        """Say so on the other stream, but not for a reader who has closed the pipe: it is meant."""
+        """Drop further output, and say so on the other stream unless a reader closed the pipe."""
         with suppress(OSError):
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, self.fileno())

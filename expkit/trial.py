@@ -38,23 +38,23 @@ from expkit.tracking.journal import Journal
 from expkit.tracking.tracker import Tracker
 
 FLUSH_S = 1.0
-"""How much measured time a kill may cost the journal."""
+"""Seconds after which the first repeat writes its losses to the journal: what a kill may lose."""
 
 KEPT_MOST = 1 << 20
-"""Parameters that are kept of a run: 8 MB. Of more only the losses are."""
+"""The most parameters that are kept of a run: 8 MB. If there are more, only the losses are kept."""
 
 
 class Trial(AbstractContextManager["Trial"]):
     """One attempt to measure a cell, in this process.
 
-    As a context it is a run in the journal, and in MLflow, from its beginning to its end, however
-    it ends. What goes wrong is recorded, then raised.
+    As a context manager it begins a run in the journal and in MLflow, and ends it in every case. An
+    error is recorded, then raised.
 
     Args:
-        tags: of the run.
-        watch: called off the clock with what is done.
+        tags: tags of the run.
+        watch: called off the clock with what is being done.
         alone: whether no other trial shares this process.
-        timed: false where other things run meanwhile: the result is without times.
+        timed: false where other work runs meanwhile: the result then has no times.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Trial(AbstractContextManager["Trial"]):
         self._audits = Audits(self._subject, rng)
         self._answers = Verification(self._subject, lambda: self.expected_s, rng)
         self._queued_s = self._waited_s = 0.0
-        """Seconds that all threads, and this one, were kept from a core in repeats, reading losses
-        included.
+        """Seconds that all threads, and this one alone, waited for a core in the repeats, which
+        include reading losses.
         """
         self._at_work: list[int] = []
-        """Threads that worked before each placement, where cells share this process."""
+        """How many other threads worked before each placement, where cells share this process."""
 
     def __enter__(self) -> Trial:
         """Begin the run.
@@ -110,23 +110,23 @@ class Trial(AbstractContextManager["Trial"]):
             self.result.outcome, status = Outcome.INTERRUPTED, "KILLED"
         elif error is not None:
             self.result.outcome, status = Outcome.FAILED, "FAILED"
-            with suppress(OSError):  # on a full disk what went wrong first is what is told
+            with suppress(OSError):  # on a full disk, the first error is the one to report
                 self.journal.tags({"reason": one_line(error)})
                 (self.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
                 self.journal.artifact("error.txt")
         self.journal.tags({"outcome": self.result.outcome})
         self.journal.end(status)
-        if self.tracker:  # who has a result shows it before MLflow is waited for
+        if self.tracker:  # the caller shows a result before it waits for MLflow
             self.tracker.update(self.folder, last=error is not None)
 
     def _send(self) -> None:
-        """To MLflow, some time soon."""
+        """Have the tracker send the journal to MLflow soon."""
         if self.tracker:
             self.tracker.update(self.folder)
 
     @property
     def lives(self) -> bool:
-        """Whether it may have times, or more of them."""
+        """Whether this trial may still give valid times."""
         return self.result.reason is None
 
     @property
@@ -136,21 +136,21 @@ class Trial(AbstractContextManager["Trial"]):
 
     @property
     def broken(self) -> Sequence[str]:
-        """Where that is not what the configuration or the backend says."""
+        """Where the facts contradict the configuration or the backend."""
         return self.result.broken
 
     @property
     def rounds(self) -> Rounds:
-        """Repeats by placement; by process, where several measured."""
+        """Seconds of the repeats by placement, or by process where several measured."""
         return self.result.rounds
 
     @property
     def pid(self) -> int:
-        """Of this process."""
+        """The id of this process."""
         return os.getpid()
 
     def wait(self) -> None:
-        """Nothing goes on elsewhere."""
+        """Return at once: no other process works for this trial."""
 
     @property
     def _warmup_steps(self) -> int:
@@ -165,12 +165,12 @@ class Trial(AbstractContextManager["Trial"]):
         return repeat_s * fitted(self.cell.measure, repeat_s).repeats_min
 
     def configure(self) -> None:
-        """Threads are the process's, and another cell may have set its own meanwhile."""
+        """Configure the backend again: another cell may have set the threads of the process."""
         if not self._alone:
             self.cell.backend.configure()
 
     def prepare(self) -> None:
-        """Build, warm up, note what the program works with."""
+        """Build the program, warm it up, audit it, and record what it works with."""
         cell, result, subject = self.cell, self.result, self._subject
         found: Finding | None = None
         self.configure()
@@ -197,7 +197,7 @@ class Trial(AbstractContextManager["Trial"]):
             self._refuse(found.outcome, found.reason)
 
     def _note_path(self) -> None:
-        """How steps are computed, and why not faster."""
+        """Record how steps are computed, and why not in a faster way."""
         program, result = self._subject.program, self.result
         result.mode = program.mode
         if isinstance(program, FallenBack):
@@ -206,13 +206,13 @@ class Trial(AbstractContextManager["Trial"]):
         self.journal.tags({name: said for name, said in tags.items() if said})
 
     def find_answer(self) -> None:
-        """Compute what every repeat will be held against; nothing here is timed."""
+        """Compute the answer that every repeat is compared with; nothing here is timed."""
         self._watch(Now("computing the right answer in float64"))
         self.result.checked = self._answers.find()
         self.journal.tags({"answer": self.result.checked})
 
     def place(self) -> None:
-        """The same program in fresh, shifted memory."""
+        """Begin a round: put the program into fresh, shifted memory."""
         self.configure()
         if not self._alone:
             self._at_work.append(threads_at_work())
@@ -221,11 +221,11 @@ class Trial(AbstractContextManager["Trial"]):
         self.result.processes[0].append([])
 
     def _next(self, doing: str) -> Now:
-        """Something on the way to the next repeat."""
+        """What is being done on the way to the next repeat, for `watch`."""
         return Now(doing, len(self.result.chunk_seconds) + 1)
 
     def repeat(self) -> float | None:
-        """All steps from the start, in chunks; between them, off the clock, look at the losses."""
+        """Time all steps from the start, in readings; between them, off the clock, check losses."""
         result, subject = self.result, self._subject
         program, learns = subject.program, subject.learns
         self.configure()
@@ -270,7 +270,7 @@ class Trial(AbstractContextManager["Trial"]):
                 if self.tracker:
                     self.tracker.refresh(self.folder)
         except BaseException:
-            with suppress(Exception):  # what went wrong first is what is told
+            with suppress(Exception):  # the first error is the one to report
                 self._keep(np.concatenate(losses), written)
             raise
         self._queued_s += queue.seconds() / subject.passes
@@ -295,7 +295,7 @@ class Trial(AbstractContextManager["Trial"]):
         return sum(seconds)
 
     def _reading(self, done: int, n: int) -> tuple[float, float, HostArray]:
-        """Seconds of n steps, those of the processor, and, off the clock, the steps' losses."""
+        """Time n steps: seconds, processor seconds and, read off the clock, the losses."""
         program, ran = self._subject.program, process_time()
         seconds = timed(program, self._subject.synchronize, n)
         stopped = process_time()
@@ -305,7 +305,7 @@ class Trial(AbstractContextManager["Trial"]):
         return seconds, stopped - ran, fresh
 
     def take_in(self, outcome: str, reason: str, rounds: Rounds) -> None:
-        """What another process measured of this cell."""
+        """Add what another process has measured of this cell."""
         number = len(self.result.processes)
         if outcome != Outcome.OK:
             self._refuse(Outcome(outcome), f"in process {number + 1} {reason}")
@@ -316,7 +316,7 @@ class Trial(AbstractContextManager["Trial"]):
                 self._keep_sample(number, placement, [seconds])
 
     def refuse(self, unlike: Sequence[str]) -> None:
-        """End it: it does not do the work that it has to be alike in.
+        """End the trial, because its work is not what it has to be.
 
         Raises:
             ParityError: always.
@@ -328,7 +328,7 @@ class Trial(AbstractContextManager["Trial"]):
         self.journal.write("sample", process=process, placement=placement, seconds=seconds)
 
     def _keep(self, curve: HostArray, written: int) -> None:
-        """The first repeat's losses, or those of the repeat that diverged."""
+        """Keep the losses of the first repeat, or of the repeat that diverged."""
         first = not self.result.chunk_seconds
         learns = self._subject.learns
         if learns and (first or self.result.outcome == Outcome.DIVERGED):
@@ -337,12 +337,12 @@ class Trial(AbstractContextManager["Trial"]):
             self.journal.metric("train/loss", curve[written:], written)
 
     def _refuse(self, outcome: Outcome, reason: str) -> None:
-        """No time of this cell may be shown."""
+        """Record why no time of this cell may be shown."""
         self.result.outcome, self.result.reason = outcome, reason
         self.journal.tags({"reason": reason})
 
     def _check_again(self) -> None:
-        """Look once more whether the times may be shown."""
+        """Check further answers and audit again, to see whether the times may be shown."""
         self.configure()
         self._watch(Now("checking later steps, and another start"))
         if wrong := self._answers.wrong_further():
@@ -357,7 +357,7 @@ class Trial(AbstractContextManager["Trial"]):
                 self._refuse(found.outcome, found.reason)
 
     def conclude(self, stopped_by: str | None, activity: Activity) -> None:
-        """After the clock: what remains to be learnt from the program that was timed."""
+        """Do the checks that follow the last repeat, and trace where a step's time goes."""
         result = self.result
         if result.reason is None:
             self._keep_params()
@@ -384,7 +384,7 @@ class Trial(AbstractContextManager["Trial"]):
         )
 
     def finish(self, tags: Mapping[str, str]) -> None:
-        """Write down what was found, and how it stands against others."""
+        """Write down the result, and with `tags` how it compares with others."""
         self._watch(Now("writing down what was found"))
         self.configure()
         if tags:
@@ -394,21 +394,21 @@ class Trial(AbstractContextManager["Trial"]):
         writing.write_files(self.cell, self.journal, self.result)
 
     def _keep_params(self) -> None:
-        """What the last repeat learnt, where it is not long."""
+        """Keep the parameters that the last repeat has learnt, if they are few enough."""
         subject = self._subject
         program, workload = subject.program, self.cell.workload
         arrays = program.arrays().items()
         size = sum(int(np.prod(x.shape)) for name, x in arrays if name.startswith("params."))
         if not subject.learns or size > KEPT_MOST:
             return
-        if subject.passes > 1:  # it went on after the last step
+        if subject.passes > 1:  # the repeat went on beyond the workload's last step
             program.reset()
             program.advance(workload.steps)
             subject.synchronize()
         self.result.params = subject.params()
 
     def _beyond_limit(self, step_seconds: float) -> bool:
-        """Hold a step's time against the machine's limit; no program is faster than that."""
+        """Compare a step's time with the machine's limit, and refuse one that is below it."""
         problem, result = self.cell.workload.problem, self.result
         if not isinstance(problem, HasCost):
             return False
@@ -428,7 +428,7 @@ class Trial(AbstractContextManager["Trial"]):
         return bool(found.beyond)
 
     def _beyond_threads(self) -> bool:
-        """Note where more processors were in use on the clock than the threads claimed."""
+        """Record if more processors were in use on the clock than the claimed threads explain."""
         result, subject = self.result, self._subject
         if "threads" not in result.facts:
             return False

@@ -1,15 +1,17 @@
-"""Other interpreters: started, spoken to in lines, stopped, continued, and ended with all theirs.
+"""Child processes: other Python interpreters, which answer requests in messages of one line each.
 
-A child runs the function `serve` of a module of expkit's (`expkit.child.__main__`). Both sides say
-`Hello` first, and then speak in messages: dataclasses, a line of JSON each. Nothing else passes
-between processes, so a child may be another interpreter, or another commit, as long as both speak
-one version.
+A child runs the function `serve` of an expkit module (`expkit.child.__main__`). Both sides first
+send `Hello`, and then exchange messages: dataclasses, each as a line of JSON. Nothing else passes
+between the processes, so a child may be another interpreter, or another commit, as long as both use
+the same version of the messages.
 
-A child is the leader of a process group. Should its parent die, be it by SIGKILL, the kernel kills
-the child, and a watcher that the child has forked kills its group (Linux). One that is to outlive
-its parent, as MLflow's is, has no watcher. Python puts the current folder first on the path of what
-it starts with `-m`: a file `random.py` in it would be imported in place of the standard library's.
-So a child looks there last, where this interpreter looks there.
+A child is the leader of a process group. If its parent dies, even by SIGKILL, the kernel kills the
+child, and a watcher that the child has forked kills its group (Linux). A child that has to outlive
+its parent, as MLflow's does, has no watcher.
+
+Python puts the current folder first on the module path of what it starts with `-m`: a file
+`random.py` there would be imported in place of the standard library's. So a child searches this
+folder last, and only if this interpreter searches it.
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ from typing import Any, BinaryIO
 from expkit import streams
 
 VERSION = 1
-"""Of the messages, all of them."""
+"""The version of the messages as a whole."""
 WATCHER = "EXPKIT_WATCHER"
-"""The variable that tells a child the number of the pipe which its watcher holds open."""
+"""The environment variable with the descriptor of the pipe that a child's watcher holds open."""
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
-"""For the environment of a child, so that it holds for what that starts in turn."""
+"""Keeps the current folder off the module path of what a child starts in turn."""
 NOTHING: Mapping[str, str] = {}
 
 Message = Any
@@ -46,11 +48,11 @@ Message = Any
 
 @dataclass(frozen=True)
 class Hello:
-    """What each side says first.
+    """The first message of each side.
 
     Attributes:
-        version: of the messages that it speaks.
-        path: where the parent's interpreter looks for modules; empty from a child.
+        version: the version of the messages that it uses.
+        path: the module path of the parent's interpreter; empty from a child.
     """
 
     version: int
@@ -58,39 +60,39 @@ class Hello:
 
 
 class Gone(Exception):
-    """A child that will not answer any more, with the reason."""
+    """A child will not answer any more; the message says why."""
 
 
 class Late(Exception):
-    """A child that has not answered within the time that it had."""
+    """A child has not answered within the time that it had."""
 
 
 def command(module: str, *words: str) -> list[str]:
-    """What starts a module in another interpreter."""
+    """The command that runs a module in another interpreter."""
     return [sys.executable, "-P", "-m", module, *words]
 
 
 def own_path() -> list[str]:
-    """Where this interpreter looks for modules, for `look_there_too` in a child."""
+    """The module path of this interpreter, for `look_there_too` in a child."""
     return [str(Path(entry).absolute()) for entry in sys.path]
 
 
 def look_there_too(path: Sequence[str]) -> None:
-    """Look for modules in these folders as well, after all others."""
+    """Append these folders to the module path."""
     sys.path += [entry for entry in path if entry not in sys.path]
 
 
 def encode(message: Message) -> bytes:
-    """A message as a line."""
+    """Write a message as a line."""
     said = {field.name: getattr(message, field.name) for field in fields(message)}
     return json.dumps({"is": type(message).__name__, **said}).encode() + b"\n"
 
 
 def decode(line: bytes, kinds: Sequence[type]) -> Message:
-    """The message of a line.
+    """Read a message from a line.
 
     Raises:
-        ValueError: it is none of these kinds.
+        ValueError: the message is none of these kinds.
 
     >>> decode(encode(Hello(1, ["a"])), [Hello])
     Hello(version=1, path=['a'])
@@ -107,11 +109,11 @@ class Child:
     """The parent's side of a child.
 
     Args:
-        module: of expkit's. It has `REQUESTS`, the kinds of messages that it takes, and `serve`,
+        module: an expkit module with `REQUESTS`, the kinds of messages that it takes, and `serve`,
             which is called with a `Parent`.
         answers: the kinds of messages that it answers with.
-        env: what its environment has beside this process's.
-        outlives: it goes on when this process has died.
+        env: what its environment has besides this process's.
+        outlives: whether it goes on after this process has died.
     """
 
     def __init__(
@@ -145,7 +147,7 @@ class Child:
         self._death = os.pidfd_open(self.pid)
         self._unsent, self._heard, self._greeted = b"", b"", False
         self.put(Hello(VERSION, own_path()))
-        with suppress(Gone, Late):  # told when it is asked
+        with suppress(Gone, Late):  # the next request raises it again
             self.flush(0.0)
 
     @property
@@ -154,20 +156,20 @@ class Child:
 
     @property
     def signs(self) -> tuple[int, int]:
-        """What to wait on for its answer, or its death."""
+        """The descriptors to wait on for its answer, or for its death."""
         return self._from, self._death
 
     @property
     def ended_well(self) -> bool:
-        """Whether it has ended, and by itself."""
+        """Whether it has ended, with status 0."""
         return self._process.poll() == 0
 
     def pin(self, cpus: Sequence[int]) -> None:
-        """Leave it these processors."""
+        """Restrict it to these processors."""
         os.sched_setaffinity(self.pid, cpus)
 
     def tell(self, message: Message) -> None:
-        """Let it go on, and hand it a message.
+        """Let it go on, and send it a message.
 
         Raises:
             Gone: it has ended.
@@ -185,7 +187,7 @@ class Child:
 
         Raises:
             Gone: it has ended.
-            Late: it has not read all of them; the rest stays queued.
+            Late: it has not read all of them in time; the rest stays queued.
         """
         while self._unsent:
             try:
@@ -198,11 +200,11 @@ class Child:
                 raise Gone(self.reason()) from None
 
     def greet(self, within_s: float | None = None) -> None:
-        """Hear its Hello: before that it could stay stopped for ever when its parent dies.
+        """Wait for its Hello. If stopped before that, it could stay so even when its parent dies.
 
         Raises:
-            Gone: it has ended, or speaks another version.
-            Late: it has not said it yet.
+            Gone: it has ended, or uses another version of the messages.
+            Late: it has not sent it in time.
         """
         if not self._greeted:
             hello = self._decoded(self._line(within_s), [Hello])
@@ -212,11 +214,11 @@ class Child:
                 raise Gone(f"speaks version {hello.version} of the messages, not {VERSION}")
 
     def hear(self, within_s: float | None = None) -> Message:
-        """Its next answer.
+        """Wait for its next answer.
 
         Raises:
-            Gone: it has ended, or speaks another version.
-            Late: there is none yet.
+            Gone: it has ended, or uses another version of the messages.
+            Late: there is none in time.
         """
         self.greet(within_s)
         return self._decoded(self._line(within_s), self._answers)
@@ -235,7 +237,7 @@ class Child:
             ready = select.select(self.signs, [], [], left_s)[0]
             if not ready:
                 raise Late
-            # What it has started may hold its end of the pipe open when it is dead.
+            # Processes that it has started may hold its end of the pipe open when it is dead.
             more = os.read(self._from, 1 << 16) if self._from in ready else b""
             if not more:
                 raise Gone(self.reason())
@@ -244,9 +246,9 @@ class Child:
         return line
 
     def stop(self) -> None:
-        """Stop it, threads and all, until it is told something; returns when it has stopped."""
+        """Stop all its threads until the next `tell`; return when it has stopped."""
         self._signal(signal.SIGSTOP)
-        with suppress(ChildProcessError):  # gone, and known to be
+        with suppress(ChildProcessError):  # it has ended, and has been waited for
             os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
@@ -254,7 +256,7 @@ class Child:
         self._signal(signal.SIGCONT)
 
     def hang_up(self) -> None:
-        """Tell it that there is nothing more to come."""
+        """Close its input, which tells it that no more requests will come."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -276,12 +278,12 @@ class Child:
             os.close(self._death)
             self._death = -1
         if self._watcher is not None:
-            os.read(self._watcher, 1)  # its end, when the watcher is gone
+            os.read(self._watcher, 1)  # returns when the watcher is gone
             os.close(self._watcher)
             self._watcher = None
 
     def reason(self) -> str:
-        """How it ended, to follow what it is called."""
+        """How it ended, worded to follow its name in a message."""
         status = self._process.wait()
         if status >= 0:
             return f"ended with status {status}"
@@ -299,22 +301,22 @@ class Child:
 
 
 class Parent:
-    """The child's side: ties it to its parent, then hears requests and answers them.
+    """The child's side: ties its life to its parent's, then takes requests and answers them.
 
-    Whatever else reads standard input or prints to standard output gets nothing and is not heard.
+    For all other code in the child, standard input and output are /dev/null.
 
     Args:
-        pid: of the parent.
-        outlives: it goes on when its parent has died; the kernel continues it, if it was stopped.
+        pid: the id of the parent.
+        outlives: whether it goes on after its parent has died; if stopped, the kernel continues it.
     """
 
     def __init__(self, pid: int, *, outlives: bool) -> None:
         self.pid = pid
         self.requests: Sequence[type] = ()
-        """The kinds of messages that it is asked with."""
+        """The kinds of messages that the parent may send."""
         _die_with(self.pid, signal.SIGCONT if outlives else signal.SIGKILL)
         if os.getppid() != self.pid and not outlives:
-            os._exit(1)  # it died before: this process would go on, beside its successor's
+            os._exit(1)  # it died before `_die_with`: no signal would ever end this process
         if WATCHER in os.environ:
             _watch(self.pid, int(os.environ.pop(WATCHER)))
         self._from: BinaryIO = os.fdopen(os.dup(0), "rb")
@@ -329,17 +331,17 @@ class Parent:
         self.tell(Hello(VERSION, []))
         hello = self._read([Hello])
         if hello is None or hello.version != VERSION:
-            os._exit(1)  # the parent has hung up, or says so itself
+            os._exit(1)  # the parent has hung up, or reports the other version itself
         look_there_too(hello.path)
 
     def tell(self, message: Message) -> None:
-        """Answer. A parent that has died hears nothing."""
+        """Send an answer; if the parent has died, it is dropped."""
         with suppress(BrokenPipeError):
             self._to.write(encode(message))
             self._to.flush()
 
     def hear(self) -> Message | None:
-        """The next request; None where the parent has hung up."""
+        """Wait for the next request; None if the parent has hung up."""
         return self._read(self.requests)
 
     def _read(self, kinds: Sequence[type]) -> Message | None:
@@ -357,7 +359,7 @@ def _die_with(parent: int, number: signal.Signals) -> None:
 def _watch(parent: int, pipe: int) -> None:
     """Fork a process that kills this one's group once the parent or this process is gone.
 
-    It is nobody's child, so that a cell's code that waits for its children does not wait for it.
+    It is not a child of this process: code that waits for all children does not wait for it.
     """
     own = os.getpid()
     middle = os.fork()

@@ -1,4 +1,4 @@
-"""A child's own beginning: python -m expkit.child MODULE PARENT [outlives]."""
+"""The entry point of a child: python -m expkit.child MODULE PARENT [outlives]."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def main() -> None:
     served = import_module(module)
     parent.requests = served.REQUESTS
     served.serve(parent)
-    os._exit(0)  # the interpreter's tidying up takes longer than the work
+    os._exit(0)  # skips the interpreter's shutdown, which takes longer than the work
 
 
 if __name__ == "__main__":

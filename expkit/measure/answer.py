@@ -1,12 +1,13 @@
-"""After the clock: is what was timed also right?
+"""The float64 reference, which tells whether a timed program computed the right answer.
 
-The losses and parameters of the timed repeats are held against the same steps computed in float64
-by NumPy, from the same start and the same random values, with the gradient by hand.
+NumPy computes the same steps in float64, from the same start and the same random values, with the
+gradient by hand. The losses and parameters of the timed repeats are compared with these.
 
-How far apart they may lie depends on the dtype and on how much this very trajectory magnifies
-rounding: a step of rmsprop near its minimum turns a difference in the last bit into percents. So
-the reference is run a second time with every array disturbed at random by the dtype's own rounding
-error (Monte Carlo arithmetic: Parker, Pierce and Eggert 2000), and what that changes is the scale.
+How far they may deviate depends on the dtype and on how much this very trajectory magnifies
+rounding: near a minimum, a step of rmsprop turns a difference in the last bit into several percent.
+So the reference is also run with every array perturbed at random by up to a rounding error of the
+dtype (Monte Carlo arithmetic: Parker, Pierce and Eggert 2000). The change of the result is the
+scale of the allowed deviation.
 """
 
 from __future__ import annotations
@@ -53,39 +54,42 @@ from expkit.contracts import (
 
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 TINY = {"float64": 2.0**-1074, "float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
-"""The smallest number above 0, and the distance of all that are near it."""
+"""The smallest positive number, which is also the spacing of the numbers near 0."""
 MARGIN = 100.0
-"""How many times the disturbed reference's deviation is still rounding. Over every problem,
-optimizer and step of the recommended trajectories float64 and float32 stay below 30."""
+"""The multiple of the perturbed reference's deviation that still counts as rounding. For every
+problem, optimizer and step of the recommended trajectories float64 and float32 stay below 30."""
 ELEMENT_STEPS = 4e7
-"""Array elements times steps that the reference may compute: about a second."""
+"""How many array elements times steps the reference may compute: about a second."""
 STEPS_MIN, STEPS_MAX = 12, 5000
-"""Of long arrays it computes more than those, up to STEPS_MIN, as far as its time goes."""
+"""It computes at most STEPS_MAX steps. Where long arrays leave it fewer than STEPS_MIN, it goes on
+to STEPS_MIN if there is time."""
 LONG = 10_000
-"""Elements from which on the order in which a sum is taken matters more than its terms."""
+"""Terms of a sum from which on the order of summation matters more than the terms' rounding."""
 LIMIT_S = 1.0
-"""That time, where the run does not take much longer itself."""
+"""Seconds for those further steps, where the run itself does not take much longer."""
 LOOSE = 0.1
-"""The share of a loss from which an allowance says nothing."""
+"""An allowed deviation above this share of a loss is too wide to tell right from wrong."""
 SHIFT = 0.1
-"""The most that is added to every parameter for another start."""
+"""The most that is added to a parameter to make another start."""
 FEW_STEPS = 10
-"""Of a check that goes on from a state."""
+"""The most steps of a check that continues from a saved state."""
 SAMPLES = 3
-"""Disturbed losses that tell what rounding does: a single one is right by chance, now and then."""
+"""The fewest perturbed losses that show the effect of rounding: a single one may be right by
+chance."""
 MEMORY_SHARE = 0.5
+"""The share of the free memory that the reference may take."""
 
 _by_hand = manual(np)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the reference says, ready to be held against repeats.
+    """The result of the reference, with which repeats are compared.
 
     Attributes:
-        steps: how many steps it covers, from the start.
-        losses, allowed: of each of them, and how far a right one may lie from it.
-        params, params_allowed: after the last of them.
+        steps: the number of steps it covers, from its start.
+        losses, allowed: the loss of each step, and how far a right one may deviate from it.
+        params, params_allowed: the same for the parameters after the last step.
     """
 
     steps: int
@@ -96,7 +100,7 @@ class Answer:
 
     @property
     def tight(self) -> int:
-        """How many steps it tells right from wrong, be it by a tenth of the loss."""
+        """The number of steps whose allowed deviation is narrow enough to find a wrong result."""
         if not self.losses.size:
             return self.steps if self._tells_params() else 0
         size = np.maximum(np.abs(self.losses), abs(self.losses[0]))
@@ -109,7 +113,7 @@ class Answer:
         )
 
     def wrong_losses(self, losses: HostArray, first: int = 0) -> str | None:
-        """What is wrong with the losses from step `first` on, where this answer begins, or None."""
+        """Return what is wrong with the losses, or None. This answer begins at step `first`."""
         if losses.size < self.steps:
             return f"{losses.size} losses came back for {self.steps} steps"
         off = np.abs(losses[: self.steps] - self.losses)
@@ -125,7 +129,7 @@ class Answer:
         )
 
     def wrong_params(self, params: Mapping[str, HostArray], first: int = 0) -> str | None:
-        """What is wrong with the parameters `steps` steps after step `first`, or None."""
+        """Return what is wrong with the parameters `steps` steps after step `first`, or None."""
         what = "result" if "result" in self.params else "parameters"
         if params.keys() != self.params.keys():
             return f"the {what} are {sorted(params)}, the reference has {sorted(self.params)}"
@@ -142,12 +146,13 @@ class Answer:
 
 
 def covered(answer: Answer, steps: int, dtype: str, places: Sequence[int] = ()) -> str:
-    """How far an answer goes that every repeat has to match, for the person who reads it.
+    """Describe to the user which steps were checked.
 
     Args:
-        steps: of a repeat.
-        dtype: of what is checked.
-        places: steps from which on some more were checked.
+        answer: the answer that every repeat has to match.
+        steps: the number of steps of a repeat.
+        dtype: the dtype of the program that is checked.
+        places: the steps from which on a few more were checked.
     """
     if not answer.tight:
         return f"not checked: rounding in {dtype} explains any answer"
@@ -182,12 +187,12 @@ def reference(
     elements: int,
     limit_s: float = LIMIT_S,
 ) -> Answer | str:
-    """The right answer to a workload on a backend, or why it cannot be had.
+    """Compute the right answer to a workload on a backend, or return why that is impossible.
 
     Args:
-        dtype: what the backend says that it computes in.
-        elements: of the program's arrays together.
-        limit_s: how long it may take where the arrays are long; one step at least.
+        dtype: the dtype that the backend says it computes in.
+        elements: the number of elements of all the program's arrays.
+        limit_s: the time limit where the arrays are long; at least one step is computed.
     """
     problem = workload.problem
     if isinstance(problem, Problem) and not isinstance(problem, HasGradient):
@@ -210,11 +215,11 @@ def reference_from(
     step: int,
     steps: int,
 ) -> Answer:
-    """The right answer to so many steps that go on from a state.
+    """Compute the right answer to `steps` steps that continue from a saved state.
 
     Args:
-        state: as `Program.load` takes it, in numbers that the dtype holds.
-        step: how many steps went before it.
+        state: as `Program.load` takes it, in numbers that the dtype can represent.
+        step: the number of steps that came before it.
     """
     return _answer(backend, workload, dtype, (steps, steps), math.inf, state, step)
 
@@ -222,8 +227,8 @@ def reference_from(
 def another_start(
     backend: Backend, workload: Workload, rng: np.random.Generator
 ) -> dict[str, HostArray]:
-    """A start that a program has not seen, for its `load`: every parameter (an operation: its data)
-    moved a little. Empty for an operation that draws all it needs.
+    """Make a start that a program has not seen, for its `load`: every parameter, or the data of an
+    operation, shifted a little. Empty for an operation without data.
     """
     if isinstance(workload.problem, Operation):
         group, arrays = "data", first_data(workload)
@@ -234,7 +239,7 @@ def another_start(
 
 
 def drawing_seconds(backend: Backend, workload: Workload) -> float:
-    """What drawing a step's random values takes."""
+    """Measure the seconds to draw the random values of a step."""
     source, data = stream(backend, workload), place(backend, first_data(workload))
 
     def seconds(steps: int) -> float:
@@ -257,20 +262,20 @@ def _answer(
     state: Mapping[str, HostArray] | None = None,
     step: int = 0,
 ) -> Answer:
-    """Of the least of these steps, and of more, up to the most, for about `limit_s`.
+    """Compute the least of these numbers of steps, then more, up to the most, for about `limit_s`.
 
     Args:
-        state: to go on from, `step` steps after the start; None for the start.
+        state: the state to continue from, `step` steps after the start; None for the start.
     """
     epsilon, tiny = EPSILON[dtype], TINY[dtype]
     least, most = range_of_steps
     draws = _Draws(backend, workload, step)
-    # All take their values from `draws`, whichever stream that is of.
+    # `device`: all programs take their values from `draws`, which reads the workload's own stream.
     workload = replace(workload, stream="device")
     with np.errstate(all="ignore"):
         right = StepProgram(_Host(draws), workload, _by_hand)
-        # A term off by rounding moves a sum by the root of its length; what the partial sums lose
-        # grows with the length itself, over the lanes that a library adds in side by side.
+        # Rounding errors of the terms move a sum by the root of its length. Those of the partial
+        # sums grow with the length itself, divided by the lanes in which a library adds.
         longest = max((max(x.shape, default=1) for x in right.arrays().values()), default=1)
         relative = epsilon * max(1.0, (longest / LONG) ** 0.5)
         hosts = [_Disturbed(draws, relative, number) for number in range(_samples(least))]
@@ -297,12 +302,12 @@ def _answer(
 
 
 def _samples(steps: int) -> int:
-    """How many disturbed programs it takes, where each gives a loss a step."""
+    """The number of perturbed programs that give SAMPLES losses, one per step each."""
     return math.ceil(SAMPLES / steps)
 
 
 def _params_off(right: Program, moved: Sequence[Program]) -> dict[str, float]:
-    """How far the disturbed parameters are from the right ones, at most."""
+    """The largest deviation of the perturbed parameters from the right ones, by name."""
     params, disturbed = right.params(), [program.params() for program in moved]
     return {
         name: max(float(np.max(np.abs(other[name] - x), initial=0)) for other in disturbed)
@@ -311,15 +316,15 @@ def _params_off(right: Program, moved: Sequence[Program]) -> dict[str, float]:
 
 
 def _nearby_max(off: HostArray) -> HostArray:
-    """The largest of the later half of what went before: one step may be right by chance. Not far
-    ahead, or a loss that grows would excuse the steps before.
+    """The largest deviation near each step, from half its number to two steps later. One step alone
+    may be right by chance; with more steps ahead, a growing loss would excuse those before.
     """
     return np.array([off[t // 2 : t + 3].max() for t in range(len(off))])
 
 
 class _Draws:
-    """The values that the timed backend's own generator gives, on the host, for programs that take
-    steps in turn: what the first draws the others are given again.
+    """The random values of the timed backend, on the host, for programs that take steps in turn:
+    the first program draws them, and the others are given the same values again.
     """
 
     def __init__(self, backend: Backend, workload: Workload, step: int) -> None:
@@ -327,7 +332,7 @@ class _Draws:
         self._kept: list[deque[HostArray]] = []
 
     def source(self) -> Random:
-        """The stream, where step `step` finds it."""
+        """The random stream as it is at step `step`."""
         backend, workload = self._backend, self._workload
         source = stream(backend, workload)
         skip(backend, workload, place(backend, first_data(workload)), source, self._step)
@@ -340,20 +345,20 @@ class _Draws:
         return values.copy()  # a problem may write into what it has drawn
 
     def again(self) -> deque[HostArray]:
-        """What is drawn from now on, for one of the others."""
+        """The queue of the values drawn from now on, for one of the other programs."""
         self._kept.append(deque())
         return self._kept[-1]
 
 
 class _First:
-    """Random values from the stream."""
+    """The random values of the first program, drawn from the stream."""
 
     def __init__(self, draws: _Draws) -> None:
         self._draws = draws
         self._source: Random | None = None
 
     def normal(self, shape: tuple[int, ...]) -> HostArray:
-        if self._source is None:  # not before it is needed: every reset makes one of these
+        if self._source is None:  # made only when needed, as every reset makes a `_First`
             self._source = self._draws.source()
         return self._draws.drawn(self._source, shape)
 
@@ -391,7 +396,7 @@ class _Host:
 
 
 class _Disturbed(_Host):
-    """The same, with every array off by up to a rounding error, at random."""
+    """Float64 on NumPy, with every array perturbed at random by up to a rounding error."""
 
     def __init__(self, draws: _Draws, epsilon: float, seed: int) -> None:
         super().__init__(draws)
@@ -405,7 +410,7 @@ class _Disturbed(_Host):
         return _Again(self, self._again)
 
     def disturb(self, array: Array) -> Array:
-        # A stretch of ready factors from a random place on: fresh ones take longer than the step.
+        # Reuse factors, from a random place on: drawing new ones would take longer than the step.
         start = self._rng.integers(1 << 15)
         factors = self._factors[start : start + np.size(array)]
         if factors.size < np.size(array):
@@ -415,20 +420,20 @@ class _Disturbed(_Host):
     def loss_and_grad(
         self, problem: Problem, params: Params, batch: Batch, mark: Mark = unmarked
     ) -> tuple[Array, Params]:
-        # In place: what an update stores is rounded too, and those errors add up over the steps.
+        # In place: the stored parameters are rounded too, and these errors add up over the steps.
         params |= {name: self.disturb(array) for name, array in params.items()}
         loss, grads = _by_hand(problem, params, batch, mark)
         return self.disturb(loss), {name: self.disturb(grad) for name, grad in grads.items()}
 
     def program(self, workload: Workload) -> StepProgram:
-        """Its optimizer's state is off as well: 1 - beta**t in adam makes much of little."""
+        """Perturb the optimizer's state as well: 1 - beta**t in adam magnifies small errors."""
         optimizer = workload.optimizer and _Rounded(workload.optimizer, self)
         return StepProgram(self, replace(workload, optimizer=optimizer), self.loss_and_grad)
 
 
 @dataclass(frozen=True)
 class _Again:
-    """The values that the other program has drawn, disturbed."""
+    """The values that the first program has drawn, perturbed."""
 
     host: _Disturbed
     drawn: deque[HostArray]
@@ -438,7 +443,7 @@ class _Again:
 
 
 class _Rounded:
-    """An optimizer whose state is kept no better than the dtype can."""
+    """An optimizer whose state is kept only to the dtype's precision."""
 
     def __init__(self, optimizer: Optimizer, host: _Disturbed) -> None:
         self._optimizer, self._host = optimizer, host
@@ -454,7 +459,7 @@ class _Rounded:
 
 
 def available_bytes() -> int | None:
-    """Memory that can be had without swapping, after /proc/meminfo."""
+    """Memory that is available without swapping, from /proc/meminfo; None if it does not say."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.is_file():
         return None

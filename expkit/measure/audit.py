@@ -1,14 +1,15 @@
-"""Is all work done while the clock runs?
+"""Look for work that a program does while the clock does not run.
 
-The clock is around `advance` and `synchronize`. Whatever depends on a step belongs there; this
-looks for it in a program's other calls, whose time nobody would see:
+The clock is around `advance` and `synchronize`. Whatever depends on a step belongs there; the audit
+looks for it in a program's other calls, which nobody times:
 
-- after many steps, reading losses and parameters may take hardly longer than after one;
-- to build, place and reset a program for more steps may take hardly longer.
+- reading losses and parameters after many steps may take hardly longer than after one;
+- building, placing and resetting a program for more steps may take hardly longer;
+- a rest between a reset and the steps may not make the steps shorter.
 
-Both are held against the time of the same steps on the clock, and seen several times, longer and
-longer apart, before anything is said: a burst of another process does not repeat itself. The
-processor time of processes that this one has started counts as well.
+The extra time is compared with that of the same steps on the clock. It has to be seen several
+times, at growing intervals, before a program is refused: a burst of load from another process does
+not recur like that. The processor time of processes that this one has started counts as well.
 """
 
 from __future__ import annotations
@@ -38,65 +39,69 @@ T = TypeVar("T")
 Take = Callable[[], Callable[[], object]]
 
 SHARE = 0.05
-"""Of the clocked time, what may pass after it on account of the steps, besides fetching losses."""
+"""By what share of the clocked time reading may take longer after steps, beyond fetching losses."""
 FETCHES = 2.0
-"""How often a loss may be fetched, in the time that the backend takes to fetch a number: one that
-another process has kept takes half as long again.
+"""The time allowed to fetch a loss, as a multiple of `number_seconds`: a loss that another process
+keeps takes half as long again.
 """
 HARDLY = 5.0
-"""How many times as slow."""
+"""`number_seconds` counts fetching numbers singly up to this multiple of fetching them stacked."""
 AHEAD = 0.15
-"""Of the clocked time, what may pass before it on account of the steps."""
+"""By what share of the clocked time building, placing and resetting may take longer for steps."""
 HEARINGS = 7
+"""How many times in a row (each is a hearing) a fault is seen before a program is refused."""
 PAUSE_S = 0.01
-"""Before the second hearing; before the third twice as long, and so on."""
+"""The pause before the second hearing; it is twice as long before the third, and so on."""
 CLOCKED_S = 4e-3
 """A shorter time on the clock tells nothing: more steps are taken, where there is room."""
 TOLD_S = 1e-3
-"""From which on a quarter less is no accident."""
+"""The shortest time in which a saving of a quarter is no accident."""
 CYCLE_S = 1e-2
-"""About the longest of those times, unless a step or reading the parameters takes longer."""
+"""About the longest time on the clock, unless a step or reading the parameters takes longer."""
 READINGS = 3
-"""Steps are to take as long as reading the parameters this often, where there is room: reading many
-of them is noisier than a short work is long."""
+"""Where there is room, the steps take this many times as long as reading the parameters, whose
+noise would otherwise hide a short piece of work."""
 NOISE = 0.75
-"""The share of what reading takes by itself that cannot be its noise."""
+"""Extra time of at most this share of a reading without steps may be noise of the reading."""
 FEW_NOISE = 0.05
-"""The same, of the middle of many."""
+"""The same, for the median of many readings."""
 RESTS, RESTED = 1.5, 0.25
-"""A rest lasts so many times as long as the steps at least; what they may take less by after it."""
+"""A rest lasts at least RESTS times as long as the steps. It has spared time where the steps after
+it take less by the share RESTED."""
 CONVINCED, SPARED, SPARED_OFTEN = 6, 1, 3
-"""By how many more of the rests that spare time than of those that do not a program is refused, and
-by how many fewer it is believed: other processes make a fault look honest in some of the tries, and
-an honest program look faulty in few (a sequential test, as in Wald 1945). Of steps that take long,
-whose times are little disturbed, one that spares nothing will do.
+"""The bounds of a sequential test, as in Wald (1945). A rest that spares time adds 1 to a score,
+and one that does not subtracts up to 1. A program is refused at CONVINCED and cleared at
+-SPARED_OFTEN, or at -SPARED where its steps take long, as their times are little disturbed. Other
+processes make a fault look honest in some of the tries, and an honest program look faulty in few.
 """
 TRIES = 60
-"""Of them at most."""
+"""The most tries of that test."""
 SHORT_TRIES = 7
-"""How many more of them may be too short to tell than not, before more steps are taken."""
+"""By how many the tries that are too short may outnumber the rest before more steps are taken."""
 REMEMBERED = 3.0
+"""How many times as long steps may take from a start that the program has not seen."""
 LONG_STEP_S = 0.05
-"""From which on noise is small beside a step: once will do."""
+"""The noise is small beside a step that takes this long or longer: one look is enough."""
 MORE = 16.0
-"""Times as many steps at most, where some were too few."""
+"""The largest factor on the number of steps at once, where there were too few."""
 BLATANT, BLATANT_S = 10.0, 1e-3
+"""Work is blatant if it takes this many times the clocked time and so many seconds more."""
 NUMBERS = 100
 READING_NOISE_S = 2e-4
-"""What reading the losses once may take longer than it did before, by chance."""
+"""By how much the first reading of the losses may exceed the second by chance."""
 GROWTH = 4
 LOOKING_S = 3.0
-"""After so long, programs for even more steps are not built."""
+"""After this many seconds, `Audit.ahead` builds no programs for even more steps."""
 SWITCH_S = 1e-5
-"""Python's own is 5e-3."""
+"""The interpreter's switch interval during an audit; Python's default is 5e-3."""
 BUILDING_S = 0.5
-"""Where building takes longer, as a compiler's does, two more programs are built at most, and what
-building takes by itself is not looked at."""
+"""Where building takes longer than this, as with a compiler, at most two more programs are built,
+and the building time itself is not checked."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was computed beside the clock.
+    """Work that was computed off the clock.
 
     Attributes:
         outcome: `not_synchronized` for work that was left when `synchronize` returned,
@@ -108,7 +113,7 @@ class Finding:
 
 
 class Audit:
-    """Times all calls of a program that is about to be timed, or was. Leaves it reset."""
+    """Times all calls of a program, before or after its timed repeats. Leaves it reset."""
 
     def __init__(
         self,
@@ -118,20 +123,20 @@ class Audit:
         fetching: Callable[[], float],
         fetch_seconds: float | None = None,
     ) -> None:
-        """Look at what the calls take without steps.
+        """Measure how long the calls take without steps.
 
         Args:
             room: the most steps that the program takes between two resets.
-            fetching: tells what fetching a loss takes now, see `number_seconds`; 0 for an
+            fetching: measures the seconds to fetch a loss, see `number_seconds`; returns 0 for an
                 operation, which has none.
-            fetch_seconds: what it took just now, where that is known.
+            fetch_seconds: what `fetching` has just returned, if it was called before.
         """
         self._program, self._synchronize, self.room = program, synchronize, room
         self.short = False
-        """Whether all its steps together were too short to tell what is done `meanwhile`."""
+        """Whether all steps together were too short for `meanwhile` to tell anything."""
         self.ahead_s = 0.0
-        """About what is done `ahead` for a step."""
-        _own()  # to open what it reads lets others have the interpreter
+        """About how many seconds per step `ahead` has seen spent before the clock starts."""
+        _own()  # opens the file that it reads, which releases the interpreter lock
         self._fetching = fetching
         self._fetch_seconds = FETCHES * (fetching() if fetch_seconds is None else fetch_seconds)
         self._rng = np.random.default_rng()
@@ -139,19 +144,19 @@ class Audit:
         program.reset()
         self._long = self._cycle(1)[0] > LONG_STEP_S
         often = 1 if self._long else HEARINGS
-        # Around one step, as its loss has to be fetched too, where there is room for more.
+        # After one step, so that a loss is fetched here too; after none if only one fits.
         self._reading = median(self._cycle(min(1, room - 1))[1] for _ in range(often))
 
     def _price_fetches(self) -> None:
-        """What fetching a loss takes: more than before, where the machine has become slower."""
+        """Allow more time to fetch a loss where the machine has become slower."""
         self._fetch_seconds = max(self._fetch_seconds, FETCHES * self._fetching())
 
     def left(self, lengths: Sequence[int], step_seconds: float) -> Finding | None:
-        """What is still computed when losses and parameters are read.
+        """Look for work that is left to be done when losses and parameters are read.
 
         Args:
-            lengths: that are timed; another one is drawn at random.
-            step_seconds: what a step takes on the clock.
+            lengths: the numbers of steps that are timed; one more is drawn at random.
+            step_seconds: seconds of a step on the clock.
         """
         each = max(step_seconds, 1e-9)
         least = min(self.room, 2 + int(max(CLOCKED_S, READINGS * self._reading) / each))
@@ -167,11 +172,11 @@ class Audit:
         return found
 
     def all_left(self) -> Finding | None:
-        """`left` of a program whose steps all but take no time on the clock: whether that is all
-        there is, before it is asked for so many that they do.
+        """Do as `left` for a program whose steps take almost no time on the clock: look for work
+        left by all of them, before the program is asked for many more.
         """
         found = self._left_after(self.room)
-        for _ in range(0 if found else READINGS):  # of a time that is to be relied on
+        for _ in range(0 if found else READINGS):  # to get a reliable time of a step
             self._cycle(min(self.room, 1 + int(CLOCKED_S / max(self._step_seconds, 1e-9))))
         self._program.reset()
         return found
@@ -181,7 +186,7 @@ class Audit:
         while hearing < HEARINGS:
             if hearing:
                 sleep(PAUSE_S * hearing)
-                self._program.reset()  # nothing is to be done in that time
+                self._program.reset()  # discards what was computed during the pause
             clocked, after = self._cycle(n)
             beyond = after - self._reading
             blatant = beyond > BLATANT * clocked + BLATANT_S
@@ -192,14 +197,14 @@ class Audit:
             allowed = SHARE * max(clocked, CLOCKED_S) + n * self._fetch_seconds
             allowed = max(allowed, NOISE * self._reading)
             if beyond > allowed and not blatant:
-                # After a long stretch of steps the caches hold none of what reading needs: so it is
-                # after a quarter of them.
+                # A long stretch of steps evicts from the caches what reading needs, but so does a
+                # quarter of it: compare with the reading after that.
                 fewer = max(1, n // 4)
                 after_fewer = median(self._cycle(fewer)[1] for _ in range(3))
                 beyond = min(beyond, (after - after_fewer) * n / max(1, n - fewer))
             if beyond <= allowed:
                 return None
-            # What takes this long is no burst: twice will do.
+            # Extra time this long is no burst of load: two hearings are enough.
             hearing += -(-HEARINGS // 2) if blatant else 1
             self._price_fetches()
         return Finding(
@@ -210,15 +215,16 @@ class Audit:
         )
 
     def _left_after_few(self, n: int) -> Finding | None:
-        """The same of fewer steps than can be told from noise at once: in the middle of many, and
-        of losses alone, which are asked for first and are few.
+        """Do the same for too few steps to stand out from noise: take the median of many tries, and
+        read only the losses, which are read first and are few.
         """
         for _ in _hearings():
             turns: list[tuple[float, float, float]] = []
             started = perf_counter()
             while len(turns) < HEARINGS or perf_counter() - started < CYCLE_S:
                 turns.append((*self._cycle(n, params=False), self._cycle(1, params=False)[1]))
-                # Not of one or two, which may be interruptions: the others left out the work.
+                # One or two long tries may be interruptions. With more of them, the steps only
+                # seemed short, because the other tries left out the work.
                 if sum(clocked > CLOCKED_S for clocked, *_ in turns) > HEARINGS // 2:
                     return self._left_after(n, longer=False)
             clocked, after, after_one = (median(seconds) for seconds in zip(*turns, strict=True))
@@ -234,8 +240,8 @@ class Audit:
         )
 
     def meanwhile(self) -> Finding | None:
-        """What goes on being computed, by a thread or a process, while nobody asks for a step:
-        after a rest less of the same steps is left to be done.
+        """Look for a thread or process that computes steps while nobody asks for them: the same
+        steps then take less time after a rest.
         """
         n = self.room
         if self._step_seconds * n > CLOCKED_S:
@@ -250,22 +256,23 @@ class Audit:
             sleep(PAUSE_S * max(0, score))
             this, later = self._whole(n, 0.0), 0.0
             if this >= TOLD_S:
-                # Part of it may be done before we ask: the nearer to belief, the longer the rest.
+                # Part of the work may be done before the clock starts, so rest longer the closer
+                # the program is to being cleared.
                 rest = RESTS * (1 + max(0.0, -score))
                 later = self._whole(n, rest * median([*at_once, this]))
-                # Memory that is given back may make every other stretch slower, and no rest helps.
+                # Freeing memory may slow down every other stretch, rested or not: take the best.
                 if later <= (1 - RESTED) * this:
                     this = min(this, self._whole(n, 0.0), self._whole(n, 0.0))
             if this >= TOLD_S:
                 at_once.append(max(this, later))
                 rested.append(later)
-                # A stretch that takes longer after a rest may have been disturbed: half a word.
+                # A stretch that takes longer after a rest may have been disturbed: it counts half.
                 slower = (1 - RESTED) * later > this
                 score += 1.0 if later <= (1 - RESTED) * this else -0.5 if slower else -1.0
                 continue
-            # It may be done before we can ask, on a busy machine now and then: that tells nothing.
+            # On a busy machine the work may be done before the clock starts, which tells nothing.
             too_short += 1
-            if score <= 0 and too_short > len(at_once) + SHORT_TRIES:  # it takes more steps to see
+            if score <= 0 and too_short > len(at_once) + SHORT_TRIES:  # more steps are needed
                 self.short = n == self.room
                 if self.short:
                     break
@@ -281,7 +288,7 @@ class Audit:
         )
 
     def _whole(self, n: int, rest_s: float) -> float:
-        """Seconds of n steps and of reading what they leave, so long after a reset."""
+        """Seconds of n steps and of reading their results, begun `rest_s` after a reset."""
         self._program.reset()
         self._synchronize()
         if rest_s:
@@ -297,22 +304,22 @@ class Audit:
     def ahead(
         self, build: Callable[[int], Program], step_seconds: float = math.inf
     ) -> Finding | None:
-        """What was computed before the clock: in `reset`, `reallocate` or when building.
+        """Look for work done before the clock starts: in `reset`, `reallocate` or while building.
 
-        Only where these calls take long beside the steps are other programs built, for more and
-        more steps until that must show, each of which takes as much memory again.
+        Only where these calls take long compared with the steps, other programs are built, for more
+        and more steps until such work must show. Each takes as much memory as this one.
 
         Args:
-            build: makes the program for this many steps.
-            step_seconds: what a step takes on the clock, where that is known better than here.
+            build: builds the program for this many steps.
+            step_seconds: seconds of a step on the clock, where a better value is known.
         """
         clocked = self.room * min(self._step_seconds, step_seconds)
         building, placing = self._made(build, self.room)
         quick = building <= BUILDING_S
         once = placing + (building if quick else 0.0)
         times = 1.0 if quick or placing > BUILDING_S else MORE
-        # What takes no time on the clock has no end of steps that may be asked for; and threads of
-        # programs that were built for so many may work on.
+        # Steps that take no time on the clock could be asked for without end, and threads of the
+        # programs built for them may go on working: hence a time limit.
         enough = perf_counter() + LOOKING_S
         while AHEAD * max(clocked, TOLD_S) * times < GROWTH * once:
             found = self._grown(build, int(times), clocked, once, quick)
@@ -324,7 +331,7 @@ class Audit:
     def _grown(
         self, build: Callable[[int], Program], times: int, clocked: float, once: float, quick: bool
     ) -> Finding | None:
-        """Whether what is done `once` takes longer for this many times more steps."""
+        """Compare the time of making a program, `once`, with that for `1 + times` as many steps."""
 
         def seconds(steps: int) -> float:
             building, placing = self._made(build, steps)
@@ -340,11 +347,11 @@ class Audit:
             if grown > allowed:
                 this = seconds(self.room)
                 one, more = min(one, this), min(more, larger)
-                grown = min(larger - this, more - one)  # by turns, and in the best case of each
+                grown = min(larger - this, more - one)  # of this pair, and of the best of each
             if grown <= allowed:
                 self.ahead_s = grown / (times * self.room)
                 return None
-            # What takes this long is no burst: a few times will do.
+            # A difference this long is no burst of load: a few hearings are enough.
             hearing += -(-HEARINGS // 3) if grown > BUILDING_S else 1
         return Finding(
             Outcome.OFF_THE_CLOCK,
@@ -354,7 +361,7 @@ class Audit:
         )
 
     def _made(self, build: Callable[[int], Program], steps: int) -> tuple[float, float]:
-        """Seconds of building a program for so many steps; of placing it anew and resetting it."""
+        """Seconds of building a program for `steps`, and seconds of placing and resetting it."""
         started = _Stopwatch()
         program = build(steps)
         self._synchronize()
@@ -368,10 +375,10 @@ class Audit:
         return building, started.seconds()
 
     def _cycle(self, n: int, *, params: bool = True) -> tuple[float, float]:
-        """Seconds of n steps on the clock; of reading what they left, and of waiting in a reset."""
+        """Seconds of n steps on the clock, and of reading their results and waiting in a reset."""
         program, synchronize = self._program, self._synchronize
         synchronize()
-        # By the wall alone: while this thread waits for a core, others of the program may work.
+        # Wall time alone: while this thread waits for a core, the program's others may work.
         start = perf_counter()
         program.advance(n)
         synchronize()
@@ -386,14 +393,14 @@ class Audit:
             after, waited = started.lap()
         program.reset()
         synchronize()
-        # Not what it computes itself: memory that steps have used is given back here.
+        # Only the waiting: what this thread does in a reset may be freeing the steps' memory.
         return clocked, after + max(0.0, started.lap()[1] - waited)
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """What a collection of garbage takes is of all that was allocated before; and where tries take
-    turns, it may come in every other one.
+    """Disable garbage collection: its time depends on all earlier allocations, and where two kinds
+    of try alternate, it may fall into one kind only.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -406,8 +413,8 @@ def _no_collection() -> Iterator[None]:
 
 @contextmanager
 def quick_switches() -> Iterator[None]:
-    """Threads of a program that keep the interpreter give it back soon. Who builds or places a
-    program lets go of it a hundred times, and would wait as often for each of them.
+    """Shorten the interpreter's switch interval. Building or placing a program releases the
+    interpreter lock a hundred times, and each time would wait for threads that take it.
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_S)
@@ -418,14 +425,14 @@ def quick_switches() -> Iterator[None]:
 
 
 def number_seconds(backend: Backend) -> float:
-    """What fetching a number from the device takes, one of many, as a step-by-step program does:
-    stacked, or one by one where that is hardly slower.
+    """Seconds to fetch one of many numbers from the device, as a step-by-step program does:
+    stacked, or singly where that is slower, up to `HARDLY` times as slow.
     """
     pair, stacked, single = backend.asarray(np.ones(2)), [], []
     for _ in range(HEARINGS):
-        numbers = [backend.xp.sum(pair) for _ in range(NUMBERS)]  # losses: NumPy's are scalars
+        numbers = [backend.xp.sum(pair) for _ in range(NUMBERS)]  # as losses: NumPy's are scalars
         backend.synchronize()
-        backend.to_numpy(backend.xp.stack(numbers))  # a lazy library's sums are computed here
+        backend.to_numpy(backend.xp.stack(numbers))  # makes a lazy library compute the sums
         start = perf_counter()
         backend.to_numpy(backend.xp.stack(numbers))
         stacked.append((perf_counter() - start) / NUMBERS)
@@ -438,11 +445,11 @@ def number_seconds(backend: Backend) -> float:
 
 
 def left_in_readings(clocked: Sequence[float], beside: Sequence[float]) -> Finding | None:
-    """What was computed off the clock in more than half of the readings.
+    """Find work that was computed off the clock in more than half of the readings.
 
     Args:
         clocked: seconds of each reading.
-        beside: processor seconds of reading the losses after it, beyond what that takes again.
+        beside: processor seconds of reading its losses, beyond those of reading them once more.
     """
     pairs = zip(beside, clocked, strict=True)
     off = [(b, c) for b, c in pairs if b > max(SHARE * c, READING_NOISE_S)]
@@ -457,10 +464,10 @@ def left_in_readings(clocked: Sequence[float], beside: Sequence[float]) -> Findi
 
 
 def processor_seconds(call: Callable[[], T]) -> tuple[T, float]:
-    """What a call returns, and what it took of the processor, all threads together.
+    """Return the result of a call and its processor seconds, all threads together.
 
-    While this thread waits for a core, others may spin on theirs, as after a parallel loop: that is
-    left out.
+    While this thread waits for a core, others may spin on theirs, as after a parallel loop. The
+    seconds are therefore limited to what all cores can do in the rest of the time.
     """
     (_, own), cpu = _own(), process_time()
     returned = call()
@@ -469,14 +476,14 @@ def processor_seconds(call: Callable[[], T]) -> tuple[T, float]:
 
 
 def remembered(timed_s: float, seen: Take, unseen: Take) -> Finding | None:
-    """Whether steps take much longer from a start that was not seen before.
+    """Find out whether steps take much longer from a start that the program has not seen.
 
     Args:
-        timed_s: what they took when they were timed.
-        seen, unseen: each gets ready to take the same steps, from the start of every repeat and
-            from another one; returns what takes them.
+        timed_s: seconds of the steps when they were timed.
+        seen, unseen: prepare the same steps, from the start of every repeat and from another one;
+            each returns the function that takes them.
     """
-    other = again = math.inf  # the best of each: a disturbed one explains nothing
+    other = again = math.inf  # the best of each, which is the least disturbed
     for _ in _hearings():
         other = min(other, _taken(unseen()))
         if other <= max(REMEMBERED * timed_s, CLOCKED_S / 4):
@@ -504,11 +511,11 @@ def _taken(take: Callable[[], object]) -> float:
 
 
 class _Stopwatch:
-    """Seconds of the wall, less those that this thread, or a process that this one has started,
-    waited for a core of a busy machine; or, where it is more, of those processes' processors.
+    """Measures wall time, less the time that this thread, or a process that this one has started,
+    waited for a core. Where the processor time of either is more, that counts instead.
 
-    What starting takes this thread is left out. While it reads files, others may get hold of the
-    interpreter and do the work that is looked for: that counts.
+    This thread's processor time of starting the stopwatch is left out, but not the wall time: while
+    it reads files, other threads may get the interpreter lock and do the work that is looked for.
     """
 
     def __init__(self) -> None:
@@ -522,7 +529,7 @@ class _Stopwatch:
         return self.lap()[0]
 
     def lap(self) -> tuple[float, float]:
-        """Seconds since the start; those of them in which this thread did nothing."""
+        """Seconds since the start, and the part of them in which this thread did nothing."""
         cpu, own = _own()
         cpu, own = cpu - self._cpu, own - self._own
         children, queued = _children_seconds()
@@ -531,11 +538,11 @@ class _Stopwatch:
 
 
 def _own() -> tuple[float, float]:
-    """This thread's processor time; the wall's clock, stopped while the thread is ready to run and
-    others have its core (Linux).
+    """This thread's processor time, and wall time that stands still while the thread waits for a
+    core (Linux).
 
-    The clock and the wait are read one after the other; if others got the core between, it is done
-    again. No other thread gets hold of the interpreter meanwhile: it could do the work then.
+    The clock and the waiting time are read one after the other, and again if the thread lost its
+    core in between. The interpreter lock is held meanwhile: another thread could do the work.
     """
     file = _schedstat(os.getpid(), get_native_id())
     while True:
@@ -548,7 +555,7 @@ def _own() -> tuple[float, float]:
 
 @cache
 def _schedstat(process: int, thread: int) -> int | None:
-    """The open file that tells how long this thread, of this number, waited for a core (Linux)."""
+    """Open the file that tells how long this thread waited for a core (Linux), once per thread."""
     try:
         return os.open("/proc/thread-self/schedstat", os.O_RDONLY)
     except OSError:
@@ -556,7 +563,7 @@ def _schedstat(process: int, thread: int) -> int | None:
 
 
 def _read_holding(file: int | None) -> float:
-    """The seconds of waiting in such a file, read without letting go of the interpreter."""
+    """Read the seconds of waiting from such a file without releasing the interpreter lock."""
     if file is None:
         return 0.0
     text = ctypes.create_string_buffer(100)
@@ -570,7 +577,7 @@ _pread.restype = ctypes.c_ssize_t
 
 
 def _times_ousted() -> int:
-    """How often this thread (elsewhere than on Linux, any of this process) lost its core."""
+    """How often this thread lost its core; except on Linux, that of all threads of this process."""
     whose = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
     return resource.getrusage(whose).ru_nivcsw
 
@@ -580,8 +587,8 @@ def _seconds(seconds: float) -> str:
 
 
 def _children_seconds() -> tuple[float, float]:
-    """Of all processes that this one has started: their processor time, now or ever, and how long
-    those that live were ready to run and had no core (Linux).
+    """Processor seconds of all processes started from this one, living or ended, and the seconds
+    that the living ones waited for a core (Linux).
     """
     ended = os.times()
     total, queued = ended.children_user + ended.children_system, 0.0

@@ -1,4 +1,4 @@
-"""When a program is audited for work off the clock, and in what: see `expkit.measure.audit`."""
+"""When a program is audited for work off the clock, and for what: see `expkit.measure.audit`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from expkit.measure.subject import Subject
 from expkit.measure.warmup import WarmUp
 
 RESET_S = 0.05
-"""About how long a reset may take of a program that is built for more steps than are timed."""
+"""About the longest reset of a program that is built for more steps than are timed."""
 MANY = 16
-"""How many times as many steps are looked at, at most, where they are too short to tell."""
+"""The largest factor on the number of steps, where the timed ones are too short to tell."""
 
 
 class Audits:
@@ -42,16 +42,17 @@ class Audits:
         self._subject, self._rng = subject, rng
         self._short = False
         self._ahead_s = 0.0
-        """About what is done for a step before the clock."""
+        """About how many seconds are spent per step before the clock starts."""
         self._number_seconds = 0.0
-        """Of fetching one number from the device."""
+        """Seconds to fetch one number from the device."""
         self.readings: list[tuple[int, float, float]] = []
-        """Of each: steps, seconds, and the processor's beyond reading its losses again."""
+        """For each reading: steps, seconds, and the processor seconds of reading its losses beyond
+        those of reading them once more."""
 
     @quick_switches()
     def early(self, warm: WarmUp) -> Finding | None:
-        """Work that the clock does not see, of steps that all but take no time: before they are
-        made many.
+        """Look for work off the clock in steps that take almost no time, before a program for many
+        more of them is built.
         """
         self._number_seconds = self._price_numbers()
         self._short = warm.step_seconds * self._subject.room < CLOCKED_S
@@ -62,15 +63,15 @@ class Audits:
 
     @quick_switches()
     def before(self) -> Finding | None:
-        """The same of the program that will be timed; of what was done ahead if not looked at."""
+        """Audit the program that will be timed, without repeating all that `early` has done."""
         audit = self._audit(number_s=self._number_seconds)
         if found := audit.left(self._subject.lengths, self._subject.step_seconds):
             return found
         return None if self._short else self._beside_steps(audit)
 
     def _beside_steps(self, audit: Audit) -> Finding | None:
-        """What is done while nobody asks, or ahead; then the former in more steps, where these are
-        too short to tell.
+        """Look for work done while nobody asks for steps, or done ahead; then repeat the former for
+        more steps, where these are too short to tell.
         """
         longer, found = audit, audit.meanwhile() or self._ahead(audit)
         while found is None and longer.short and longer.room < MANY * audit.room:
@@ -85,10 +86,10 @@ class Audits:
 
     @quick_switches()
     def after(self, step_seconds: float) -> Finding | None:
-        """The same after the last repeat, and over the repeats themselves.
+        """Audit the program again after the last repeat, and the readings of the repeats.
 
         Args:
-            step_seconds: of the timed steps.
+            step_seconds: seconds of a timed step.
         """
         subject = self._subject
         number_s = max(self._number_seconds, self._price_numbers())
@@ -98,11 +99,11 @@ class Audits:
             return found
         audit = self._audit(number_s=number_s)
         found = audit.left(subject.lengths, subject.step_seconds) or audit.meanwhile()
-        if not found and self._ahead_s > AHEAD * step_seconds:  # of the step as it was then: less
+        if not found and self._ahead_s > AHEAD * step_seconds:  # steps may have been slower then
             found = audit.ahead(subject.build, step_seconds)
         if found or not self._start():
             return found
-        # What takes next to no time is asked for more of it: its work would show in that.
+        # Steps that take almost no time are taken in larger numbers, so that their work would show.
         timed_s = max(subject.every * step_seconds, 1e-9)
         readings = min(subject.room // subject.every, math.ceil(CLOCKED_S / timed_s)) or 1
 
@@ -115,18 +116,18 @@ class Audits:
         return found
 
     def _start(self) -> dict[str, HostArray]:
-        """One that the program has not seen; empty where there is none."""
+        """Make a start that the program has not seen; empty where there is none."""
         return answer.another_start(self._subject.backend, self._subject.workload, self._rng)
 
     def _audit(self, room: int = 0, number_s: float | None = None) -> Audit:
-        """Of this program, or of one that has room for so many more steps; by default of one that
-        has where its own take next to no time.
+        """Make the audit of this program, or of a new one with room for more steps: for `room`, or
+        for as many as needed where this program's own take almost no time.
         """
         subject = self._subject
         program, room = subject.program, room or subject.room
         if subject.step_seconds and room * subject.step_seconds < CLOCKED_S:
             more = 1 + int(CLOCKED_S / (room * subject.step_seconds))
-            # A reset that takes long may do so for the steps' sake, and there are many to come.
+            # A slow reset may take longer for more steps, and many resets are still to come.
             room *= max(1, min(more, int(RESET_S / self._reset_seconds())))
         if room > subject.room:
             program = subject.build(room)
@@ -140,5 +141,5 @@ class Audits:
         return perf_counter() - started
 
     def _price_numbers(self) -> float:
-        """Seconds of fetching a loss; an operation has none."""
+        """Measure the seconds to fetch a loss; 0 for an operation, which has none."""
         return number_seconds(self._subject.backend) if self._subject.learns else 0.0

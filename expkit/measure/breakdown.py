@@ -1,4 +1,4 @@
-"""Where the time of a step goes, from a pass of its own that is never the timed one."""
+"""Where the time of a step goes, measured in a pass of its own that is never the timed one."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from expkit.measure.clock import laps
 TRACED_S = 0.1
 """About how long the traced steps take together."""
 TRIED_S = 0.5
-"""How long to trace again, where the parts do not add up: others may have come between."""
+"""How long to try again where the parts do not add up: other processes may have interfered."""
 ADDS_UP = 0.2
-"""The share of the timed step that may be missing from its parts, or too much in them."""
+"""The share of the timed step by which the sum of its parts may differ from it."""
 FAR = 10
-"""From so many times the timed step on, no further try would make the parts add up."""
+"""Parts that take more than this many times the timed step will not add up in any further try."""
 GIVEN_UP_S = 1.0
-"""About how long to trace at most where they are so far off."""
+"""About the longest time to trace where the parts are so far off."""
 PREFIX, SUFFIX = "parts/", "_seconds"
-"""Of a part's metric."""
+"""What the name of a part's metric begins and ends with."""
 UNATTRIBUTED, PLACING, FETCHING = "unattributed", "placing", "fetching"
 BESIDE = (UNATTRIBUTED, PLACING, FETCHING)
-"""What is recorded like a part and is none of a step's."""
+"""Figures that are recorded like parts but are not parts of a step."""
 STEPS_MIN = 3
 MARKS = 1000
-"""How many marks with nothing between them tell what one costs."""
+"""The number of marks, with nothing between them, from which the cost of one is measured."""
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """A step in parts, and what is done once.
+    """The times of a step's parts, and of placing and fetching, which are done once.
 
     Attributes:
-        parts: seconds of a step by part, as `Mark` names them, less what the marks cost.
-        step_seconds: of the timed pass, which has no marks.
-        steps: how many were traced.
-        marks: of one step.
-        mark_seconds: what one costs.
-        placing_seconds: of `reallocate`: making and placing data, first parameters and state. A
-            captured graph is bound to its memory, so capturing it is in here.
-        fetching_seconds: of the traced steps' losses; None where there are none.
-        unmarked: what is wrong with the marks, where no parts can be told from them.
+        parts: seconds of a step by part, as `Mark` names them, less the cost of the marks.
+        step_seconds: seconds of a step in the timed pass, which has no marks.
+        steps: the number of steps traced.
+        marks: the number of marks in a step.
+        mark_seconds: the cost of a mark.
+        placing_seconds: seconds of `reallocate`: making and placing data, first parameters and
+            state. A captured graph is bound to its memory, so this includes capturing it.
+        fetching_seconds: seconds to fetch the traced steps' losses; None where there are none.
+        unmarked: what is wrong with the marks, where they divide a step into no parts.
     """
 
     parts: dict[str, float]
@@ -61,21 +61,21 @@ class Breakdown:
     def unattributed(self) -> float:
         """Seconds of a timed step that no part accounts for.
 
-        Above zero: the loop around the parts, and what went on beside the timed pass alone.
-        Below zero where the parts take longer than the step they are of: waiting for the device
-        at every mark ends what overlaps, a captured graph is traced call by call, and a mark costs
-        a little more between real work than in the loop that tells its cost.
+        Above zero it is the loop around the parts, and whatever disturbed the timed pass alone. It
+        is below zero where the parts take longer than the step: waiting for the device at every
+        mark prevents overlap, a captured graph is traced call by call, and a mark costs a little
+        more between real work than in the loop that measures its cost.
         """
         return self.step_seconds - sum(self.parts.values())
 
     @property
     def adds_up(self) -> bool:
-        """Whether the parts come to the timed step, within a fifth: else they do not explain it."""
+        """Whether the parts add up to the timed step, within a fifth: else they explain nothing."""
         return abs(self.unattributed) <= ADDS_UP * self.step_seconds
 
     @property
     def divides(self) -> bool:
-        """Whether there are parts: a step that is a single one has its time already."""
+        """Whether there is more than the whole step, whose time is known already."""
         return set(self.parts) != {"step"}
 
     @property
@@ -89,7 +89,7 @@ class Breakdown:
         return sum(self.parts.values()) > FAR * self.step_seconds
 
     def metrics(self) -> dict[str, float]:
-        """By the name to log it under; none where the parts do not add up, or are one alone."""
+        """The figures by metric name; none if the parts do not add up or do not divide a step."""
         if not self.adds_up or not self.divides:
             return {}
         shown = {**self.parts, UNATTRIBUTED: self.unattributed, PLACING: self.placing_seconds}
@@ -107,15 +107,16 @@ def breakdown(
 ) -> Breakdown:
     """Trace some steps of a program that has been timed. Leaves it reset, in other memory.
 
-    The timed step is the median over readings of the mean of a reading's steps, so the parts are
-    those of traced stretches, each as long as a reading, from the middle third by their total.
-    (Medians over single steps leave out what strikes one in ten: up to half of a PyTorch step.)
+    The time of the timed step is a median over readings, each a mean over its steps. To match this,
+    the traced steps are grouped into stretches as long as a reading, and the parts are means over
+    the middle third of the stretches by total time. (Medians over single steps would leave out what
+    happens in one of ten: up to half of a PyTorch step.)
 
     Args:
         synchronize: the backend's.
-        steps: the most that the program has room for.
-        step_seconds: what one takes in the timed pass.
-        every: steps of a reading there.
+        steps: the most steps that the program has room for.
+        step_seconds: seconds of a step in the timed pass.
+        every: steps of a reading in the timed pass.
     """
     mark_seconds = float(np.median([s for _, s in laps(_only_mark, synchronize)]))
     placing_seconds = _once(program.reallocate, synchronize)
@@ -151,9 +152,9 @@ def breakdown(
         names, seconds = _by_step(seen, n)
         return parted(names, _middle(seconds, every), n)
 
-    # The first may take long: it may compile what it traces, or take a fused step apart.
+    # The first traced step may take long: it may compile, or take a fused step apart.
     most = max(GIVEN_UP_S, FAR * step_seconds)
-    # So it is tried twice: a second at which nothing goes on, as on a shared machine, also ends it.
+    # Try it twice, since a pause of the whole process, as on a shared machine, also ends it.
     for _ in range(2):
         seen = laps(partial(program.trace, 1), synchronize, most)
         stopped = sum(s for _, s in seen) > most
@@ -181,9 +182,9 @@ def breakdown(
 
 
 def _middle(seconds: HostArray, every: int) -> HostArray:
-    """Of each mark, the mean seconds in the middle third of the stretches of steps, by their total.
+    """The mean seconds before each mark, over the middle third of the stretches by total time.
 
-    Three stretches at least, where there are as many steps: the first may be a slow one.
+    There are at least three stretches if there are as many steps: the first may be a slow one.
     """
     steps = len(seconds)
     length = max(1, min(every, steps // STEPS_MIN))
@@ -201,7 +202,7 @@ def _only_mark(mark: Mark) -> None:
 
 
 def _once(work: Callable[[], object], synchronize: Callable[[], None]) -> float:
-    """Seconds that this takes."""
+    """Seconds that a call takes."""
 
     def whole(mark: Mark) -> None:
         work()

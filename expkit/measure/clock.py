@@ -13,11 +13,11 @@ from time import perf_counter
 from expkit.contracts import Mark, Program
 
 READING_RESOLUTIONS = 1000
-"""A reading is at least this many of the clock's resolutions long: 0.1 % at worst."""
+"""A reading lasts at least this many resolutions of the clock: its error is at most 0.1 %."""
 
 
 def timed(program: Program, synchronize: Callable[[], None], n: int) -> float:
-    """Seconds that n steps take, all queued work included on both sides."""
+    """Seconds that n steps take. No work is queued when the clock starts, nor when it stops."""
     synchronize()
     start = perf_counter()
     program.advance(n)
@@ -29,7 +29,7 @@ def timed(program: Program, synchronize: Callable[[], None], n: int) -> float:
 def resolution_seconds() -> float:
     """The clock's resolution as seen here: the median step between two consecutive readings.
 
-    What the system declares (1 ns on Linux) is its unit; to read it takes some 50 ns.
+    The value that the system declares (1 ns on Linux) is only the unit; a reading takes some 50 ns.
     """
     readings = [perf_counter() for _ in range(1001)]
     return median(later - earlier for earlier, later in pairwise(readings))
@@ -42,18 +42,18 @@ def steps_of_a_reading(step_seconds: float) -> int:
 
 
 class _Enough(BaseException):
-    """Ends work from inside a mark. Like an interrupt, it is no error of the work's."""
+    """Ends work from inside a mark. It is not an Exception, so that the work does not catch it."""
 
 
 def laps(
     work: Callable[[Mark], object], synchronize: Callable[[], None], most_s: float = inf
 ) -> list[tuple[str, float]]:
-    """The marks that `work` makes, each with the seconds since the one before.
+    """Return the marks that `work` makes, each with the seconds since the one before.
 
-    All work queued until a mark is in its lap; what keeping a lap takes is in none.
+    All work queued before a mark counts in its lap. Recording a lap counts in none.
 
     Args:
-        most_s: the work is ended at the mark at which the laps together take longer.
+        most_s: end the work at the first mark at which the laps together take longer than this.
     """
     found: list[tuple[str, float]] = []
     left = most_s

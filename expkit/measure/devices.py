@@ -1,4 +1,4 @@
-"""What a device is called: the processor by one name, whatever a library calls it."""
+"""Names of devices: the host's processor has one name, whatever a library calls it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CALLED_HOST = re.compile(r"(?<![a-z])(cpu|host)(device)?(?![a-z])")
 
 
 def device_name(said: object) -> str:
-    """`cpu` for the processor that runs Python, else the device as it is called.
+    """Return `cpu` for the processor that runs Python, else the device's own name.
 
     >>> [device_name(said) for said in ("cpu:0", "TFRT_CPU_0", "CpuDevice(id=0)", "gpu:0")]
     ['cpu', 'cpu', 'cpu', 'gpu:0']

@@ -1,7 +1,7 @@
-"""What a run ran on, as far as it can be read, and what the machine did meanwhile.
+"""The machine that a run used, as far as it can be read, and what the machine did meanwhile.
 
-Nothing here is an error: what cannot be read is None or missing, never a guess. Functions that read
-files take the file system's `root`, which is another folder only in tests.
+Nothing here raises an error: what cannot be read is None or missing, never a guess. Functions that
+read files take the file system's `root`, which is another folder only in tests.
 
 What to record follows pyperf's metadata (https://pyperf.readthedocs.io/en/latest/api.html#metadata).
 What the files mean is in the kernel's documentation: Documentation/admin-guide/pm/cpufreq.rst and
@@ -37,8 +37,8 @@ CPU = "sys/devices/system/cpu"
 def environment(root: Path = ROOT) -> dict[str, Any]:
     """Machine, processor, clocks, load, memory, Python, BLAS, versions, git state, GPUs: for JSON.
 
-    Sets of CPUs stay as the kernel writes them ("0-3,8"), see `cpu_list`. Shares are of 1. Takes
-    about 20 ms, and what `nvidia-smi` takes where there is one.
+    Sets of CPUs stay as the kernel writes them ("0-3,8"), see `cpu_list`. Shares are from 0 to 1.
+    Takes about 20 ms, plus the time of `nvidia-smi` where there is one.
     """
     cpus = sorted(os.sched_getaffinity(0))
     loadavg = (_read(root / "proc/loadavg") or "").split()
@@ -102,7 +102,7 @@ def cpu_model(root: Path = ROOT) -> str:
 
 
 def virtual(root: Path) -> bool | None:
-    """Whether a hypervisor says that it is there; None where the processor has no such flag."""
+    """Whether the processor's flags name a hypervisor; None where there are no flags to read."""
     flags = _cpuinfo(root, "flags")
     return None if flags is None else "hypervisor" in flags.split()
 
@@ -134,10 +134,10 @@ def numa_cpus(root: Path) -> list[str] | None:
 
 
 def cpu_quota(root: Path) -> float | None:
-    """CPUs' worth of time that the control groups allow; None where they set no limit.
+    """How many CPUs' time the control groups allow; None where they set no limit.
 
-    The least of the process's group and all above it. Version 2 writes `cpu.max`, version 1
-    `cpu.cfs_quota_us` with -1 for no limit.
+    It is the least of the quotas of the process's group and all groups above it. Version 2 has it
+    in `cpu.max`, version 1 in `cpu.cfs_quota_us`, where -1 means no limit.
     """
     quotas = []
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
@@ -161,10 +161,10 @@ def _group_quota(folder: Path) -> float | None:
 
 
 def frequency(root: Path, cpus: Sequence[int]) -> dict[str, Any]:
-    """Who sets the clock of these CPUs, between which limits, and where it is now.
+    """What controls the clock of these CPUs, its limits, and its frequency now.
 
-    `governors` are all that are found; `min_mhz` and `max_mhz` the limits over all these CPUs;
-    `now_mhz` the mean. `turbo` is whether the clock may rise above the nominal one.
+    `governors` lists all that are in use; `min_mhz` and `max_mhz` are the limits over all these
+    CPUs, `now_mhz` is the mean. `turbo` is whether the clock may rise above the nominal one.
     """
     folders = [root / CPU / f"cpu{cpu}/cpufreq" for cpu in cpus]
     governors = {_read(folder / "scaling_governor") for folder in folders}
@@ -204,7 +204,7 @@ def cpu_pressure(root: Path) -> dict[str, float] | None:
 
 
 def memory_bytes(root: Path) -> int | None:
-    """Of the whole machine."""
+    """The memory of the whole machine."""
     for line in (_read(root / "proc/meminfo") or "").splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
@@ -212,13 +212,13 @@ def memory_bytes(root: Path) -> int | None:
 
 
 def huge_pages(root: Path) -> str | None:
-    """Who gets transparent huge pages: `always`, `madvise` (who asks) or `never`."""
+    """The mode of transparent huge pages: `always`, `madvise` (on request) or `never`."""
     modes = _read(root / "sys/kernel/mm/transparent_hugepage/enabled") or ""
     return next((mode.strip("[]") for mode in modes.split() if mode.startswith("[")), None)
 
 
 def clock(root: Path) -> dict[str, Any]:
-    """The clock that times are read from: its resolution as declared, and as seen."""
+    """The clock that times are read from, with its declared and its observed resolution."""
     declared = time.get_clock_info("perf_counter")
     return {
         "source": _read(root / "sys/devices/system/clocksource/clocksource0/current_clocksource"),
@@ -257,7 +257,7 @@ def _version(package: str) -> str | None:
 
 @cache
 def _git_of_process(folder: Path) -> dict[str, Any] | None:
-    """As it was when it was first asked for: what has been imported by then stays as it was."""
+    """The git state at the first call: later changes do not affect what is imported by then."""
     return git_state(folder)
 
 
@@ -305,17 +305,17 @@ GPU_FIELDS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "power.default_limit": ("power_default_limit_w", float),
     "temperature.gpu": ("temperature_c", float),
 }
-"""The key, and how to read the word, by nvidia-smi's field."""
+"""Our key, and the function that reads the value, by nvidia-smi's field."""
 REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
-"""One mask: its name since driver 535, and the one before. A field not known fails the query."""
+"""The name of the throttle mask since driver 535, and before. An unknown name fails the query."""
 GPU_LIMIT_S = 5
-"""Seconds that nvidia-smi may take: it starts the driver up where nothing keeps it loaded."""
+"""Seconds that nvidia-smi may take: it loads the driver where nothing keeps that loaded."""
 
 
 def gpus() -> list[dict[str, Any]]:
     """What nvidia-smi says of each GPU: the keys of `GPU_FIELDS`, and `throttles` of `THROTTLES`.
 
-    Without a key where the GPU does not support it; empty where there is no GPU.
+    A key that a GPU does not support is missing. The list is empty where there is no GPU.
     """
     for reasons in REASONS:
         query = ",".join((*GPU_FIELDS, reasons))
@@ -339,15 +339,15 @@ def _gpu(words: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The counters of one instant, to be held against those of a later one by `Activity.between`.
+    """The counters at one moment, which `Activity.between` compares with those of a later one.
 
     Attributes:
-        at_s: when, by perf_counter.
-        own_s: CPU seconds of this process so far, of all its threads and without its children,
-            and of those that were named.
-        cpus: the affinity.
-        ticks: by CPU, as /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal.
-        mhz: the clock now, of at most 8 CPUs spread over the affinity: each is a system call.
+        at_s: the time, by perf_counter.
+        own_s: CPU seconds so far of this process, with all its threads and without its children,
+            and of the processes that were named.
+        cpus: the CPUs that this process may use.
+        ticks: by CPU, as in /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal.
+        mhz: the clock now of at most 8 of these CPUs, evenly spread: each takes a system call.
     """
 
     at_s: float
@@ -358,7 +358,7 @@ class Snapshot:
 
     @classmethod
     def take(cls, root: Path = ROOT, pids: Iterable[int] = ()) -> Snapshot:
-        """Read them now. Takes about 0.1 ms.
+        """Read the counters now. Takes about 0.1 ms.
 
         Args:
             pids: processes that measure on this one's behalf.
@@ -377,17 +377,17 @@ class Activity:
         ...
         during = Activity.between(start, Snapshot.take())
 
-    The kernel counts in ticks (10 ms as a rule), so `others_cores` is off by about two ticks a
-    stretch for each CPU in use: 0.02 cores in a second. Where the stretch is shorter than 0.1 s it
-    is None, and so is `steal_share`.
+    The kernel counts in ticks (usually 10 ms), so `others_cores` is off by about two ticks a
+    stretch for each CPU in use: 0.02 cores in a second. Where the stretch is shorter than 0.1 s,
+    `others_cores` and `steal_share` are None.
 
     Attributes:
-        others_cores: CPU seconds by the second that others used. This process's own children are
-            others.
-        steal_share: of the CPUs' time, what the hypervisor gave to other machines.
-        frequency_change: of the mean clock, end by start less 1. The clock of an idle CPU says
-            little: it means most for a process that is pinned and busy at both ends. None where
-            the clock cannot be read, as in most virtual machines.
+        others_cores: CPU seconds per second that other processes used. This process's children
+            count as others, unless the snapshots name them.
+        steal_share: the share of the CPUs' time that the hypervisor gave to other machines.
+        frequency_change: the relative change of the mean clock from start to end. The clock of an
+            idle CPU says little: this means most for a process that is pinned and busy at both
+            ends. None where the clock cannot be read, as in most virtual machines.
     """
 
     others_cores: float | None
@@ -396,7 +396,7 @@ class Activity:
 
     @classmethod
     def between(cls, start: Snapshot, end: Snapshot) -> Activity:
-        """Of the CPUs that were the process's at the start."""
+        """Compare two snapshots, over the CPUs that the process could use at the start."""
         spent = [
             [after - before for before, after in zip(start.ticks[cpu], end.ticks[cpu], strict=True)]
             for cpu in start.cpus
@@ -416,7 +416,7 @@ class Activity:
 
 
 def _cpu_ticks(root: Path) -> dict[int, list[int]]:
-    """What /proc/stat counts, by CPU. Guests' time is left out: it is in the user's already."""
+    """The counters of /proc/stat by CPU. Guest time is left out: user time includes it."""
     found = {}
     for line in (_read(root / "proc/stat") or "").splitlines()[1:]:
         if not line.startswith("cpu"):
@@ -427,7 +427,7 @@ def _cpu_ticks(root: Path) -> dict[int, list[int]]:
 
 
 def _cpu_seconds(root: Path, pid: int) -> float:
-    """Of a process so far, after proc(5); 0 for one that is gone."""
+    """CPU seconds of a process so far, after proc(5); 0 for one that is gone."""
     fields = (_read(root / f"proc/{pid}/stat") or "").rpartition(")")[2].split()
     ticks = int(fields[11]) + int(fields[12]) if fields else 0
     return ticks / os.sysconf("SC_CLK_TCK")
@@ -461,7 +461,7 @@ def _read(file: Path) -> str | None:
 
 
 def _number(file: Path) -> float | None:
-    """The first word, where it is a number."""
+    """The first word of a file, if it is a number."""
     with suppress(ValueError, IndexError):
         return float((_read(file) or "").split()[0])
     return None
@@ -478,7 +478,7 @@ def _flag(file: Path) -> bool | None:
 
 
 def gpu_driver(root: Path = ROOT) -> str | None:
-    """The version of NVIDIA's driver; None where there is none. Starts nothing up."""
+    """The version of NVIDIA's driver; None where it is not loaded. Does not load it."""
     for line in (_read(root / "proc/driver/nvidia/version") or "").splitlines():
         if line.startswith("NVRM version:"):
             return next((word for word in line.split() if word[0].isdigit() and "." in word), None)

@@ -1,9 +1,9 @@
-"""Whether threads of this process work while nothing is asked of them.
+"""Whether other threads of this process work while nothing is asked of them.
 
-In a comparison cells share a process. A thread that one of them has left running takes its core
-from the other, and what it uses passes for the other's. It is told by the state that the kernel
-gives it, which is the same whether or not other processes leave it a core, or by the time it got
-since the last look: a thread that needs the interpreter rests while this one looks (proc(5)).
+In a comparison, cells share a process. A thread that one cell has left running takes a core from
+the other, and its processor time is taken for the other's. Such a thread is recognized by its state
+in proc(5), which does not depend on whether other processes leave it a core, or by the time that it
+has run since the last look: a thread that needs the interpreter lock rests while this one looks.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from time import perf_counter, sleep
 
 LOOKS = 3
 LOOK_S = 1e-3
-"""A thread that works does so between each of these looks and the next, so far apart."""
+"""A thread is at work if it works between each two of LOOKS looks, LOOK_S seconds apart."""
 PATIENCE_S = 0.05
-"""How long threads may go on after a parallel loop, waiting for the next: OpenMP's and BLAS's do
-for some 30 ms at most."""
+"""How long threads may spin after a parallel loop, waiting for the next one: those of OpenMP and
+BLAS do so for some 30 ms at most."""
 
 
 def threads_at_work() -> int:
-    """How many threads beside the one that asks work now; 0 where the kernel does not say.
+    """The number of other threads that work now; 0 where the kernel does not say.
 
-    Waits up to `PATIENCE_S` for those that do to stop; takes two milliseconds where none does.
+    Waits up to `PATIENCE_S` for them to stop; takes two milliseconds where none works.
     """
     started = perf_counter()
     while True:
@@ -42,8 +42,8 @@ def threads_at_work() -> int:
 
 
 def _others() -> dict[str, tuple[bool, float]]:
-    """Of each other thread of this process, whether it runs or could, and for how many seconds it
-    has.
+    """For each other thread of this process: whether it is running or ready to run, and for how
+    many seconds it has been so.
     """
     found = {}
     for task in Path("/proc/self/task").glob("[0-9]*"):
@@ -61,7 +61,7 @@ def _worked(before: tuple[bool, float], now: tuple[bool, float]) -> bool:
 
 
 def worked_meanwhile(threads: Sequence[int]) -> list[str]:
-    """What to say of the threads that worked before each placement.
+    """The warning about threads that worked before most placements, if any.
 
     >>> worked_meanwhile([0, 1, 0, 0]), worked_meanwhile([])
     ([], [])

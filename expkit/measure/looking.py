@@ -1,4 +1,4 @@
-"""What a look at the rounds so far finds: whether enough is known, and how far it is from that."""
+"""A look at the rounds so far: whether enough is known, and how wide the intervals still are."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from expkit.measure.verdict import CANT_TELL, Verdict, judge
 
 @dataclass(frozen=True)
 class Look:
-    """At cells that take turns: at each for itself, or against the first of them.
+    """A look at cells that take turns: at each by itself, or at each compared with the first.
 
     Attributes:
-        cells: gives the seconds of each repeat, by round, of each cell that goes on.
-        compared: whether a verdict is asked for, where there are two cells or more.
+        cells: returns, for each cell that goes on, the seconds of its repeats by round.
+        compared: whether verdicts are wanted, where there are two cells or more.
     """
 
     measure: Measure
@@ -26,14 +26,14 @@ class Look:
     compared: bool
 
     def enough(self) -> str | None:
-        """`target_ci` for a narrow interval of each; `verdict` for one on each of the others."""
+        """`verdict` if all other cells have one; if not compared, `target_ci` if all are narrow."""
         if verdicts := self._verdicts():
             return None if any(found.word == CANT_TELL for found in verdicts) else "verdict"
         narrow = all(is_narrow(self.measure, middles) for middles in self._middles())
         return "target_ci" if narrow else None
 
     def width(self) -> float:
-        """Of the intervals that `enough` goes by, the widest; infinite where one has none."""
+        """The widest of the intervals that `enough` uses; infinite if a cell has no interval."""
         if verdicts := self._verdicts():
             ends = (found.interval for found in verdicts)
             return max(math.log(both[1] / both[0]) if both else math.inf for both in ends)

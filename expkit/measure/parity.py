@@ -1,4 +1,4 @@
-"""Before the clock: what a program really works with, so that two can be held side by side.
+"""Facts about what a program really works with, by which two programs are compared.
 
 Facts are read from the built program and the running process, not from the configuration. They
 are written into the run's record; a comparison lists every one that differs.
@@ -35,13 +35,13 @@ WORK = {
     "data": "data (hash)",
     "stream": "random stream",
 }
-"""Facts of the work itself. A backend says TF32 and precision only where it has them."""
+"""Facts about the work itself. A backend reports TF32 and precision only where it has them."""
 DRAWN = 10_000
-"""Values by which a random stream is known."""
+"""The number of values that identify a random stream."""
 QUARTILE = 0.6745
-"""Half of all standard normal values are nearer to 0."""
+"""Half of all standard normal values are nearer to 0 than this."""
 ODD = 0.08
-"""How far mean, standard deviation and that half may be off: 8 standard errors and more."""
+"""How far the mean, the standard deviation and that half may be off: at least 8 standard errors."""
 PLACE = {
     "host": "machine",
     "cpu": "processor",
@@ -49,11 +49,11 @@ PLACE = {
     "driver": "GPU driver",
     "versions": "versions",
 }
-"""Facts of where it ran: alike by themselves for two programs of one process."""
+"""Facts about where it ran, which are always the same for two programs of one process."""
 
 
 def facts(backend: Backend, workload: Workload, program: Program, log_every: int) -> Facts:
-    """What this program, just reset, works with."""
+    """Return the facts about a program that has just been reset."""
     arrays = program.arrays()
     about = backend.describe()
     settings = ("threads", "tf32", "matmul_precision")
@@ -84,7 +84,7 @@ def facts(backend: Backend, workload: Workload, program: Program, log_every: int
 
 
 def broken_claims(backend: Backend, requested_threads: int | None, found: Facts) -> list[str]:
-    """Where a program does not work with what its configuration says."""
+    """List where the facts contradict what the backend or the configuration says."""
     claimed = str(backend.describe()["dtype"])
     broken = []
     if found["dtype"] != claimed:
@@ -113,11 +113,11 @@ def differences(a: Facts, b: Facts, names: Mapping[str, str] = WORK) -> list[str
 
 
 class Worked(Protocol):
-    """What did the work: a result, a stored run, or a cell of a sweep.
+    """Anything that did the work: a result, a stored run, or a cell of a sweep.
 
     Attributes:
         facts: what its program worked with.
-        broken: where that is not what it says of itself.
+        broken: where that differs from what it claims.
     """
 
     @property
@@ -128,10 +128,10 @@ class Worked(Protocol):
 
 
 def unlike(a: Worked, b: Worked, names: tuple[str, str] = ("A", "B")) -> list[str]:
-    """Where two do not do the same work, or one of them not what it says: a line each.
+    """List where two do not do the same work, or where one does not do what it claims, a line each.
 
     Args:
-        names: what the two are called in what is said of one alone.
+        names: the names of the two, for lines about one of them.
     """
     sides = zip(names, (a, b), strict=True)
     claims = (f"{name}: {claim}" for name, side in sides for claim in side.broken)
@@ -143,9 +143,9 @@ def _dtype(array: Array) -> str:
 
 
 def _device(arrays: Mapping[str, Array], about: Mapping[str, str | int | float]) -> str:
-    """Where arrays lie: `cpu`, or the model of a device that the backend names.
+    """The devices that hold the arrays: `cpu`, or the model that the backend reports.
 
-    `cuda:0` is one model here and another there, so its number says nothing of the work.
+    A name such as `cuda:0` would not do: it is another model on another machine.
     """
     model = device_name(about["device"])
     places = {device_name(getattr(array, "device", HOST)) for array in arrays.values()} or {model}
@@ -170,10 +170,10 @@ def _hash(backend: Backend, arrays: Mapping[str, Array]) -> str:
 
 
 def _stream(backend: Backend, workload: Workload) -> dict[str, str]:
-    """The first values as the backend sees them, and their dtype as `drawn`.
+    """Describe the first random values as the backend sees them, and their dtype as `drawn`.
 
-    Of the host's own their hash. Where each library draws by itself, as `stream=device` asks it to,
-    the bits are another in each, and the work is alike if both draw standard normal values.
+    Values that the host draws are described by a hash. With `stream=device` each library draws its
+    own, so the bits differ, and the work is the same if both draw standard normal values.
     """
     if workload.stream == "shared":
         array = stream(backend, workload).normal((DRAWN,))
@@ -182,13 +182,13 @@ def _stream(backend: Backend, workload: Workload) -> dict[str, str]:
     try:
         array = stream(backend, workload).normal((DRAWN,))
         values, drawn = backend.to_numpy(array), _dtype(array)
-    except Exception:  # a backend without a generator runs what draws nothing
+    except Exception:  # a backend without a generator can run problems that draw nothing
         return {"stream": f"{workload.stream}, none"}
     return {"stream": f"{workload.stream}, {_distribution(values)}", "drawn": drawn}
 
 
 def _distribution(values: HostArray) -> str:
-    """Standard normal, or what is odd about these values."""
+    """Say that these values are standard normal, or what they are instead."""
     mean, deviation = float(values.mean()), float(values.std())
     inner = float(np.mean(np.abs(values) < QUARTILE))
     if max(abs(mean), abs(deviation - 1), abs(inner - 0.5)) < ODD:

@@ -1,8 +1,8 @@
-"""What the machine can do at best, and the least time that it leaves a step: the roofline.
+"""The roofline: the highest rates of the machine, and the least time that a step can take on it.
 
-A step takes at least as long as its bytes take to move and as its operations take to do (Williams,
-Waterman and Patterson, Roofline, 2009). Both rates are measured, not looked up: the best of several
-readings, since a limit is a best case. Bandwidth depends on how much memory is gone over, so it is
+A step takes at least as long as moving its bytes and as doing its operations (Williams, Waterman
+and Patterson, Roofline, 2009). Both rates are measured, not looked up: the best of several
+readings, since a limit is a best case. Bandwidth depends on the size of the working set, so it is
 measured for a ladder of sizes, from the first-level caches up.
 """
 
@@ -34,50 +34,50 @@ from expkit.measure.devices import is_host
 from expkit.measure.environment import cpu_model
 
 METHOD = 2
-"""HasCost up when the measurement changes, so that older figures are measured again."""
+"""Incremented when the measurement changes, so that older figures are measured again."""
 READING_S = 2e-3
 """A reading lasts at least this long: starting a thread takes some 50 microseconds."""
 THREAD_S = 2.5e-4
-"""And this long for every thread."""
+"""And at least this long for every thread."""
 LADDER_S = 0.25
-"""The whole ladder is walked again and again for this long: what disturbs one walk may leave the
-next alone.
+"""The whole ladder is measured again and again for this long: load that disturbs one walk over it
+may spare the next.
 """
 LADDER_LIMIT_S = 0.6
-"""And for as long as this where some rung was never left alone."""
+"""The same, where threads have not yet had cores of their own in any reading of some size."""
 ROW = 1024
 """Elements of an inner product: 16 kB for the two rows, within a first-level cache."""
 FIRST_RUNG = 2 * ROW * 8
-"""Bytes a thread."""
+"""Bytes per thread of the smallest size."""
 STORES = 1.5
-"""Of what a core reads from its first-level cache: it stores a vector beside every two that it
-loads, and no call of NumPy's is long enough in there to show it.
+"""The rate of a first-level cache as a multiple of its reading rate: a core can store a vector for
+every two that it loads. No NumPy call works in this cache for long enough to show it.
 """
 LAST_RUNG = 1 << 27
-"""Bytes on all threads together. Where a last-level cache is larger its rate stands for the
-memory's: the limit is then too high, so a share too low, never too high.
+"""Bytes of the largest size, all threads together. If a last-level cache is larger, its rate passes
+for that of the memory, which is too high: a share of the limit is then too low, never too high.
 """
 DEVICE_RUNGS = 1 << 20, 1 << 28
-"""Bytes of the first and the last rung on a device of its own."""
+"""Bytes of the smallest and the largest size on a device other than the host's processor."""
 PRODUCT_SIZES = tuple(2**k for k in range(8, 14))
 PRODUCT_S = 4e-3
 """A matrix product that takes this long is large enough."""
 HOST_PRODUCT = 512
 """Rows and columns of the product of one thread."""
 PRODUCT_READINGS_S = 0.05
-"""How long readings of one size go on."""
+"""How long the product of one size is measured."""
 PRODUCT_LIMIT_S = 0.3
-"""And on the host, where none was left alone."""
+"""The same on the host, where threads have not yet had cores of their own in any reading."""
 RETRY_S = 600.0
-"""How long figures of a busy machine stand before they are measured again."""
+"""How long figures from a busy machine are used before they are measured again."""
 OWN_CORES = 0.75
-"""Processor time over the wall's, a thread, from which every thread had a core of its own."""
+"""Threads had cores of their own if each used its processor for this share of the time."""
 BEYOND = 1.05
 """The share of a limit above which a time is not believed: a limit is the best of readings, and a
 reading is off by a few percent.
 """
 MEASURED = 4
-"""How often a limit is measured before a time is refused for it."""
+"""How often a limit is measured before a time is refused because of it."""
 
 
 Bandwidth: TypeAlias = tuple[tuple[int, float], ...]
@@ -88,12 +88,13 @@ class Limits:
     """What a device can do at best in one dtype.
 
     Attributes:
-        bandwidth: working set in bytes, smallest first, with the bytes/s read and written over it.
-        flops_per_second: of a matrix product.
+        bandwidth: pairs of a working set in bytes, smallest first, and the bytes/s read and written
+            in it.
+        flops_per_second: operations per second of a matrix product.
         itemsize: bytes of an element.
-        settled: whether every thread had a core of its own, in some reading of each size. Where
-            not, a limit may be far too low: show no share of it. It is measured again after
-            RETRY_S, and the best is kept.
+        settled: whether every thread had a core of its own, in some reading of each size. If not,
+            the rates may be far too low, and no share of a limit should be shown. They are measured
+            again after RETRY_S, and the best are kept.
     """
 
     bandwidth: Bandwidth
@@ -104,8 +105,8 @@ class Limits:
     def bytes_per_second(self, working_set: float) -> float:
         """The bandwidth over a working set in bytes: the rate of the next smaller rung.
 
-        A larger set is never faster. Where it measured so, the smaller one's reading was disturbed
-        or, on a device, all launching.
+        A larger set is never faster. Where it was measured so, the reading of the smaller one was
+        disturbed or, on a device, spent on launching; the larger set's rate then counts.
         """
         sizes = [size for size, _ in self.bandwidth]
         first = max(bisect_right(sizes, working_set) - 1, 0)
@@ -124,10 +125,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class StepLimit:
-    """The least time that a machine leaves a step.
+    """The least time that a step can take on a machine.
 
     Attributes:
-        seconds: of one step.
+        seconds: the time of one step.
         binds: `memory` or `arithmetic`, whichever takes longer.
     """
 
@@ -135,21 +136,21 @@ class StepLimit:
     binds: str
 
     def share(self, step_seconds: float) -> float:
-        """How much of the limit a step's time reaches: 1 at the limit.
+        """The limit's seconds as a share of a step's: 1 for a step at the limit.
 
-        Above 1 the step left work out, or the limit is wrong.
+        Above 1, the step left work out or the limit is wrong.
         """
         return self.seconds / step_seconds
 
 
 @dataclass(frozen=True)
 class Found:
-    """A time held against the limit.
+    """The comparison of a step's time with the limit.
 
     Attributes:
         limit: None where none is known.
-        beyond: why no program can have taken so little; empty where it can.
-        doubt: why the limit is not to be trusted where it says so; empty where there is no doubt.
+        beyond: why no program can have taken so little time; empty where it can.
+        doubt: why the time is below a limit that cannot be trusted; empty where there is no doubt.
     """
 
     limit: StepLimit | None
@@ -160,16 +161,16 @@ class Found:
 def hold_to_limit(
     backend: Backend, work: Cost, moved: float, step_seconds: float, again: Callable[[], float]
 ) -> Found:
-    """Hold a step's time against the least that the machine leaves it.
+    """Compare a step's time with the least that it can take on the machine.
 
-    What seems to be beyond the limit may be beyond a limit that was measured while others used the
-    memory, or at a slower clock. So the limit is measured anew, more than once, and the best of it
-    counts. A step that takes more than it in half of these tries, when it took less before, casts
-    doubt on it: the machine has become slower.
+    A time may seem too short because the limit was measured while other processes used the memory,
+    or at a slower clock. So the limit is measured again, more than once, and the best counts. The
+    step is timed again each time: if it now respects the limit in half of the tries, the machine
+    has become slower, and the limit is in doubt.
 
     Args:
         moved: elements that the optimizer moves, see `optimizer_elements`.
-        again: times a step now.
+        again: returns the seconds of a step, timed now.
     """
     settled, slower = True, 0
     for measured in range(1, MEASURED + 1):
@@ -196,10 +197,10 @@ def hold_to_limit(
 def step_limit(limits: Limits, work: Cost, optimizer_elements: float = 0) -> StepLimit:
     """The larger of the times for a step's memory traffic and for its arithmetic.
 
-    The optimizer's arithmetic is left out: next to its traffic it is never the larger.
+    The optimizer's arithmetic is left out: it never takes longer than its memory traffic.
 
     Args:
-        optimizer_elements: what the optimizer moves on top of `work`, see `optimizer_elements`.
+        optimizer_elements: elements that the optimizer moves beside `work`, see the function.
 
     >>> limits = Limits(((1000, 8e9),), flops_per_second=1e9, itemsize=8, settled=True)
     >>> step_limit(limits, Cost(flops=10, elements=100))
@@ -213,10 +214,10 @@ def step_limit(limits: Limits, work: Cost, optimizer_elements: float = 0) -> Ste
 
 
 def optimizer_elements(arrays: Mapping[str, Array]) -> int:
-    """What an optimizer moves: parameters and state, each read and written once.
+    """The elements that an optimizer moves: parameters and state, each read and written once.
 
     Args:
-        arrays: a program's, as `Program.arrays` names them.
+        arrays: a program's arrays, as `Program.arrays` names them.
     """
     own = (a for name, a in arrays.items() if name.startswith(("params.", "state.")))
     return 2 * sum(int(math.prod(a.shape)) for a in own)
@@ -227,12 +228,12 @@ def machine_limits(backend: Backend, *, anew: bool = False) -> Limits | None:
 
     Measured where the cache has none, which takes about half a second, so never on the clock. The
     backend must be configured. The cache is `expkit/limits.json` under XDG_CACHE_HOME or
-    `~/.cache`; one that is damaged or cannot be written only costs the measurement. None for a
-    device whose arrays cannot be multiplied and added, or a dtype whose size its name does not say.
+    `~/.cache`; if it is damaged or cannot be written, the limits are just measured again. None for
+    a device whose arrays cannot be multiplied and added, or a dtype whose name has no size in it.
 
     Args:
-        anew: measure whatever the cache has. The better of both is returned, `settled` if this time
-            was.
+        anew: measure even if the cache has the limits. The better of both is returned, `settled` if
+            the new measurement is.
     """
     key = ", ".join(f"{name} {value}" for name, value in _conditions(backend).items())
     folder = cache.folder()
@@ -264,9 +265,9 @@ def _conditions(backend: Backend) -> dict[str, Any]:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """One process at a time: two that measure at once would each see half a machine."""
+    """Let one process measure at a time: of two at once, each would see half a machine."""
     descriptor = None
-    with suppress(OSError):  # then nothing can be kept either
+    with suppress(OSError):  # without the folder nothing can be kept either
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -305,7 +306,7 @@ def _parsed(entry: Any) -> Limits | None:
 
 
 def _write(folder: Path, kept: Mapping[str, Any]) -> None:
-    """All or nothing: whoever reads meanwhile sees the file before or after."""
+    """Replace the file at once: a process that reads meanwhile sees the old one or the new one."""
     fresh = folder / f"limits.{os.getpid()}"
     with suppress(OSError):
         fresh.write_text(json.dumps(kept, indent=1) + "\n")
@@ -338,7 +339,7 @@ def _measured(backend: Backend) -> Limits | None:
 def _pass_seconds(
     passes: Callable[[int], object], wait: Callable[[], None], least_s: float = READING_S
 ) -> float:
-    """Seconds of one pass in a reading of at least this long."""
+    """Seconds of one pass, from a reading that takes at least `least_s`."""
     n = 1
     while True:
         wait()
@@ -352,10 +353,10 @@ def _pass_seconds(
 
 
 class _Chain:
-    """Steps of a backend's own arrays, each of which takes the result of the one before.
+    """Operations on a backend's arrays, each of which takes the result of the one before.
 
-    So a library that runs calls side by side, or not before they are asked for, does all of them
-    until `wait` returns: it reads an element of the last, which no synchronize can forget.
+    So a library that runs calls in parallel or lazily has done all of them when `wait` returns: it
+    reads an element of the last result, whatever the backend's `synchronize` may forget.
     """
 
     def __init__(self, backend: Backend, first: Array, step: Callable[[Array], Array]) -> None:
@@ -377,7 +378,7 @@ def _product_rate(backend: Backend) -> float:
     """Operations/s of a matrix product, over growing sizes until one takes PRODUCT_S."""
     best = 0.0
     for n in PRODUCT_SIZES:
-        mean = backend.asarray(np.full((n, n), 1 / n))  # of a column: ones stay ones
+        mean = backend.asarray(np.full((n, n), 1 / n))  # takes the mean of a column: ones stay ones
         chain = _Chain(backend, backend.asarray(np.ones((n, n))), partial(operator.matmul, mean))
         seconds = _best_seconds(chain, chain.wait)
         best = max(best, 2 * n**3 / seconds)
@@ -387,7 +388,7 @@ def _product_rate(backend: Backend) -> float:
 
 
 def _best_seconds(passes: Callable[[int], object], wait: Callable[[], None]) -> float:
-    """The best of readings of one pass, over PRODUCT_READINGS_S."""
+    """The fewest seconds of a pass in any reading, over PRODUCT_READINGS_S."""
     best, end = math.inf, perf_counter() + PRODUCT_READINGS_S
     while perf_counter() < end:
         best = min(best, _pass_seconds(passes, wait))
@@ -395,7 +396,7 @@ def _best_seconds(passes: Callable[[int], object], wait: Callable[[], None]) -> 
 
 
 class _Cores:
-    """Whether every thread had a core, in a stretch of time."""
+    """Tells whether every thread has had a core of its own since this object was made."""
 
     def __init__(self, threads: int) -> None:
         self._threads, self._wall, self._processor = threads, perf_counter(), process_time()
@@ -406,12 +407,11 @@ class _Cores:
 
 
 def _host_product_rate(threads: int, dtype: str) -> tuple[float, bool]:
-    """Operations/s of NumPy's matrix products, one on each thread, so that no thread waits for
-    another: a busy neighbour then costs a share and not nearly all. And whether every thread had a
-    core, in some reading.
+    """Operations/s of NumPy's matrix products, and whether every thread had a core in some reading.
 
-    Next to the backend's own this also bounds halves, which a library without instructions for
-    them may multiply slowly: float32 can hold them all.
+    Each thread computes a product of its own and waits for no other, so that other processes cost a
+    share of the rate and not nearly all of it. With float32, which can hold all halves, this also
+    bounds half precision, which a library without instructions for it may multiply slowly.
     """
     a = np.ones((HOST_PRODUCT, HOST_PRODUCT), dtype)
 
@@ -442,16 +442,16 @@ def _at_once() -> None:
 
 
 def _host_bandwidth(threads: int) -> tuple[Bandwidth, bool]:
-    """Bytes/s by size on all threads, each going over a part of its own, and whether every thread
-    had a core, in some reading of each size.
+    """Bytes/s by size on all threads, each with a part of its own, and whether every thread had a
+    core in some reading of each size.
 
-    Two kinds of pass, and the faster counts: reading, which is fastest in the nearest caches, and
-    updating in place, which is fastest further out, where data go both ways at once.
+    There are two kinds of pass, and the faster counts: reading, which is fastest in the nearest
+    caches, and updating in place, which is fastest further out, where data go both ways at once.
     """
     sizes = _ladder(FIRST_RUNG, LAST_RUNG // threads)
-    left = set(sizes)  # where no reading had its cores yet
+    left = set(sizes)  # sizes for which threads have not had cores of their own in any reading
     with ThreadPoolExecutor(threads) as pool:
-        # Ones: untouched zeros would all be the same page.
+        # Ones, because zeros that nobody has written to would all share one page.
         parts = list(pool.map(np.ones, [sizes[-1] // 8] * threads))
 
         def rate(size: int) -> float:
@@ -479,7 +479,7 @@ def _host_bandwidth(threads: int) -> tuple[Bandwidth, bool]:
 def _read_all(part: npt.NDArray[np.float64], passes: int) -> None:
     """Read every element once a pass, in products of rows too short for BLAS to start threads.
 
-    One call for all passes: to return to Python in between would hold up the other threads.
+    All passes are one call: returning to Python in between would hold up the other threads.
     """
     halves = part.reshape(2, 1, -1, ROW)
     a, b = np.broadcast_to(halves, (2, passes, *halves.shape[2:]))
@@ -514,7 +514,7 @@ def _added_product(a: Array, b: Array, total: Array) -> Array:
 
 
 def _ladder(first: int, last: int) -> list[int]:
-    """Sizes from the first to the last, each four times the one before, the last at most."""
+    """Sizes from the first to the last, each four times the one before; the last may be less."""
     sizes = [first]
     while 4 * sizes[-1] < last:
         sizes.append(4 * sizes[-1])
@@ -524,7 +524,9 @@ def _ladder(first: int, last: int) -> list[int]:
 def _walked(
     sizes: list[int], rate: Callable[[int], float], enough: Callable[[], bool]
 ) -> dict[int, float]:
-    """The best rate of each size, from walk after walk: for LADDER_S, and until it is enough."""
+    """The best rate of each size over repeated walks: for LADDER_S, then until `enough`, but no
+    longer than LADDER_LIMIT_S.
+    """
     best, start = dict.fromkeys(sizes, 0.0), perf_counter()
     while True:
         for size in sizes:

@@ -1,8 +1,8 @@
 """Rounds of repeats from one source or several, interleaved.
 
 Sources that are to be compared run in turn, A B B A, in an order drawn for every round: what the
-machine does meanwhile touches all alike. Interleaving alone is not enough, so every round places
-each source anew: see `expkit.measure.statistics`.
+machine does meanwhile affects all of them alike. Interleaving alone is not enough, so every round
+places each source anew: see `expkit.measure.statistics`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Source(Protocol):
         ...
 
     def repeat(self) -> float | None:
-        """Time one repeat, keep it and return its seconds; None: there is no more to be had."""
+        """Time one repeat, keep it and return its seconds; None if it can have no more repeats."""
         ...
 
 
@@ -42,15 +42,17 @@ def run_rounds(
     enough: Callable[[], str | None],
     width: Callable[[], float] = lambda: math.inf,
 ) -> str | None:
-    """Rounds until a limit is reached or enough is known.
+    """Run rounds until a limit is reached or enough is known.
 
-    How long a repeat takes is known after the first of each source; see `fitted`. Where a look
-    does not find enough the rounds that follow are spread over time, see `settle_until`.
+    The limits are fitted to the length of a repeat after the first repeat of each source, see
+    `fitted`. If a look does not find enough, the rounds that follow may be spread over time, see
+    `settle_until`.
 
     Args:
-        enough: what is known, if that will do; asked after rounds_min rounds, twice as many, ...
-        width: of the interval that has to become narrow enough; asked as often. Infinite where
-            there is none.
+        enough: returns what is known if that suffices, else None; called after rounds_min rounds,
+            twice as many, four times ...
+        width: returns the width of the interval that has to become narrow, infinite where there is
+            none; called as often.
 
     Returns:
         What ended it: `repeats_max`, `budget_s`, `settle_s` or what `enough` said; None if no
@@ -93,7 +95,7 @@ def run_rounds(
             return "settle_s"
         else:
             left_s = settle_s - elapsed_s
-            # At a moment drawn at random: load that comes and goes evenly is not met in step.
+            # A random rest keeps rounds from falling into step with periodic load.
             rest_s = random.uniform(0.5, 1.5) * rest_seconds(measure, rounds, left_s, round_s)
             sleep(min(rest_s, max(0.0, left_s - round_s)))
             rested_s += perf_counter() - started - elapsed_s

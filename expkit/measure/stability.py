@@ -1,6 +1,6 @@
-"""Whether a measurement may be leaned on, and if not, why.
+"""Whether a measurement can be relied on, and if not, why.
 
-None of these drops a sample or changes a figure: they are told beside it.
+None of these checks drops a sample or changes a figure: they are reported beside it.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ from expkit.measure.statistics import Rounds, Summary
 from expkit.measure.stopping import Measure
 
 SURE = 2.58
-"""Standard deviations of a test at 1 %."""
+"""The critical value of a test at the 1 % level, in standard deviations."""
 BUSY_CORES = 0.1
-"""CPU that others took meanwhile, in cores, from which it is said."""
+"""CPU use by others, in cores, above which it is reported."""
 STOLEN = 0.01
+"""The share of CPU time given to other virtual machines above which it is reported."""
 CLOCK_CHANGE = 0.05
+"""The relative change of the processor's clock above which it is reported."""
 STILL_S = 0.05
-"""Seconds of a repeat in which the process did not run, from which it is said."""
+"""Seconds of a repeat in which the process did not run, from which on they are reported."""
 STILL_SHARE = 0.1
-"""And the share of the repeat."""
+"""The same as a share of the repeat: both have to be reached."""
 SLOWED = 0.75
-"""The share of its usual processor time below which a reading was interrupted."""
+"""The share of its usual processor time below which a reading counts as interrupted."""
 RUNS = 0.2
-"""Processor seconds in a second, below which a process waits most of the time as it is."""
+"""Processor seconds per second below which a process normally waits most of the time."""
 STOPPED = 0.05
-"""As SLOWED, for such a process: what it waits for may take longer at times."""
+"""SLOWED for such a process, since what it waits for may take longer at times."""
 RECOMPILED = 2.0
-"""Times the others' from which the first reading of a placement is said to take longer."""
+"""How many times as long as the others a placement's first reading takes, to be reported."""
 RECOMPILED_SHARE = 0.01
-"""And what that comes to at least, as a share of a repeat."""
+"""How much longer it takes, at least, as a share of a repeat."""
 
 
 def unstable_because(
@@ -45,16 +47,16 @@ def unstable_because(
     activity: Activity,
     paused: Sequence[str] = (),
 ) -> list[str]:
-    """Every reason to distrust these rounds; none is a stable measurement.
+    """Every reason to distrust these rounds; empty for a stable measurement.
 
     Args:
-        activity: what went on beside them.
-        paused: what `pauses` says of them.
+        activity: what else the machine did meanwhile.
+        paused: what `pauses` returns for these rounds.
     """
     others, stolen = activity.others_cores or 0.0, activity.steal_share or 0.0
     clock_change = activity.frequency_change or 0.0
     reasons = []
-    # Of rounds: repeats of one resemble each other, which would pass for a trend or for two humps.
+    # By round: repeats of one resemble each other, which could look like a trend or two modes.
     middles = [median(repeats) for repeats in rounds]
     if summary.interval is None:
         unit = "placement" if summary.rounds == 1 else "placements"
@@ -80,12 +82,11 @@ def unstable_because(
 
 
 def drift(samples: Sequence[float], least: float = 0.02) -> float | None:
-    """The relative change from first to last, where a trend is sure (1 %) and at least `least`.
+    """The relative change from first to last, if it is significant (1 %) and at least `least`.
 
-    The trend is tested after Mann (1945) and its size is the median slope of all pairs (Theil
-    1950, Sen 1968) of the logarithms: so it is more than -1, for a time cannot fall by more than
-    all of it, and halving and doubling weigh the same. None where there is none to tell, as of
-    fewer than 6 samples. The samples are above 0.
+    The trend is tested after Mann (1945). Its size is the median slope of all pairs (Theil 1950,
+    Sen 1968) of the logarithms, so that it is always above -1, and halving and doubling weigh the
+    same. None where there is no such trend, or fewer than 6 samples. The samples must be above 0.
 
     >>> drift([1.01**i for i in range(12)])
     0.11...
@@ -108,14 +109,14 @@ def drift(samples: Sequence[float], least: float = 0.02) -> float | None:
 
 
 def pauses(wall: Sequence[Sequence[float]], cpu: Sequence[Sequence[float]]) -> list[str]:
-    """Repeats in which the process did not run for a while: it was stopped, or put aside.
+    """Find repeats in which the process did not run for a while: it was stopped, or preempted.
 
-    The processor's clock stands still then, the wall's goes on. What a reading should have of both
-    is the median over all readings, so a process that waits for a device is held against itself.
+    Meanwhile its processor time stands still and wall time goes on. The usual ratio of both is the
+    median over all readings, so that a process that waits for a device is compared with itself.
 
     Args:
         wall: seconds of each reading of each repeat.
-        cpu: processor seconds of the same, of all threads together.
+        cpu: processor seconds of the same readings, all threads together.
 
     >>> pauses([[0.1], [20.2], [0.1]], [[0.1], [0.2], [0.1]])
     ['in repeat 2 the process did not run for 20 s of 20.2 s']
@@ -143,15 +144,15 @@ def pauses(wall: Sequence[Sequence[float]], cpu: Sequence[Sequence[float]]) -> l
 
 
 def recompiled(rounds: Rounds, chunk_seconds: Sequence[Sequence[float]]) -> list[str]:
-    """Whether the first reading after each placement stands out, as of a program that compiles.
+    """Whether the first reading after each placement stands out, as in a program that compiles.
 
-    It is held against the later readings of as many steps: those in the midst of the repeat, and
-    the first of the placement's other repeats.
+    It is compared with later readings of as many steps: those in the middle of the repeat, and the
+    first readings of the placement's other repeats.
 
     Args:
         rounds: seconds of each repeat by placement, at least one.
-        chunk_seconds: of the same repeats, one after another, their readings' seconds. All but the
-            last reading of a repeat have as many steps as the first.
+        chunk_seconds: seconds of each reading of the same repeats, one repeat after another. All
+            but the last reading of a repeat have as many steps as the first.
 
     >>> recompiled([[3.0, 2.0], [3.0, 2.0]], [[2.0, 1.0], [1.0, 1.0]] * 2)
     ['compile: the first reading of a placement takes 2 times as long as the others']
@@ -177,11 +178,12 @@ def recompiled(rounds: Rounds, chunk_seconds: Sequence[Sequence[float]]) -> list
 
 
 def two_modes(samples: Sequence[float], least: float = 0.02) -> tuple[float, float] | None:
-    """The two values around which samples gather, where they gather around two.
+    """The two values around which samples cluster; None where there are not two.
 
-    Each of the two groups has a fifth of the samples; their means lie at least `least` apart and
-    Ashman's D (Ashman, Bird and Zepf 1994) is above 4 + 36 / n. With that bound fewer than 1 in 50
-    samples of one hump (normal, uniform, exponential) are called two. None for fewer than 12.
+    Each of the two groups has at least a fifth of the samples, their means lie at least `least`
+    apart, and Ashman's D (Ashman, Bird and Zepf 1994) is above 4 + 36 / n. With that bound, fewer
+    than 1 in 50 unimodal samples (normal, uniform, exponential) are reported. None for fewer than
+    12 values.
     """
     x, n = np.sort(samples), len(samples)
     if n < 12:

@@ -1,4 +1,4 @@
-"""What repeats say, without assuming how they are distributed.
+"""Statistics of repeats, which assume nothing about their distribution.
 
 Repeats are nested in rounds: a round is one placement of the program's arrays, which moves its
 times by several percent for as long as it lives (Mytkowicz et al., ASPLOS 2009). Repeats of one
@@ -19,19 +19,19 @@ Rounds = Sequence[Sequence[float]]
 """Seconds of each repeat, by round."""
 
 ROUNDS_MIN = 6
-"""What an interval takes: the least and the greatest of 5 hold the median in 94 % only."""
+"""The fewest rounds for an interval: the range of 5 contains the median in only 94 % of cases."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Rounds in short.
+    """A summary of rounds.
 
     A round is a placement; where several processes measured, it is a process, see `nested`.
 
     Attributes:
-        median: of the rounds' medians, in seconds.
+        median: the median of the rounds' medians, in seconds.
         interval: 95 % confidence interval of the median; None for fewer than 6 rounds.
-        low, high: that interval, or the least and the greatest round where there is none.
+        low, high: that interval, or where there is none the least and the greatest round's median.
         repeats, rounds: how many there were.
         placement_share: the part of the repeats' variance that lies between rounds, 0 to 1; None
             where no round has two repeats.
@@ -51,7 +51,7 @@ class Summary:
 
     @property
     def half_width(self) -> float:
-        """Of the interval, as a share of its middle: "± 2 %"."""
+        """Half the width of the interval, as a share of its middle: "± 2 %"."""
         return (self.high - self.low) / (self.high + self.low)
 
 
@@ -80,7 +80,7 @@ def summarize(rounds: Rounds) -> Summary:
 
 
 def nested(processes: Sequence[Rounds]) -> Rounds:
-    """The samples of the highest level that varied, each with those of the level below it.
+    """The rounds of a single process, or else each process with the medians of its rounds.
 
     >>> nested([[[1.0, 1.0], [2.0, 2.0]]])
     [[1.0, 1.0], [2.0, 2.0]]
@@ -99,9 +99,8 @@ def median_interval(
 
     The narrowest pair of order statistics, counted from both ends alike, that holds the median
     with at least this probability, from the binomial law of how many samples lie below it (Hahn
-    and Meeker, Statistical Intervals, 1991, section 5.2). SciPy has it as
-    `scipy.stats.quantile_test`, whose import takes as long as half a run; a test holds the two
-    together.
+    and Meeker, Statistical Intervals, 1991, section 5.2). SciPy's `scipy.stats.quantile_test` does
+    the same, but its import takes half as long as a run; a test compares the two.
 
     >>> median_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     (1.0, 6.0)

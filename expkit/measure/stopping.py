@@ -11,11 +11,11 @@ from expkit.measure.statistics import ROUNDS_MIN, median_interval
 
 PARITY = ("report", "require")
 MOST = 1000
-"""Processes that measure one after another: some minutes of starting alone."""
+"""The most processes that measure one after another: starting so many takes some minutes."""
 LONG_S = 0.25
-"""A repeat that takes no longer than this is never long."""
+"""A repeat that takes no longer than this never counts as long."""
 LONG_SHARE = 0.25
-"""The share of the budget from which on a repeat is long."""
+"""The share of the budget above which a repeat counts as long."""
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,20 @@ class Measure:
     """How long to measure.
 
     Attributes:
-        repeats_min: repeats at least. Where one repeat takes long, see `fitted`, as many placements
-            as they would have had, with one repeat each.
-        repeats_max: repeats at most.
+        repeats_min: the fewest repeats. If one repeat takes long, there are as many placements as
+            these would have, with one repeat each, see `fitted`.
+        repeats_max: the most repeats.
         repeats_per_placement: repeats of a round, before the arrays are placed anew. The interval
-            is over rounds: it takes 6 of them.
-        processes: 1, or from 6 on, as many interpreters that measure one after another, each within
-            these limits: then the process is the unit of the interval, which takes 6.
+            is over rounds and needs 6 of them.
+        processes: the number of interpreters that measure one after another, each within these
+            limits: 1, or at least 6. With several, the interval is over processes and needs 6.
         budget_s: seconds after which no further repeat starts, once there are repeats_min.
         target_ci: stop when the interval of the median is this narrow, as a share of the median.
-        settle_s: seconds beyond budget_s for an interval that is wider than that and still
-            narrowing, in rounds spread over them, see `settle_until`; 0 for none. Not used where
-            repeats_min makes no interval, or target_ci is 0.
+        settle_s: further seconds after budget_s for an interval that is too wide but still
+            narrowing, with rounds spread over them, see `settle_until`; 0 for none. Not used where
+            repeats_min is too few for an interval, or target_ci is 0.
         warmup: untimed steps before each repeat, at most a tenth of its steps.
-        threshold: of a comparison: the smallest difference that matters, as a share.
+        threshold: the smallest difference that matters in a comparison, as a share.
         parity: `report` a difference in dtype, device, threads, start or data and go on, or
             `require` that there is none.
     """
@@ -73,12 +73,12 @@ class Measure:
 
     @property
     def rounds_min(self) -> int:
-        """Rounds that hold repeats_min."""
+        """The number of rounds that repeats_min takes."""
         return -(-self.repeats_min // self.repeats_per_placement)
 
     @property
     def rounds_max(self) -> int:
-        """Rounds that hold repeats_max."""
+        """The number of rounds that repeats_max takes."""
         return -(-self.repeats_max // self.repeats_per_placement)
 
     @property
@@ -88,14 +88,14 @@ class Measure:
 
 
 def fitted(measure: Measure, repeat_s: float, sources: int = 1) -> Measure:
-    """The limits for repeats that take this long.
+    """Fit the limits to repeats that take this long.
 
     Only placements count as independent. Where a repeat takes more than a quarter of the budget
-    (and more than a quarter of a second), the repeats beyond the first of a placement would cost
-    much and tell little: each placement has one, and the number of placements stays.
+    (and more than a quarter of a second), further repeats of a placement would cost much and tell
+    little: each placement then has one repeat, and the number of placements stays.
 
     Args:
-        repeat_s: of all sources together.
+        repeat_s: seconds of a repeat, all sources together.
 
     >>> quick = Measure(repeats_min=12, repeats_per_placement=2, budget_s=0.25)
     >>> fitted(quick, 0.01) == quick
@@ -110,7 +110,7 @@ def fitted(measure: Measure, repeat_s: float, sources: int = 1) -> Measure:
 
 
 def most_repeats(measure: Measure, repeats: float, elapsed_s: float) -> int:
-    """How many repeats it will come to at most, if they go on at the pace of these.
+    """The most repeats that there will be, if they go on at the pace so far.
 
     >>> most_repeats(Measure(repeats_min=12, repeats_max=40, budget_s=1.0), 2, 0.1)
     20
@@ -124,7 +124,7 @@ def most_repeats(measure: Measure, repeats: float, elapsed_s: float) -> int:
 
 
 def seconds_left(measure: Measure, repeats: float, elapsed_s: float) -> float:
-    """How many seconds are left at most, if repeats go on at the pace of these.
+    """The most seconds that are left, if repeats go on at the pace so far.
 
     >>> seconds_left(Measure(repeats_min=12, repeats_max=40, budget_s=0.25), 3, 1.5)
     4.5
@@ -134,7 +134,7 @@ def seconds_left(measure: Measure, repeats: float, elapsed_s: float) -> float:
 
 
 def limit_reached(measure: Measure, repeats: int, elapsed_s: float) -> str | None:
-    """`repeats_max` or `budget_s`, or None to go on. Neither counts before repeats_min."""
+    """`repeats_max` or `budget_s` where it is reached, else None. None before repeats_min."""
     if repeats < measure.repeats_min:
         return None
     if repeats >= measure.repeats_max:
@@ -143,27 +143,27 @@ def limit_reached(measure: Measure, repeats: int, elapsed_s: float) -> str | Non
 
 
 def is_time_to_look(measure: Measure, rounds: int) -> bool:
-    """Whether to see if enough is known: at rounds_min, twice, four times ... as many.
+    """Whether to look if enough is known: after rounds_min rounds, twice, four times ... as many.
 
-    Stopping at the first of many looks that happens to please makes intervals that hold the median
-    less often than they say (Armitage, McPherson and Rowe 1969).
+    Stopping at the first of many looks that happens to suffice makes intervals that contain the
+    median less often than they claim (Armitage, McPherson and Rowe 1969).
     """
     looks, rest = divmod(rounds, measure.rounds_min)
     return rest == 0 and looks.bit_count() == 1
 
 
 def settle_until(measure: Measure, rounds: int, elapsed_s: float, round_s: float) -> float | None:
-    """When a measurement ends at last whose interval is too wide at its first look.
+    """The latest end of a measurement whose interval is too wide at its first look.
 
     In seconds from its beginning; None where it ends with its budget.
 
-    Load that comes in bursts longer than the budget is in all rounds or in none of them, so that a
-    few more right away tell nothing. They are spread over what is left of the budget and settle_s
-    more, as long as the next look can be had in this time.
+    A burst of load that lasts longer than the budget is in all rounds or in none, so that a few
+    more rounds right away tell nothing. They are spread over what is left of the budget and
+    settle_s more, if the next look is reached in this time.
 
     Args:
-        rounds: that are done, after `elapsed_s`.
-        round_s: what a round takes.
+        rounds: the number of rounds done after `elapsed_s`.
+        round_s: seconds of a round.
 
     >>> quick = Measure(repeats_min=12, repeats_per_placement=2, budget_s=0.25, settle_s=2.0)
     >>> settle_until(quick, 6, 0.15, 0.025), settle_until(quick, 6, 0.5, 0.08)
@@ -177,14 +177,14 @@ def settle_until(measure: Measure, rounds: int, elapsed_s: float, round_s: float
 
 
 def rest_seconds(measure: Measure, rounds: int, left_s: float, round_s: float) -> float:
-    """How long to rest before each round until the next look, to spread what is left over time.
+    """How long to rest before each round until the next look, to spread the rounds over time.
 
-    The looks that may come have equal shares of the time; the last of them is the end.
+    The looks that may still come get equal shares of the time; the last of them is the end.
 
     Args:
-        rounds: that are done.
-        left_s: until the end at last.
-        round_s: what a round takes.
+        rounds: the number of rounds done.
+        left_s: seconds until the latest end.
+        round_s: seconds of a round.
 
     >>> quick = Measure(repeats_min=12, repeats_max=40, repeats_per_placement=2)
     >>> rest_seconds(quick, 6, 2.0, 0.02), rest_seconds(quick, 6, 0.2, 0.02)

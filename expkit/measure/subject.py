@@ -1,4 +1,4 @@
-"""A cell's program as it is measured: in readings of so many steps, from a start, to its end."""
+"""A cell's program, and how it is run to be measured: from its start, in readings of some steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from expkit.measure.clock import steps_of_a_reading, timed
 from expkit.measure.warmup import WarmUp, run_before, warm_up
 
 DESCRIBED = ("device", "dtype", "threads")
-"""What a backend tells of itself at least."""
+"""The keys that `describe` of every backend must return."""
 
 
 class Subject:
@@ -22,8 +22,9 @@ class Subject:
 
     Attributes:
         every: steps of a reading.
-        passes: how often the steps are run in one reading, where once is too short for the clock.
-        step_seconds: of a step, as warming up or the last repeat left it; 0 before.
+        passes: how many times the steps are run in one reading, where once is too short to time.
+        step_seconds: seconds of a step, from warming up, or from the last repeat where that is not
+            timed; 0 before.
     """
 
     def __init__(self, backend: Backend, workload: Workload, every: int, name: str) -> None:
@@ -33,10 +34,10 @@ class Subject:
         self.program: Program
 
     def begin(self) -> float:
-        """Build the program; the seconds that it took, without what a library's import takes.
+        """Build the program; return the seconds that took, without the import of its library.
 
         Raises:
-            PluginError: its backend does not describe itself.
+            PluginError: the backend does not describe itself.
         """
         _ = self.backend.xp
         if missing := [key for key in DESCRIBED if key not in self.backend.describe()]:
@@ -48,7 +49,7 @@ class Subject:
         return perf_counter() - started
 
     def build(self, steps: int) -> Program:
-        """Another program, with room for this many."""
+        """Build another program, with room for this many steps."""
         return self.backend.build(dataclasses.replace(self.workload, steps=steps))
 
     def synchronize(self) -> None:
@@ -56,17 +57,17 @@ class Subject:
 
     @property
     def learns(self) -> bool:
-        """Whether it has losses; an operation has none."""
+        """Whether the program has losses; an operation has none."""
         return not isinstance(self.workload.problem, Operation)
 
     @property
     def room(self) -> int:
-        """Steps from a start to the end."""
+        """The number of steps from a start to the end."""
         return self.workload.steps * self.passes
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Steps of a reading, and of the last of a repeat."""
+        """The number of steps of a reading, and of the last reading of a repeat."""
         return self.every, self.room % self.every or self.every
 
     @property
@@ -83,7 +84,7 @@ class Subject:
         steps, needed = self.workload.steps, steps_of_a_reading(warm.step_seconds)
         while needed > self.room:  # more than once: a step takes less time among many than alone
             self.passes = -(-needed * 5 // (steps * 4))
-            del self.program  # both may not fit
+            del self.program  # two programs may not fit into memory
             self.program = self.build(self.room)
             warm = self.warm_up()
             needed = steps_of_a_reading(warm.step_seconds)
@@ -92,21 +93,21 @@ class Subject:
         return warm
 
     def run_before(self, warm: WarmUp, untimed: int) -> WarmUp:
-        """Run every length that a repeat asks for, with these steps that it takes untimed."""
+        """Run every length that a repeat asks for, among them its `untimed` steps."""
         lengths = sorted({untimed, *self.lengths} - {0})
         ran = run_before(self.program, self.synchronize, lengths, warm)
         self.step_seconds = ran.step_seconds
         return ran
 
     def back(self) -> None:
-        """To the start of every repeat, after another one was loaded: a reset leaves the data."""
+        """Return to the usual start after another was loaded: a reset keeps an operation's data."""
         if self.learns:
             self.program.reset()
         else:
             self.program.reallocate()
 
     def taking(self, start: Callable[[], None], readings: int = 1) -> Callable[[], float]:
-        """Bring the program to a start; returns what takes the steps of so many readings."""
+        """Bring the program to a start; return the function that times so many readings from it."""
         start()
         self.synchronize()
 
@@ -117,10 +118,10 @@ class Subject:
         return take
 
     def losses(self, start: int = 0) -> HostArray:
-        """From this step on.
+        """The losses from step `start` on.
 
         Raises:
-            PluginError: they are not what the contract takes.
+            PluginError: they are not what the contract requires.
         """
         given = self.program.losses(start)
         if not _is_array(given) or np.ndim(given) != 1:
@@ -129,10 +130,10 @@ class Subject:
         return given
 
     def params(self) -> dict[str, HostArray]:
-        """As they are now.
+        """The parameters now.
 
         Raises:
-            PluginError: they are not what the contract takes.
+            PluginError: they are not what the contract requires.
         """
         given, takes = self.program.params(), "takes a dict of NumPy arrays in float64, by name"
         if not isinstance(given, dict):
@@ -144,12 +145,12 @@ class Subject:
 
 
 def _is_array(given: object) -> bool:
-    """Of real numbers; a NumPy scalar is one of shape ()."""
+    """Whether this is an array of real numbers; a NumPy scalar is one of shape ()."""
     return isinstance(given, np.ndarray | np.generic) and given.dtype.kind == "f"
 
 
 def _kind(given: object) -> str:
-    """A value's type, for the author of what gave it."""
+    """Describe a value to the author of the plugin that returned it."""
     if isinstance(given, np.ndarray):
         return f"an array of shape {given.shape} in {given.dtype}"
     return type(given).__name__

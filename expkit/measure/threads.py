@@ -1,11 +1,11 @@
-"""Whether a program keeps to the threads that it says it has: the processor's clock tells.
+"""Whether a program uses no more threads than it says, judged by its processor time.
 
-Processor time over the wall's is how many processors were in use on the clock. A library's helper
-threads wait actively for the next call, some for tens of milliseconds (OpenBLAS, OpenMP), while
-another library's compute: so of more than one thread as many helpers again are allowed for. What
-other work in this process left behind is told from the program's own by timing it once more, when
-the process has come to rest. The time that threads wait for a core counts too (Linux): two threads
-that share a core with another process want two, and get less.
+Processor time divided by wall time is the number of processors in use on the clock. The helper
+threads of a library spin while they wait for the next call, some for tens of milliseconds
+(OpenBLAS, OpenMP), and another library's may compute meanwhile: so a program with more than one
+thread is allowed as many helpers again. To tell its work from what other cells left running in this
+process, it is timed once more when the process has come to rest. Time in which threads wait for a
+core counts too (Linux): two threads that share a core with another process want two, and get less.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from time import perf_counter, process_time, sleep
 from expkit.contracts import Program
 
 SLACK = 0.25
-"""Processors beyond what is claimed that are nothing: the clocks are not read at one instant."""
+"""Processors beyond the claim that are ignored: the clocks are not read at the same instant."""
 SLACK_S = 0.02
-"""Processor seconds beyond what is claimed that are nothing: some kernels count in ticks."""
+"""Processor seconds beyond the claim that are ignored: some kernels count in ticks."""
 REST_S = 0.005
 REST_LIMIT_S = 0.5
 """The process is at rest when it takes nearly no processor time for REST_S. It is waited for this
@@ -29,22 +29,22 @@ long: helpers that go on for longer are the program's.
 """
 AT_REST = 0.1
 AGAIN_S = 0.2
-"""Seconds on the clock that the second look takes, beyond its last reading."""
+"""The second look ends with the reading that brings it to this many seconds on the clock."""
 
 
 def overused(
     claimed: int, wall_s: float, cpu_s: float, queued_s: float = 0.0, own_s: float = 0.0
 ) -> float | None:
-    """The processors in use or waited for, where that is more than these threads explain.
+    """The number of processors used or waited for, if these threads do not explain it; else None.
 
-    While the thread that asks for the steps is kept from a core, a program with one thread does
-    nothing at all. So that time counts with what the others wait, or not at all, whichever names
-    more: the kernel forgets how long a thread waited that has ended.
+    While the calling thread waits for a core, a program with one thread does nothing. So either the
+    waiting of all threads is added to their processor time, or the calling thread's is left out of
+    the wall time, whichever gives more: the kernel forgets the waiting of threads that have ended.
 
     Args:
         cpu_s: processor seconds of all threads.
-        queued_s: how long they were ready to run and had no core, those that have not ended.
-        own_s: the part of this thread in that.
+        queued_s: seconds that they waited for a core, without those that have ended.
+        own_s: the calling thread's part of that.
 
     >>> overused(1, wall_s=1.0, cpu_s=1.9)
     1.9
@@ -64,7 +64,7 @@ def overused(
 def overused_again(
     claimed: int, program: Program, synchronize: Callable[[], None], n: int
 ) -> float | None:
-    """As `overused`, of fresh readings of n steps, each begun when the process was at rest."""
+    """Do as `overused` with new readings of n steps, each begun when the process is at rest."""
     wall_s = cpu_s = queued_s = own_s = 0.0
     while wall_s < AGAIN_S:
         program.reset()
@@ -81,17 +81,17 @@ def overused_again(
 
 
 class Queue:
-    """How long threads of this process are ready to run and have no core, from now on (Linux)."""
+    """Counts how long the threads of this process wait for a core, from now on (Linux)."""
 
     def __init__(self) -> None:
         self._before = self._read()
 
     def seconds(self) -> float:
-        """Of all threads that there are now."""
+        """Seconds that all threads which exist now have waited."""
         return sum(ns - self._before.get(thread, 0) for thread, ns in self._read().items()) / 1e9
 
     def own_seconds(self) -> float:
-        """Of this thread alone."""
+        """Seconds that the calling thread has waited."""
         thread = get_native_id()
         return (self._read().get(thread, 0) - self._before.get(thread, 0)) / 1e9
 
@@ -104,7 +104,7 @@ class Queue:
 
 
 def _rest() -> None:
-    """Wait until helper threads that somebody else has started sleep."""
+    """Wait until the helper threads that other work has left running sleep."""
     end = perf_counter() + REST_LIMIT_S
     while perf_counter() < end:
         start, ran = perf_counter(), process_time()

@@ -1,4 +1,4 @@
-"""Which of two is faster, that it cannot be told, or that they do not do the same work."""
+"""Verdicts: which of two is faster, or that one cannot tell, or that they do different work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Verdict:
     """What rounds of two interleaved sources, A and B, say about B.
 
     Attributes:
-        word: FASTER, SLOWER, SAME or CAN'T TELL: B, held against A; UNLIKE where they do not do
+        word: FASTER, SLOWER, SAME or CAN'T TELL, for B compared with A; UNLIKE where they do not do
             the same work, whatever the ratio.
         ratio: B's time over A's, the median over rounds.
         interval: its 95 % confidence interval; None for fewer than 6 rounds.
@@ -41,12 +41,13 @@ class Side(parity.Worked, Protocol):
 
 
 def held(a: Side, b: Side, threshold: float) -> Verdict:
-    """The one rule by which B is held against A, wherever two are compared.
+    """Compare B with A, by the one rule that holds wherever two are compared.
 
-    Only like work is faster or slower: of unlike work the ratio is told, and the word is UNLIKE.
+    Only the same work can be faster or slower. Where the work differs, the ratio is still given,
+    and the word is UNLIKE.
 
     Args:
-        a, b: measured in turn. Rounds that only one of them came to are left out.
+        a, b: measured in turn. Rounds that only one of them has are left out.
     """
     common = min(len(a.rounds), len(b.rounds))
     found = judge(a.rounds[:common], b.rounds[:common], threshold)
@@ -54,12 +55,12 @@ def held(a: Side, b: Side, threshold: float) -> Verdict:
 
 
 def judge(a: Rounds, b: Rounds, threshold: float) -> Verdict:
-    """Hold the times of B against those of A, round by round, both of the same rounds.
+    """Compare the times of B with those of A, round by round; both must have the same rounds.
 
     A round's ratio is that of its medians; the interval of their median assumes no distribution.
     With the whole interval beyond 1 + threshold (or its inverse) B is slower (faster) by more than
-    the threshold; with all of it within, both are the same for practice (two one-sided tests:
-    Schuirmann 1987); anything else cannot be told, or not yet.
+    the threshold; with all of it within, both are practically the same (two one-sided tests:
+    Schuirmann 1987); in any other case one cannot tell, or not yet.
 
     >>> judge([[1.0]] * 6, [[1.5]] * 6, 0.02).word
     'SLOWER'
@@ -85,5 +86,5 @@ def judge(a: Rounds, b: Rounds, threshold: float) -> Verdict:
 
 
 def log_ratios(a: Rounds, b: Rounds) -> Sequence[float]:
-    """Of each round, the logarithm of B's median over A's."""
+    """For each round, the logarithm of B's median over A's."""
     return [log(median(y) / median(x)) for x, y in zip(a, b, strict=True)]

@@ -1,4 +1,4 @@
-"""Whether a program's answers are right: in every repeat, and at places nobody can foretell."""
+"""Whether a program's answers are right: in every repeat, and at steps drawn at random."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from expkit.measure import answer
 from expkit.measure.subject import Subject
 
 PLACES = 3
-"""At most, where later steps are checked, if the reference ends before the last."""
+"""The most places at which later steps are checked, if the reference ends before the last step."""
 LATER_SHARE, ELSEWHERE_SHARE = 0.6, 0.2
-"""Of the time for checking, what the reference may take for later steps, and for another start."""
+"""The reference's shares of the time for checking: for later steps, and for another start."""
 CHECKED_SHARE = 0.25
 """The share of the timed part that the reference may take, where that is more than a second."""
 
 
 class Verification:
-    """Holds a program's answers against a float64 reference in NumPy.
+    """Compares a program's answers with a float64 reference in NumPy.
 
     Args:
-        expected_s: tells about how long the timed part takes.
-        rng: draws the starts and the steps that are looked at.
+        expected_s: returns about how many seconds the timed part takes.
+        rng: draws the starts and the steps that are checked.
     """
 
     def __init__(
@@ -34,17 +34,17 @@ class Verification:
         self._subject, self._expected_s, self._rng = subject, expected_s, rng
         self._answer: answer.Answer | None = None
         self._step_s = 0.0
-        """What the reference takes for a step."""
+        """Seconds that the reference takes for a step."""
         self._places: list[int] = []
-        """Steps, drawn at random, from which on some were held against the reference too."""
+        """Later steps from which on a few more were compared with the reference."""
 
     def find(self) -> str:
-        """Compute what every repeat will be held against; returns how far that goes."""
+        """Compute the answer that every repeat is compared with; return which steps it covers."""
         subject = self._subject
         elements = sum(int(np.prod(x.shape)) for x in subject.program.arrays().values())
         if not subject.learns:
             elements += sum(x.size for x in subject.params().values())
-        started, dtype = perf_counter(), self._dtype  # arrays of another have to be as right
+        started, dtype = perf_counter(), self._dtype  # arrays of another dtype must be as exact
         found = answer.reference(subject.backend, subject.workload, dtype, elements, self._limit_s)
         if isinstance(found, str):
             return f"not checked: {found}"
@@ -54,7 +54,7 @@ class Verification:
 
     @property
     def covered(self) -> str | None:
-        """How far the answers were checked; None where they cannot be."""
+        """Which steps were checked; None where none can be."""
         if self._answer is None:
             return None
         steps = self._subject.workload.steps
@@ -70,7 +70,7 @@ class Verification:
         return wrong
 
     def wrong_further(self) -> str | None:
-        """What is wrong that the repeats do not show, looked at once."""
+        """Check once what the repeats do not show; return what is wrong, or None."""
         found, subject = self._answer, self._subject
         if found is None:
             return None
@@ -83,7 +83,7 @@ class Verification:
         return wrong or self._wrong_elsewhere() or self._wrong_later(found.steps)
 
     def _wrong_elsewhere(self) -> str | None:
-        """From another start: a program may remember instead of computing."""
+        """Check steps from another start: a program may remember instead of computing."""
         subject = self._subject
         start = answer.another_start(subject.backend, subject.workload, self._rng)
         if not start:
@@ -98,8 +98,8 @@ class Verification:
         return wrong and f"from another start {wrong}"
 
     def _wrong_later(self, known: int) -> str | None:
-        """After the reference's last step: at the end, or as far as there is time to go, and at
-        places drawn at random before it.
+        """Check steps after the reference's last one: at the end, or as far on as time allows, and
+        at places drawn at random before that.
         """
         subject = self._subject
         program, backend = subject.program, subject.backend
@@ -107,7 +107,7 @@ class Verification:
         program.reset()
         done = 0
         for place, steps in windows:
-            while done < place:  # in the lengths that are timed, as far as they go
+            while done < place:  # in readings as long as the timed ones, as far as possible
                 n = min(subject.every, place - done)
                 program.advance(n)
                 done += n
@@ -123,13 +123,13 @@ class Verification:
         return None
 
     def _held_against(self, right: answer.Answer, first: int) -> str | None:
-        """What is wrong with the losses since this step, and with the parameters."""
+        """What is wrong with the losses from step `first` on, or with the parameters, or None."""
         subject = self._subject
         wrong = right.wrong_losses(subject.losses(first), first) if subject.learns else None
         return wrong or right.wrong_params(subject.params(), first)
 
     def _windows(self, known: int) -> list[tuple[int, int]]:
-        """Where to look behind the steps that are `known`, in order, and at how many steps."""
+        """Where to check steps after the `known` ones, in order: first steps and their numbers."""
         subject = self._subject
         total = subject.workload.steps
         if known == total:
@@ -151,7 +151,7 @@ class Verification:
         return [*((place, each_has) for place in places), (last, at_end)]
 
     def _few_steps(self, share: float, most: int = answer.FEW_STEPS) -> int:
-        """Steps that the reference can take in a share of the time for checking; one at least."""
+        """Steps that the reference can take in this share of the checking time; at least one."""
         return max(1, min(most, int(share * self._limit_s / self._step_s)))
 
     def _reference_from(self, state: dict[str, HostArray], step: int, steps: int) -> answer.Answer:
@@ -166,5 +166,5 @@ class Verification:
 
     @property
     def _limit_s(self) -> float:
-        """How long the reference may take beyond what it takes of any problem."""
+        """Seconds that the reference may take beyond the steps that it computes of any problem."""
         return max(answer.LIMIT_S, CHECKED_SHARE * self._expected_s())

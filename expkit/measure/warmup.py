@@ -1,7 +1,7 @@
-"""Steps before the clock counts.
+"""Warming up: the steps that run before any are timed.
 
-The first call alone, then until a step's time settles, then one pass of every length that will be
-timed: a compiler may compile for each number of steps anew.
+The first step runs alone. More steps follow until their time settles, then one pass of every length
+that will be timed, because a compiler may compile for each number of steps anew.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from expkit.measure.clock import timed
 READING_S = 1e-3
 SETTLED = 0.1
 LIMIT_S = 1.0
-"""Of warming up, where a step's time does not settle; two readings at least. The first pass of a
-length does not count: compiling takes as long as it takes."""
+"""The most seconds of warming up, where a step's time does not settle, though for two readings at
+least. The first pass of a length does not count: compiling takes as long as it takes."""
 GROWTH = 8
-"""How many times as many steps the next reading has: each number may be compiled for."""
+"""The factor from the steps of a reading to those of the next; each number may be compiled for."""
 NOISE = 0.5
 """The share of its steps' time by which a pass may take longer for other reasons than compiling."""
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """What was seen before the clock counted. None of it is in a result.
+    """What warming up has shown. None of it counts in a measured time.
 
     Attributes:
-        first_seconds: the first step: imports, compilation and allocation that waited for it.
-        seconds, steps: all of it.
-        step_seconds: of a step at the end.
+        first_seconds: seconds of the first step, with imports, compilation and allocation that
+            were put off until then.
+        seconds, steps: the totals of warming up.
+        step_seconds: seconds of a step at the end.
         settled: whether two readings in a row agreed to within a tenth.
         first_passes: seconds of the first pass of every length, by its number of steps.
-        compile_seconds: of the lengths that will be timed, what their first passes took beyond
+        compile_seconds: by how much the first passes of the lengths that will be timed exceeded
             their steps' time.
     """
 
@@ -52,7 +53,7 @@ def warm_up(program: Program, synchronize: Callable[[], None], room: int) -> War
     """Run steps until their time settles, then reset.
 
     Readings grow from one step until they last a millisecond; where there is no room for that,
-    all of them together do. The first pass of a length is no reading.
+    until all of them together do. The first pass of a length is no reading.
 
     Args:
         room: the most steps between two resets.
@@ -93,10 +94,10 @@ def run_before(
 
     Args:
         lengths: how many steps each call will make.
-        warm: what warming up this program has found.
+        warm: the result of `warm_up` for this program.
 
     Returns:
-        The same, with these passes and what they took beyond their steps' time.
+        That result, with these passes and by how much they exceeded their steps' time.
     """
     started, first_passes = perf_counter(), dict(warm.first_passes)
     for n in lengths:
