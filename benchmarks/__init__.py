@@ -1,1 +1,1 @@
-"""Ratios against the tutorials' loops and careful ones; `make bench` runs them all."""
+"""Compare expkit with the tutorials' loops and with careful ones; `make bench` runs them all."""

@@ -39,7 +39,7 @@ LARGE = 10_000_000
 
 @dataclass(frozen=True)
 class Row:
-    """A promise (or, without a bound, a fact): what, the bound, what was measured, if it holds."""
+    """A promise or, without a bound, a fact: subject, bound, measurement, and whether it holds."""
 
     what: str
     bound: str
@@ -48,7 +48,7 @@ class Row:
 
 
 def times(pair: Paired, steps: int, *, inverse: bool) -> str:
-    """The ratio (least to greatest) with both times a step."""
+    """Return the ratio (least to greatest) with both times per step."""
     low, ratio, high = pair.low, pair.ratio, pair.high
     if inverse:
         low, ratio, high = 1 / high, 1 / ratio, 1 / low
@@ -57,19 +57,19 @@ def times(pair: Paired, steps: int, *, inverse: bool) -> str:
 
 
 def faster(what: str, bound: float, pair: Paired, steps: int) -> Row:
-    """At least `bound` times faster than the other."""
+    """Promise to be at least `bound` times faster than the other."""
     measured = times(pair, steps, inverse=False)
     return Row(what, f"at least {bound:g} times faster", measured, pair.ratio >= bound)
 
 
 def no_slower(what: str, bound: float, pair: Paired, steps: int) -> Row:
-    """At most `bound` times the other's time."""
+    """Promise to take at most `bound` times the other's time."""
     measured = times(pair, steps, inverse=True)
     return Row(what, f"at most {bound:g} times the time", measured, 1 / pair.ratio <= bound)
 
 
 def sine_numpy(rounds: int) -> list[Row]:
-    """Against the tutorial's loop and against a careful one."""
+    """Compare sine on NumPy with the tutorial's loop and with a careful one."""
     steps, lr = 2000, 1e-6
     ours = program(steps * (2 * rounds + 3), "problem=sine", "backend=numpy")
     start = ours.params()["w"]
@@ -98,7 +98,7 @@ def sine_numpy(rounds: int) -> list[Row]:
 
 
 def sine_torch(rounds: int) -> list[Row]:
-    """Against an autograd loop on the same basis."""
+    """Compare sine on PyTorch with an autograd loop on the same basis."""
     steps, lr = 2000, 1e-6
     ours = program(steps * (rounds + 1), "problem=sine", "backend=torch")
     start = torch.tensor(ours.params()["w"])
@@ -113,7 +113,7 @@ def sine_torch(rounds: int) -> list[Row]:
 
 
 def linear(rounds: int) -> list[Row]:
-    """Against loops that do the same work, both drawing on the host."""
+    """Compare linear with loops that do the same work, both drawing on the host."""
     steps, lr, batch = 2000, 0.01, 20
     both = {"numpy": loops.linear_careful_numpy, "torch": loops.linear_careful_torch}
     rows = []
@@ -126,7 +126,7 @@ def linear(rounds: int) -> list[Row]:
 
 
 def large_dot(rounds: int) -> list[Row]:
-    """In float32, against the tutorial's PyTorch loop and a NumPy loop written the same way."""
+    """Compare large_dot, in float32, with the tutorial's loop and with the same loop in NumPy."""
     steps, lr = 30, 0.5 / LARGE
     words = ("problem=large_dot", f"problem.n={LARGE}", "backend.dtype=float32")
     room = steps * (rounds + 1)
@@ -139,7 +139,7 @@ def large_dot(rounds: int) -> list[Row]:
     what = "large_dot at 10^7, numpy, against a NumPy loop written as the tutorial's"
     rows = [faster(what, 2, pair, steps)]
     # The backend asks for huge pages before it imports PyTorch, and a process cannot take that
-    # back: each side runs in a process of its own, as it would.
+    # back, so each side runs in a process of its own.
     torch_words = (*words, "backend=torch")
     with process(huge_pages=True) as ours_process, process(huge_pages=False) as theirs_process:
         ours_steps = partial(advance, steps, room, *torch_words)
@@ -166,7 +166,7 @@ class _Nothing:
 
 
 def framework(rounds: int) -> list[Row]:
-    """What one reading costs beside the steps in it: two synchronizes, two looks at the clock."""
+    """Time what one reading adds to its steps: two synchronizes and two readings of the clock."""
     rows = []
     for backend in ("numpy", "torch"):
         synchronize = compose_cell(f"backend={backend}").backend.synchronize
@@ -183,7 +183,7 @@ def framework(rounds: int) -> list[Row]:
 
 
 def whole_command(rounds: int) -> list[Row]:
-    """A run with MLflow, its database there, against a bare import of it."""
+    """Compare a run with MLflow, whose database exists, with a bare import of MLflow."""
     with _outputs():
         run = [sys.executable, "-m", "expkit", "problem=sine", "backend=numpy"]
         bare = [sys.executable, "-c", "import mlflow"]
@@ -198,7 +198,7 @@ def whole_command(rounds: int) -> list[Row]:
 
 
 def losses_to_mlflow(rounds: int) -> list[Row]:
-    """2000 losses from a journal into sqlite."""
+    """Time the upload of 2000 losses from a journal to MLflow on sqlite."""
     from expkit.tracking.journal import Journal
     from expkit.tracking.upload import Uploader
 
@@ -244,7 +244,7 @@ print(status("VmHWM") - before)
 
 
 def peak_memory(rounds: int) -> list[Row]:
-    """Above the imports, in arrays of 10^7 float32 values; a process of its own."""
+    """Measure peak memory above the imports, in arrays of 10^7 float32 values, in a new process."""
     rows = []
     for backend in ("numpy", "torch"):
         words = ["problem=large_dot", f"problem.n={LARGE}", "backend.dtype=float32", "steps=10"]
@@ -258,7 +258,7 @@ def peak_memory(rounds: int) -> list[Row]:
 
 @contextmanager
 def _outputs() -> Iterator[Path]:
-    """An outputs folder of its own, with its database made."""
+    """Use a new outputs folder, in which MLflow's database exists."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["EXPKIT_OUTPUTS"] = folder
         _quietly([sys.executable, "-m", "expkit", "problem=linear"])

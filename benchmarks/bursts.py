@@ -1,11 +1,11 @@
-"""Default runs while others work in bursts that last longer than a run's budget.
+"""Make default runs while other processes work in bursts longer than a run's budget.
 
     python -m benchmarks.bursts [--runs 20]
 
 One process for each core works 0.3 to 1 s and rests as long, at random. Meanwhile
-`python -m expkit problem=sine tracking=none` runs, so many times one after the other. A run keeps
-expkit's word where its median lies within a tenth of the others' or where it says `stable: no` and
-why. The exit status is 0 where at least 18 of 20 do.
+`python -m expkit problem=sine tracking=none` runs `--runs` times, one run after the other. A run
+keeps expkit's promise if its median lies within a tenth of the others' or if it says `stable: no`
+and why. The exit status is 0 if at least 18 of 20 do.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def bursts() -> Iterator[None]:
 
 
 def default_run(folder: Path) -> expkit.Run:
-    """A run as a person makes it."""
+    """Make a run by the command line, as a user does."""
     words = (f"hydra.run.dir={folder}",)
     subprocess.run([*COMMAND, *words], stdout=subprocess.DEVNULL, check=True)
     found = expkit.load(folder)
@@ -65,13 +65,13 @@ def default_run(folder: Path) -> expkit.Run:
 
 
 def time_of(run: expkit.Run) -> float:
-    """What the run says it takes."""
+    """Return the time that the run reports."""
     assert run.seconds is not None
     return run.seconds
 
 
 def largest_group(times: Sequence[float]) -> list[float]:
-    """The most of these times that lie within a tenth of each other.
+    """Return the largest group of times that lie within a tenth of each other.
 
     >>> largest_group([1.0, 1.5, 1.05, 1.09, 1.4])
     [1.0, 1.05, 1.09]
@@ -81,7 +81,7 @@ def largest_group(times: Sequence[float]) -> list[float]:
 
 
 def main() -> int:
-    """Run them, print a line each and how many keep expkit's word."""
+    """Make the runs; print a line for each, and how many keep expkit's promise."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bursts")
     parser.add_argument("--runs", type=int, default=20)
     runs = parser.parse_args().runs

@@ -1,8 +1,8 @@
-"""Every combination that ships, in search of a false alarm: `python -m benchmarks.combinations`.
+"""Run all combinations that ship, to find false alarms: `python -m benchmarks.combinations`.
 
-Problems, backends, optimizers, dtypes, one thread and all of them, at the size that a problem
-recommends and at ten times that. Each is run in two repeats, and has to be ok. Exit status 1 where
-one is not.
+They combine problems, backends, optimizers, dtypes, one or all threads, and two sizes: the one that
+the problem recommends and ten times that. Each is run for two repeats and has to be ok; the exit
+status is 1 if one is not.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DEADLINE_S = 300.0
 
 
 def cases() -> Iterator[Case]:
-    """The small ones first."""
+    """Yield all combinations, those of small size first."""
     for index, problem in product(range(2), SIZES):
         optimizers = ("sgd",) if problem in OPERATIONS else OPTIMIZERS
         for backend, dtype, threads, optimizer in product(BACKENDS, DTYPES, THREADS, optimizers):
@@ -55,7 +55,7 @@ def cases() -> Iterator[Case]:
 
 
 def main() -> int:
-    """Run them all; a line for each that is not ok."""
+    """Run all combinations; print a line for each that is not ok."""
     found = Counter[str]()
     with TemporaryDirectory() as place:
         for number, case in enumerate(cases()):

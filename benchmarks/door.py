@@ -1,7 +1,7 @@
 """Whether a cell takes as long in a process of its own as in this one: `python -m benchmarks.door`.
 
-From Python a cell has a process of its own; the command line measures one in its own process. Here
-one trial of each kind takes turns, so their verdict should be SAME, and is never FASTER or SLOWER.
+Python's `expkit.run` measures a cell in a new process, the command line in its own. Here one trial
+of each kind takes turns: their verdict should be SAME, and must never be FASTER or SLOWER.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WORDS = ("problem=sine", "measure=standard", "measure.budget_s=10", "measure.rep
 
 
 def pair(cell: Cell) -> Verdict:
-    """The one in a process of its own, held against the one in this."""
+    """Compare a trial in a process of its own with one in this process."""
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         here = stack.enter_context(Trial(cell, Path(place, "a"), {}, None, lambda now: None))
         attempt = Attempt(cell.frozen, Path(place, "b"), {}, None)
@@ -35,7 +35,7 @@ def pair(cell: Cell) -> Verdict:
 
 
 def main() -> int:
-    """Print every verdict, and how often each came; 1 where one calls them unequal."""
+    """Print every verdict and the count of each; return 1 if one is FASTER or SLOWER."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.door")
     parser.add_argument("--pairs", type=int, default=40)
     given = parser.parse_args()

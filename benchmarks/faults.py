@@ -1,7 +1,7 @@
-"""Every planted fault on several problems, and the honest twins: `python -m benchmarks.faults`.
+"""Run planted faults and honest twins on several problems: `python -m benchmarks.faults`.
 
-A fault is caught where no time of it is given: the run is refused, or it is named as not like for
-like. A twin has to be accepted. Exit status 1 where one of them is not as it should be.
+A fault is caught if no time is given for it: the run is refused, or it is marked as not like for
+like. A twin has to be accepted. The exit status is 1 if one of them does not end as it should.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.machine import machine
 from benchmarks.planted.kinds import CELLS
 
 WORDS = (
-    "backend.threads=1",  # threads that wait for a core another has make a step ten times as long
+    "backend.threads=1",  # threads that wait for a busy core make a step ten times as long
     "measure.repeats_min=6",
     "measure.repeats_max=6",
     "measure.repeats_per_placement=1",
@@ -42,7 +42,7 @@ SHIPPED = {
     "torch": ("backend=torch",),
     "torch_float32": ("backend=torch", "backend.dtype=float32"),
 }
-"""Twins that are no planted program: the backends that come with expkit."""
+"""Twins that are not planted programs: the backends that come with expkit."""
 UNLIKE = "not like for like"
 NO_GATE = ("failed", "endless")
 HEAD = [
@@ -63,10 +63,10 @@ BUSY += "    while now() < end: pass\n    sleep(0.05)\n"
 
 @dataclass(frozen=True)
 class Case:
-    """A kind on a problem.
+    """A kind of program on a problem.
 
     Attributes:
-        words: of the command line.
+        words: the words of the command line.
     """
 
     kind: str
@@ -77,12 +77,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Found:
-    """What came of a case.
+    """The result of a case.
 
     Attributes:
-        outcome: the run's; UNLIKE where it is ok and named so; `endless` where none came in time.
-        reason: of what is not ok.
-        seconds: that were given as the time of a repeat.
+        outcome: the run's; UNLIKE if it is ok but marked so; `endless` if there was none in time.
+        reason: why it is not ok.
+        seconds: the time of a repeat, if one was given.
     """
 
     outcome: str
@@ -90,13 +90,13 @@ class Found:
     seconds: float | None = None
 
     def is_right(self, case: Case) -> bool:
-        """Ok for a twin, refused by a gate for a fault: one that breaks says nothing of a gate."""
+        """Whether a twin is ok, or a fault was refused by a check; a crash or a hang is not."""
         accepted = self.outcome == "ok"
         return accepted if case.honest else not accepted and self.outcome not in NO_GATE
 
 
 def cases() -> Iterator[Case]:
-    """The honest first."""
+    """Yield all cases, the honest ones first."""
     for honest, kinds in ((True, planted.TWINS), (False, planted.FAULTS)):
         for name, kind in kinds.items():
             if kind.needs and not find_spec(kind.needs):
@@ -112,13 +112,13 @@ def cases() -> Iterator[Case]:
 
 
 def _words(own: tuple[str, ...], cell: str) -> tuple[str, ...]:
-    """Of the cell, and those of the kind in their place."""
+    """Return a cell's words; a kind's own words replace those of the same key."""
     words = (*WORDS, *CELLS[cell].split(), *own)
     return tuple({word.partition("=")[0]: word for word in words}.values())
 
 
 def install(site: Path) -> None:
-    """Make the plugin a distribution in this folder."""
+    """Install the plugin as a distribution in this folder."""
     about = {"METADATA": METADATA, "entry_points.txt": ENTRY}
     files = {f"planted_plugin/{k}": v for k, v in planted.files("planted_plugin").items()}
     for name, text in (files | {f"planted-1.0.dist-info/{k}": v for k, v in about.items()}).items():
@@ -127,7 +127,7 @@ def install(site: Path) -> None:
 
 
 def run_here(case: Case, folder: Path, deadline_s: float) -> Found:
-    """In a fork of this process, as from Python: nothing of a kind outlives its case."""
+    """Run a case in a fork of this process, so that nothing of it outlives the case."""
     fork = multiprocessing.get_context("fork")
     found, its = fork.Pipe(duplex=False)
     process = fork.Process(target=_run, args=(case, folder, its))
@@ -148,7 +148,7 @@ def _run(case: Case, folder: Path, pipe: Connection) -> None:
     os.setpgid(0, 0)
     try:
         run = expkit.run(expkit.cell(*case.words), here=True, folder=folder)
-    except Exception as error:  # a planted program that breaks is told like any other
+    except Exception as error:  # a planted program that crashes is reported like any other
         pipe.send(Found("failed", f"{type(error).__name__}: {error}"))
         return
     if run.outcome == "ok" and run.unlike:
@@ -158,7 +158,7 @@ def _run(case: Case, folder: Path, pipe: Connection) -> None:
 
 
 def run_command(case: Case, folder: Path, deadline_s: float) -> Found:
-    """By the real command line, from the run's journal."""
+    """Run a case by the command line, and read the result from the run's journal."""
     env = {**os.environ, "EXPKIT_OUTPUTS": str(folder)}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
     words = [sys.executable, "-m", "expkit", *case.words]
@@ -190,7 +190,7 @@ def run_command(case: Case, folder: Path, deadline_s: float) -> Found:
 
 @contextmanager
 def load(busy: bool) -> Iterator[None]:
-    """Another process that takes one core half of the time, if asked for."""
+    """If `busy`, run another process that uses one core half of the time."""
     if not busy:
         yield
         return
@@ -203,7 +203,7 @@ def load(busy: bool) -> Iterator[None]:
 
 
 def main() -> int:
-    """Run them all, print the table and, if asked, write the page."""
+    """Run all cases, print the table and, if asked, write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults")
     parser.add_argument("--kinds", nargs="+", metavar="NAME", help="these alone, such as 'lazy_*'")
     parser.add_argument(

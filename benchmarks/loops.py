@@ -1,11 +1,11 @@
-"""The other side of each pair: the tutorials' own loops, loops of ours beside them, careful ones.
+"""The loops that expkit is compared with: the tutorials' own, variants of these, careful ones.
 
 Nothing here uses expkit. A function named `tutorial` holds the lines of one of the two tutorials
 that expkit starts from: the first is NumPy's part of "PyTorch vs NumPy" (Kaggle), the second is
 "Pytorch Basics and Speed Comparisons with Numpy and GPU" (2020). Sizes, steps, rate and device are
 arguments, the sine loop's start and points too, so that another loop can share them; where a
-tutorial prints, the loop appends. All else is ours: for what a tutorial has for one library alone
-there is a loop for the other, written the same way.
+tutorial prints, the loop appends. All else is ours: where a tutorial has a loop for one library
+only, there is one for the other, written the same way.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def sine_autograd(start: list[float], n: int, steps: int, lr: float, device: str
 
 
 def sine_careful_numpy(basis: Array, y: Array, w: Array, steps: int, lr: float) -> Array:
-    """In place, on a basis built once, every loss kept: what expkit's step is held against."""
+    """The loop that expkit's step is compared with: in place, basis built once, all losses kept."""
     w, losses = w.copy(), np.empty(steps)
     residual, grad = np.empty_like(y), np.empty_like(w)
     for step in range(steps):
@@ -95,7 +95,7 @@ def sine_careful_numpy(basis: Array, y: Array, w: Array, steps: int, lr: float) 
 def sine_careful_torch(
     basis: torch.Tensor, y: torch.Tensor, w: torch.Tensor, steps: int, lr: float
 ) -> torch.Tensor:
-    """Autograd on the same basis, every loss kept on the device."""
+    """Autograd on the same basis; every loss is kept on the device."""
     w, losses = w.clone().requires_grad_(), []
     for _ in range(steps):
         residual = w @ basis - y
@@ -148,7 +148,7 @@ def linear_numpy(steps: int, lr: float) -> Any:
 
 
 def linear_careful_numpy(batch: int, steps: int, lr: float, seed: int) -> Array:
-    """Y = 3x - 2 from fresh batches, gradients by hand: what expkit's step is held against."""
+    """The loop that expkit's step is compared with: y = 3x - 2, new batches, gradients by hand."""
     rng = np.random.Generator(np.random.Philox(seed))
     slope: Any = 1.0
     intercept: Any = 1.0

@@ -1,4 +1,4 @@
-"""Where figures come from, for the pages that show them."""
+"""Describe the machine that figures come from, for the pages that show them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from expkit.measure.environment import cpu_model, git_state, versions
 
 
 def machine() -> list[str]:
-    """Processor, versions and commit, a list item each."""
+    """Return processor, versions and commit, as one list item each."""
     state = git_state(Path(__file__).parent)
     commit = "unknown" if state is None else state["commit"][:12] + "-dirty" * state["dirty"]
     return [

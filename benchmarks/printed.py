@@ -1,4 +1,4 @@
-"""What the first tutorial printed, and a start from which its loop prints it again.
+"""What the first tutorial printed, and starting values from which its loop prints it again.
 
 Its four starting values were random and are not in its text. But its problem is linear least
 squares: in the eigenvectors of the Gram matrix each coordinate's distance from the best cubic
@@ -23,7 +23,7 @@ LOSSES = np.array(
         *(11.494886608396293, 10.636535928150074, 10.05470628345867, 9.659890720665171),
     ]
 )
-"""At steps 99, 199, ... 1999, counted from 0."""
+"""The losses at steps 99, 199, ... 1999, counted from 0."""
 RESULT = np.array(
     [-0.020418311837917504, 0.8356526383368988, 0.0035224985542163124, -0.0903307755544794]
 )
@@ -33,9 +33,9 @@ RESULT = np.array(
 def start() -> HostArray:
     """The four starting values that fit, of shape (4,).
 
-    Two coordinates follow with their signs. Of the third, which a step makes 0.92 times as large,
-    the losses give the size; its sign is forgotten and taken as positive. Of the fourth, 0.44 times
-    as large after a step, nothing is left at the first printed loss: it is taken as zero.
+    Two coordinates follow with their signs. The third shrinks to 0.92 times its size in a step: the
+    losses give its size, but its sign is lost, and is taken as positive. The fourth shrinks to 0.44
+    times its size, so nothing of it is left at the first printed loss: it is taken as zero.
     """
     x = np.linspace(-np.pi, np.pi, POINTS)
     powers = np.stack([x**k for k in range(4)])
@@ -44,7 +44,7 @@ def start() -> HostArray:
     curvatures, axes = np.linalg.eigh(powers @ powers.T)  # the slowest first
     shrinks = 1 - 2 * RATE * curvatures
     seen = np.arange(3)
-    # Relative to each loss, and columns of one size: they differ by a million.
+    # Scale rows by the loss, and columns to one size, as they differ by a factor of a million.
     weights = curvatures[seen] * shrinks[seen] ** (2 * np.arange(99, STEPS, 100)[:, None])
     weights /= LOSSES[:, None]
     scale = weights.max(axis=0)

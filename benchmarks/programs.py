@@ -28,17 +28,17 @@ _kept = cache(program)
 
 
 def advance(steps: int, room: int, *words: str) -> None:
-    """Some steps of a program that this process keeps."""
+    """Advance a program that this process keeps between calls."""
     _kept(room, *words).advance(steps)
 
 
 def tutorial_large_dot(n: int, steps: int, lr: float) -> None:
-    """Runs where nothing of its result has to be sent back."""
+    """Run the tutorial's loop without a result, which would have to be sent back."""
     loops.large_dot_tutorial_torch(n, steps, lr, "cpu")
 
 
 def draw_seconds(n: int, *words: str) -> float:
-    """What drawing n normal values takes."""
+    """Return the seconds that drawing n normal values takes."""
     random = compose_cell(*words).backend.random(0)
     random.normal((n,))  # its threads start
     start = perf_counter()
@@ -48,7 +48,7 @@ def draw_seconds(n: int, *words: str) -> float:
 
 @contextmanager
 def process(*, huge_pages: bool) -> Iterator[ProcessPoolExecutor]:
-    """A fresh process: what PyTorch reads when it is imported cannot be taken back."""
+    """Start a new process, as PyTorch reads the setting only when it is imported."""
     before = os.environ.get(HUGE_PAGES)
     os.environ[HUGE_PAGES] = "1" if huge_pages else "0"
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:

@@ -1,8 +1,8 @@
 """How often a verdict is wrong, and how often a slowdown is found: `python -m benchmarks.verdicts`.
 
-Pairs of cells go the way that `expkit compare` goes, each side built anew, while another process
-takes a core by fits and starts. A against itself should never be FASTER or SLOWER; A against A with
-a planted delay should be SLOWER. The delay is of fixed length: a share of A's undisturbed step.
+Pairs of cells are compared as `expkit compare` does it, each side built anew, while another process
+uses a core in irregular bursts. A against itself should never be FASTER or SLOWER; A against A with
+a planted delay should be SLOWER. The delay has a fixed length: a share of A's undisturbed step.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PLANTED = {0.0: (FASTER, SLOWER), 0.05: (SLOWER,), 0.2: (SLOWER,)}
 
 
 class Slowed:
-    """A program that takes longer by a fixed time a step."""
+    """A program that takes longer by a fixed time per step."""
 
     def __init__(self, program: Program, delay_seconds: float) -> None:
         self._program, self._delay_seconds = program, delay_seconds
@@ -70,7 +70,7 @@ class SlowedBackend:
 
 
 def step_seconds(cell: Cell) -> float:
-    """Of an undisturbed step: the fastest of many short readings."""
+    """Time an undisturbed step: return the fastest of many short readings."""
     program = cell.backend.build(cell.workload)
     n = max(1, cell.workload.steps // 20)
     readings = []

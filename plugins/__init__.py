@@ -1,1 +1,1 @@
-"""The backends that ship with expkit, found through the same entry points as anybody's."""
+"""The backends that ship with expkit, found through entry points as any other package's are."""

@@ -23,7 +23,7 @@ from services import tracking_server as tracking_server
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 PLANTED = Path(__file__).parents[1] / "benchmarks" / "planted"
 DEADLINE_S = 60.0
-"""After this long something hangs."""
+"""A command that takes longer than this hangs."""
 
 
 class Done(NamedTuple):
@@ -91,7 +91,7 @@ class Expkit:
         return found
 
     def workers(self) -> list[int]:
-        """Those of them that run cells, or will; what watches over one leads no session."""
+        """The processes that run cells, or will, but not their watchers, which lead no session."""
         found = []
         for pid in self.processes():
             with suppress(OSError):
@@ -114,7 +114,7 @@ class Expkit:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """One for all tests: the machine's limits are measured once, and MLflow's database made."""
+    """One cache for all tests, so limits are measured, and MLflow's database is made, only once."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 

@@ -28,7 +28,7 @@ import pytest
 START_S = 60.0
 """A service that does not answer by then is broken."""
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
-"""Debian keeps daemons where only root looks."""
+"""Debian installs daemons in folders that are on root's path only."""
 
 
 def free_port() -> int:
@@ -38,7 +38,7 @@ def free_port() -> int:
 
 
 def wait_until(ready: Callable[[], bool], what: str, place: Path) -> None:
-    """Return once it is; else fail with what the service has written to its log files."""
+    """Return once `ready()` is true; else fail with what the service wrote to its log files."""
     end = time.monotonic() + START_S
     while not ready():
         if time.monotonic() > end:
@@ -53,7 +53,7 @@ def succeeds(*command: str, env: Mapping[str, str] | None = None) -> bool:
 
 @contextmanager
 def folder(name: str) -> Iterator[Path]:
-    """A short name that others may pass through: sockets lie in it."""
+    """Make a folder for sockets: of a short name, and one that other users may pass through."""
     place = Path(tempfile.mkdtemp(prefix=f"{name}-", dir="/tmp"))
     place.chmod(0o711)
     yield place
@@ -68,7 +68,7 @@ def daemon(
     user: str | None = None,
     stop: signal.Signals = signal.SIGTERM,
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process that dies with pytest; told to end, and waited for, when the block ends."""
+    """Run a process that dies with pytest; at the block's end it is told to end and waited for."""
     who = [f"--reuid={user}", f"--regid={user}", "--init-groups"] if user else []
     with (place / f"{Path(command[0]).name}.log").open("a") as log:
         process = subprocess.Popen(
@@ -93,7 +93,7 @@ def daemon(
 
 @contextmanager
 def nothing_left(entry: str) -> Iterator[None]:
-    """In the end kill every process that has this entry in its environment."""
+    """At the block's end, kill every process that has this entry in its environment."""
     try:
         yield
     finally:
@@ -105,7 +105,7 @@ def nothing_left(entry: str) -> Iterator[None]:
 
 
 def marked(entry: str) -> list[int]:
-    """The processes that have this entry in their environment, zombies and pytest apart."""
+    """Return the processes that have this entry in their environment, without pytest itself."""
     found = []
     for environ in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):  # it ended meanwhile
@@ -115,7 +115,7 @@ def marked(entry: str) -> list[int]:
 
 
 def _absent(what: str) -> NoReturn:
-    """Skip, unless all services were to be there."""
+    """Skip the test, or fail it if all services are required."""
     if os.environ.get("EXPKIT_TEST_SERVICES") == "all":
         pytest.fail(f"not installed: {what}")
     pytest.skip(f"not installed: {what}")
@@ -267,7 +267,7 @@ def run_ray() -> Iterator[Ray]:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_health_check_period_ms": "500",  # a dead node is found out after 3 s, not 15
+            "RAY_health_check_period_ms": "500",  # a dead node is noticed after 3 s, not 15
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux it means: loopback alone
         }
         script, log = place / "cluster.py", place / f"{Path(sys.executable).name}.log"

@@ -1,4 +1,4 @@
-"""What a sweep came to, as its folder and MLflow tell it."""
+"""Read the results of a sweep from its folder and from MLflow."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def runs(expkit: Expkit, database: str | None = None) -> list[tuple[str, str]]:
 
 
 def wait_for(what: Callable[[], Any], timeout_s: float = 120) -> Any:
-    """What this returns, once it is true."""
+    """Call `what` until its result is true, and return that."""
     end = time.monotonic() + timeout_s
     while not (found := what()):
         assert time.monotonic() < end, "waited in vain"

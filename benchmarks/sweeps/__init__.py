@@ -1,1 +1,1 @@
-"""What sweeps promise, tried: kills, thousands of cells, a load that comes and goes, benchopt."""
+"""Tests of what sweeps promise: kills, thousands of cells, a load half-way, and benchopt."""

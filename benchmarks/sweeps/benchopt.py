@@ -41,7 +41,7 @@ HEAD = ["", "expkit, s", "benchopt, s", "benchopt / expkit (least to greatest)"]
 
 
 def environment(folder: Path) -> Path:
-    """The Python that has benchopt, installed there if it is not yet."""
+    """Return the Python that has benchopt, which is installed there if it is not yet."""
     python = folder / "bin" / "python"
     if not (folder / "ready").is_file():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
@@ -55,7 +55,7 @@ def environment(folder: Path) -> Path:
 
 
 def run_benchopt(python: Path, words: tuple[str, ...]) -> None:
-    """On a fresh copy, so that nothing is taken from its cache."""
+    """Run benchopt on a fresh copy of its files, so that nothing comes from its cache."""
     with TemporaryDirectory() as folder:
         benchmark = Path(folder) / "benchmark_sine"
         shutil.copytree(FILES, benchmark)
@@ -79,7 +79,7 @@ def row(python: Path, pairs: int, way: str) -> list[object]:
 
 
 def main() -> int:
-    """Print the table and, if asked, write it into the page; 1 where benchopt is faster."""
+    """Print the table and, if asked, write it into the page; return 1 if benchopt is faster."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweeps.benchopt")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     parser.add_argument("--pairs", type=int, default=10)
@@ -87,7 +87,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="a Markdown page, its section is replaced")
     given = parser.parse_args()
     python = environment(given.environment)
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # both keep what they compile, as by default
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # both cache bytecode, as by default
     rows = []
     print(*table(HEAD, []), sep="\n", flush=True)
     for way in WAYS:

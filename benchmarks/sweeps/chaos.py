@@ -2,8 +2,8 @@
 
 A round starts a sweep of 60 cells, kills (SIGKILL) workers, MLflow's process and the parent at
 random moments, and calls `expkit resume` until that says that all is done. Then every cell has to
-have one finished run, in its journals and in MLflow with the same loss, every journal its end, and
-nothing may still run or be called running. Exit status 1 where that is not so.
+have one finished run, in its journals and in MLflow, with the same loss; every journal has to have
+its end; and nothing may still run or be marked as running. The exit status is 1 if that is not so.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ WORDS = (
     "tracking.pictures=false",
 )
 ROLES = {"worker": 6, "parent": 2, "tracker": 2}
-"""Who is killed, and how often of ten times."""
+"""Which processes are killed, and how often in ten kills."""
 KILLS = 12
-"""Of a round, at most; from then on it is left alone."""
+"""Most kills in a round; after these the sweep is left alone."""
 RESUMES = 30
-"""Of a round, at most."""
+"""Most resumes in a round."""
 
 
 @dataclass
@@ -83,7 +83,7 @@ def play(place: Place, timed: bool, rng: random.Random) -> Round:
 def _survives(
     process: subprocess.Popen[bytes], place: Place, played: Round, rng: random.Random
 ) -> bool:
-    """Whether the sweep came to its end with all done, whatever was killed meanwhile."""
+    """Kill processes at random until the command ends; return whether it ended with all done."""
     while process.poll() is None:
         if played.killed.total() == KILLS:
             process.wait()

@@ -2,10 +2,10 @@
 
 Two cells that differ by their rate alone, so that the true ratio is 1, are measured twice: as a
 sweep that interleaves their repeats, and one after the other. Half-way through each, processes
-begin to work on every CPU. The ratio is what expkit tells of cells that took turns, the median over
-their rounds, and that of the medians where one came after the other. It moves by |log ratio|; what
-counts is the median over the sweeps.
-Exit status 1 where interleaving does not keep that below a third.
+begin to work on every CPU. For cells that took turns the ratio is expkit's own, the median over
+their rounds; for cells in sequence it is the ratio of their medians. The move is |log ratio|, and
+the result is its median over the sweeps. The exit status is 1 if the move with interleaving is not
+below a third of the move without.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from expkit.sweeps.manifest import Manifest
 
 RATES = ("1e-6", "1.01e-6")
 SECONDS = 3.0
-"""Measured for each cell."""
+"""The time for which each cell is measured."""
 WORDS = (
     "-m",
     "problem=sine",
@@ -48,7 +48,7 @@ BURN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: sum(rang
 
 @contextmanager
 def burden() -> Iterator[None]:
-    """A process that works on every CPU; each ends with this one."""
+    """Keep every CPU busy with a process, which ends with this one at the latest."""
     cpus = sorted(os.sched_getaffinity(0))
     burners = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in cpus]
     for burner, cpu in zip(burners, cpus, strict=True):
@@ -72,7 +72,7 @@ def move(way: str) -> float:
                 pass
             if way == "in turn":
                 _await_samples(place, ended)
-                ended.wait(SECONDS)  # of two cells' time, half
+                ended.wait(SECONDS)  # half of the time of both cells
             with burden():
                 ended.wait()
 
@@ -100,7 +100,7 @@ def _journals(place: Place) -> list[Path]:
 
 
 def _await_samples(place: Place, ended: threading.Event) -> None:
-    """Until the first repeat has been timed."""
+    """Wait until the first repeat has been timed."""
     while not any('"sample"' in file.read_text() for file in _journals(place)):
         if ended.wait(0.01):
             return

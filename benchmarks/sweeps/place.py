@@ -24,7 +24,7 @@ class Place:
 
     @property
     def database(self) -> Path:
-        """MLflow's."""
+        """The file of MLflow's database."""
         return self.outputs / "mlflow.db"
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
@@ -44,7 +44,7 @@ class Place:
         """Run to the end.
 
         Raises:
-            RuntimeError: it failed, with what it said last.
+            RuntimeError: it failed; the message has the last lines that it printed.
         """
         if status := self.start(*words).wait():
             raise RuntimeError(f"expkit {words}: status {status}\n{self.said()}")
@@ -54,7 +54,7 @@ class Place:
         return "\n".join((self.folder / "said.txt").read_text().splitlines()[-20:])
 
     def processes(self) -> dict[int, str]:
-        """What lives of them: `parent`, `worker` or `tracker`, by process number."""
+        """Return the roles of live processes (`parent`, `worker`, `tracker`) by process number."""
         mark = f"EXPKIT_OUTPUTS={self.outputs}".encode()
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
@@ -64,7 +64,7 @@ class Place:
         return found
 
     def left(self, timeout_s: float = 20) -> dict[int, str]:
-        """What still lives after this long; empty as soon as nothing does."""
+        """Return what still lives after this time; return at once when nothing does."""
         end = time.monotonic() + timeout_s
         while (found := self.processes()) and time.monotonic() < end:
             time.sleep(0.05)

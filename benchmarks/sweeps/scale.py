@@ -23,14 +23,14 @@ from benchmarks.sweeps.place import Place
 SIZES = (100, 300, 1000)
 CPUS = 2
 MOST_S = 0.2
-"""What a cell may cost."""
+"""Most seconds that a cell may cost."""
 HEAD = ["cells", "s", "s a cell", "parent MiB", "a worker MiB", "MLflow's MiB"]
 ROLES = ("parent", "worker", "tracker")
 
 
 @contextmanager
 def watched(place: Place, every_s: float = 0.5) -> Iterator[dict[str, float]]:
-    """The most memory of any process so far, in MiB, by its role."""
+    """Record the most memory of any process so far, in MiB, by its role."""
     peaks, ended = dict.fromkeys(ROLES, 0.0), threading.Event()
 
     def watch() -> None:
@@ -48,7 +48,7 @@ def watched(place: Place, every_s: float = 0.5) -> Iterator[dict[str, float]]:
 
 
 def _peak_mib(pid: int) -> float:
-    """Of a process so far: VmHWM, after proc(5)."""
+    """Return the peak of a process so far: VmHWM, see proc(5)."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -57,7 +57,7 @@ def _peak_mib(pid: int) -> float:
 
 
 def measure(cells: int) -> list[object]:
-    """A line of the table."""
+    """Run a sweep of this many cells; return its line of the table."""
     with TemporaryDirectory() as folder:
         place = Place(Path(folder))
         words = ("problem=linear", "steps=100", f"seed=range({cells})", "sweep.timing=false")
@@ -70,7 +70,7 @@ def measure(cells: int) -> list[object]:
 
 
 def main() -> int:
-    """Print the table and, if asked, write it into the page; 1 where a cell costs too much."""
+    """Print the table and, if asked, write it into the page; return 1 if a cell costs too much."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweeps.scale")
     parser.add_argument("--cells", type=int, nargs="+", default=SIZES)
     parser.add_argument("--output", type=Path, help="a Markdown page, its section is replaced")

@@ -17,7 +17,7 @@ COMMANDS = ("compare", "doctor", "draw", "resume", "sync", "ui")
 
 def main(argv: Sequence[str]) -> int:
     """Run what the words ask for and return the exit status."""
-    gc.disable()  # importing makes much that stays; the runner turns it on to measure
+    gc.disable()  # imported objects stay; the runner enables it to measure
     try:
         Path.cwd()
     except OSError as error:  # it was deleted, or moved to where nobody may look
@@ -46,9 +46,9 @@ def console() -> None:
 def _status(argv: Sequence[str]) -> int:
     try:
         return main(argv)
-    except KeyboardInterrupt:  # where nothing has begun that would have to be ended
+    except KeyboardInterrupt:  # before anything began that has to be ended
         return print_error("interrupted", INTERRUPTED)
-    except SystemExit as end:  # argparse's
+    except SystemExit as end:  # raised by argparse
         if end.code is None or isinstance(end.code, int):
             return end.code or OK
         return print_error(end.code, FAILED)

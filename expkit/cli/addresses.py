@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Unmet(UserError):
-    """An address that nobody has given here."""
+    """A stored address that the user has not given on this machine."""
 
 
 def confirmed(kept: str, folder: Path, outputs: Path) -> str:
-    """The whole address of one that a journal or a sweep names, if a person has given it or does.
+    """Return the whole of an address from a journal or sweep, if the user gave it or confirms it.
 
     Raises:
-        Unmet: nobody has.
+        Unmet: the user has not given it and does not confirm it.
     """
     if address.kept(kept) != kept:
         raise Unmet(f"{folder}: it names {address.scrub(kept)!r}, no address; needs --uri")
@@ -36,10 +36,10 @@ def confirmed(kept: str, folder: Path, outputs: Path) -> str:
 
 
 def allow_given(tracker: Tracker | None, sweep: Manifest, typed: str | None) -> None:
-    """Let the runs of a sweep be sent to the addresses that a person gave for it just now.
+    """Let the runs of a sweep be sent to the addresses that the user has just given for it.
 
     Args:
-        typed: one of them, whole.
+        typed: one of these addresses, with its password.
     """
     for kept in sweep.addresses() if tracker else ():
         assert tracker is not None
@@ -58,12 +58,12 @@ def allow_stored(
     """Let the runs of a sweep be sent to the addresses that its file names.
 
     Args:
-        outputs: the person's outputs folder.
-        uri: where to send them instead.
-        typed: an address that the person has given just now, whole.
+        outputs: the user's outputs folder.
+        uri: the address to send them to instead.
+        typed: an address that the user has just given, with its password.
 
     Raises:
-        Unmet: nobody has given one of them here.
+        Unmet: the user has not given one of them on this machine.
     """
     for kept in sweep.addresses() if tracker else ():
         assert tracker is not None
@@ -75,7 +75,7 @@ def allow_stored(
 
 
 def check_option(uri: str | None) -> None:
-    """See that what `--uri` got is an address.
+    """Check that the value of `--uri` is an address.
 
     Raises:
         ConfigError: it is not.

@@ -42,7 +42,7 @@ VERBOSE = "also show how the figures were obtained"
 
 
 class Parser(argparse.ArgumentParser):
-    """Bad input is one line here too."""
+    """A parser that reports bad input in one line."""
 
     def error(self, message: str) -> NoReturn:
         said = message.removeprefix("argument ")
@@ -116,7 +116,7 @@ def command(argv: Sequence[str]) -> int:
 
 
 def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
-    """`expkit compare` and its help."""
+    """Add `expkit compare` and its help."""
     parser = commands.add_parser(
         "compare",
         help="say which of two cells or runs is faster, if that can be told",
@@ -134,7 +134,7 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def add_draw(commands: argparse._SubParsersAction[Parser]) -> None:
-    """`expkit draw` and its help."""
+    """Add `expkit draw` and its help."""
     parser = commands.add_parser("draw", help="draw the pictures of stored runs again")
     folders = "runs' folders, or any above them"
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help=folders)
@@ -143,7 +143,7 @@ def add_draw(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def add_resume(commands: argparse._SubParsersAction[Parser]) -> None:
-    """`expkit resume` and its help."""
+    """Add `expkit resume` and its help."""
     parser = commands.add_parser(
         "resume",
         help="run the cells of a sweep that are missing or failed",
@@ -167,7 +167,7 @@ def add_resume(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _draw(places: Sequence[Path], *, allow_target: bool) -> int:
-    """Draw every run at or below these places; a line for each picture, or for what is wrong."""
+    """Draw every run in or below these folders; print each picture's path, or what is wrong."""
     from expkit.config import require_installed, thaw
     from expkit.report import plots
 
@@ -176,13 +176,13 @@ def _draw(places: Sequence[Path], *, allow_target: bool) -> int:
         count += 1
         try:
             run, problem = journal.opening(folder), None
-            if run and "cell" in run:  # from version 2 on
+            if run and "cell" in run:  # journals have it from version 2 on
                 if not allow_target:
                     require_installed(run["cell"]["config"], "expkit draw --allow-target")
                 problem = thaw(run["cell"]).workload.problem
             for name in plots.draw(folder, problem):
                 print(folder.absolute() / name)
-        except Exception as error:  # whatever a problem or a file raises is that run's affair
+        except Exception as error:  # whatever it is, it concerns this run alone
             status = print_error(f"{folder}: {one_line(error)}", FAILED)
     return status if count else print_error(f"draw: no run in {', '.join(map(str, places))}")
 
@@ -253,7 +253,7 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
 
 
 def _may_be_sent(folder: Path) -> bool:
-    """Whether a run has begun and ended; says so where it has not."""
+    """Whether a run has begun and ended; print a line if it has not."""
     if journal.opening(folder) is None:
         print(f"{folder}: killed before its run began; there is nothing to send")
         return False
@@ -264,7 +264,7 @@ def _may_be_sent(folder: Path) -> bool:
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether a run was made to be sent nowhere."""
+    """Whether a run was made with `tracking=none`."""
     run = journal.opening(folder)
     return run is not None and run["params"].get("tracking.kind") == "none"
 

@@ -56,11 +56,11 @@ def compare(
     """Compare, print, and return the exit status.
 
     Args:
-        isolate: whether each cell is measured in a process of its own; by default where a backend
-            is not expkit's own.
+        isolate: whether each cell is measured in a process of its own; if None, only where a
+            backend is not expkit's own.
     """
     if all("=" in side and not Path(side).exists() for side in (a, b)):
-        os.environ["EXPKIT_OUTPUTS"] = str(outputs)  # no word: Hydra's grammar would read it
+        os.environ["EXPKIT_OUTPUTS"] = str(outputs)  # not as a word, which Hydra would parse
         words = ["measure=standard", *both]
         if threshold is not None:
             words.append(f"measure.threshold={threshold}")

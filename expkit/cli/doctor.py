@@ -26,10 +26,10 @@ Environment: TypeAlias = Mapping[str, Any]
 """What `environment()` reads, with `activity` (as `Activity`) and `jitter` (as `jitter()`)."""
 SAMPLE_S = 0.5
 CROWDED = 0.1
-"""CPUs that others use, from which on they disturb. The sample shows about 0.04 less or more."""
+"""Number of CPUs in use by others from which they disturb. The sample is off by about 0.04."""
 HELD = {"sw_power_cap", "sw_thermal_slowdown"}
 HELD |= {"hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown"}
-"""Those of `THROTTLES` that heat and power cause."""
+"""The entries of `THROTTLES` that are caused by heat or power."""
 SYSFS = "/sys/devices/system/cpu"
 
 
@@ -39,7 +39,7 @@ class Finding:
 
     Attributes:
         found: what was found.
-        why: how that moves a time.
+        why: how that affects the times.
         remedy: the command for a person to run, or what else to do; None to leave it as it is.
     """
 
@@ -49,7 +49,7 @@ class Finding:
 
 
 def doctor() -> int:
-    """Read, print, and return the exit status: findings are no failure."""
+    """Print the report and return the exit status, which is 0 whatever was found."""
     start = Snapshot.take()
     time.sleep(SAMPLE_S)
     activity = Activity.between(start, Snapshot.take())
@@ -77,10 +77,10 @@ def report(env: Environment) -> str:
 
 
 def jitter() -> dict[str, float]:
-    """How the seconds of one short loop, always the same, spread over 200 readings.
+    """Measure how the time of one short loop varies over 200 readings.
 
-    `median_s` in seconds; `low`, `high` and `slowest` are the 5th and the 95th percentile and the
-    greatest, less the median, as shares of it.
+    `median_s` is in seconds. `low`, `high` and `slowest` say by what share of the median the 5th
+    percentile, the 95th percentile and the greatest reading differ from it.
     """
     readings = []
     for _ in range(200):
@@ -169,7 +169,7 @@ def _gpu(gpu: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-# The rules. Processor time first: what is not ours to use.
+# The rules. First, processor time that this process does not get.
 
 
 def quota(env: Environment) -> Finding | None:
@@ -230,11 +230,11 @@ def unpinned(env: Environment) -> Finding | None:
 
 
 def load(env: Environment) -> Finding | None:
-    """It was busy a moment ago, by the load average or by tasks that waited (kernel: psi)."""
+    """The machine was busy just now, by the load average or by waiting tasks (kernel: psi)."""
     average = (env.get("load") or [0])[0]
     waited = _of(env, "cpu_pressure").get("avg10", 0)
     if (_of(env, "activity").get("others_cores") or 0) >= CROWDED:
-        return None  # said already
+        return None  # the rule `others` reports it
     if average < 0.5 and waited < 0.05:
         return None
     return Finding(
@@ -284,8 +284,8 @@ def gpu_throttled(env: Environment) -> Finding | None:
 def gpu_unlocked(env: Environment) -> Finding | None:
     """Clocks rise and fall with the work (nvidia-smi(1): lock-gpu-clocks).
 
-    Nothing says whether clocks are locked. A locked one stays up when idle, so an idle GPU at less
-    than half of its greatest clock has none.
+    Nothing reports whether clocks are locked. A locked clock stays up when the GPU is idle, so one
+    that is below half of its maximum on an idle GPU is not locked.
     """
     free = [
         gpu
@@ -421,7 +421,7 @@ def memory_nodes(env: Environment) -> Finding | None:
 
 
 def huge_pages(env: Environment) -> Finding | None:
-    """Everyone gets transparent huge pages (kernel: mm/transhuge)."""
+    """Every process gets transparent huge pages (kernel: mm/transhuge)."""
     if env.get("huge_pages") != "always":
         return None
     return Finding(
@@ -454,7 +454,7 @@ def fixed_placement(env: Environment) -> Finding | None:
 
 
 def spread(env: Environment) -> Finding | None:
-    """What it all comes to."""
+    """The time of a loop varies, whatever the cause."""
     wobble = _of(env, "jitter")
     if wobble.get("high", 0) < 0.05:
         return None
@@ -477,7 +477,7 @@ def random_placement(env: Environment) -> Finding | None:
 
 
 def garbage(env: Environment) -> Finding | None:
-    """Python's collector runs while it is measured."""
+    """Python's garbage collector runs during measurements."""
     thresholds = _of(env, "gc").get("thresholds") or [0]
     if thresholds[0] == 0:
         return None
@@ -512,7 +512,7 @@ RULES = (
     random_placement,
     garbage,
 )
-"""By how much they matter: other work is a factor, clocks tens of percent, the rest a few."""
+"""By effect: other work costs a factor, clocks tens of percent, the rest a few percent."""
 
 
 def _of(env: Environment, key: str) -> Mapping[str, Any]:
@@ -534,7 +534,7 @@ def _one_a_core(env: Environment) -> list[int]:
 
 
 def _pin(cpus: Sequence[int]) -> str:
-    """The command that keeps to these CPUs, which are written as the kernel does."""
+    """Return the command that pins expkit to these CPUs, written as the kernel lists them."""
     starts = [cpu for cpu in cpus if cpu - 1 not in cpus]
     ends = [cpu for cpu in cpus if cpu + 1 not in cpus]
     sets = (f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
@@ -550,7 +550,7 @@ def _indices(gpus: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _lock(gpus: Sequence[Mapping[str, Any]]) -> str:
-    """At 7 tenths of the greatest clock, about what boards hold for as long as they like."""
+    """Return the command that locks the clock at 0.7 of its maximum, which boards can sustain."""
     greatest = gpus[0].get("sm_max_mhz")
     clock = f"{0.7 * greatest:.0f}" if greatest else "MHZ"
     return f"sudo nvidia-smi -i {_indices(gpus)} --lock-gpu-clocks={clock},{clock}"

@@ -20,49 +20,49 @@ PLAIN, MEASURING = "{desc}", "{desc} {bar:20}{postfix}"
 
 
 class Pace:
-    """How far the repeats of cells that are measured in turn have come.
+    """Keeps track of the repeats of cells that are measured in turn.
 
     Args:
-        steps: of a repeat.
-        cells: how many take turns.
+        steps: the number of steps in a repeat.
+        cells: how many cells take turns.
     """
 
     def __init__(self, measure: Measure, steps: int, cells: int) -> None:
         self._measure, self._steps, self._cells = measure, steps, cells
         self._repeats = [0.0] * cells
         self._first_s = [0.0] * cells
-        """Of a whole first repeat, as far as it has come: what the limits go by too."""
+        """Estimated time of each cell's first repeat, which also decides the limits."""
 
     def reached(self, cell: int, now: Now) -> None:
-        """Note how many repeats a cell has behind it, the one that is measured in part."""
+        """Note how many repeats a cell has done, counting the current one in part."""
         before, self._repeats[cell] = self._repeats[cell], now.repeat - 1 + now.done / self._steps
         if now.repeat == 1:
             took_s = (self._repeats[cell] - before) * self._steps / now.steps_per_second
             self._first_s[cell] = (self._first_s[cell] * before + took_s) / self._repeats[cell]
 
     def most(self, elapsed_s: float) -> int:
-        """Repeats of a cell at most, as it looks after these seconds."""
+        """Estimate the most repeats that a cell will have, from the pace so far."""
         done, limits = self._seen(elapsed_s)
         return most_repeats(limits, done, elapsed_s)
 
     def left_s(self, elapsed_s: float) -> float:
-        """Seconds that the repeats still take, at most."""
+        """Estimate the most seconds that the repeats still take."""
         done, limits = self._seen(elapsed_s)
         return seconds_left(limits, done, elapsed_s)
 
     @property
     def begun(self) -> bool:
-        """Whether there is anything to go by."""
+        """Whether any step has been measured yet."""
         return any(self._repeats)
 
     def _seen(self, elapsed_s: float) -> tuple[float, Measure]:
-        """Repeats of every cell so far, and the limits for repeats that take this long."""
+        """Return the mean number of repeats so far, and the limits for repeats of this duration."""
         done = sum(self._repeats) / self._cells
         return done, fitted(self._measure, sum(self._first_s), self._cells)
 
 
 def line(now: Now, pace: Pace, elapsed_s: float) -> tuple[str, str]:
-    """What the line says, before and after its bar; the latter is empty without one."""
+    """Return the text before and after the bar; the latter is empty if no bar is drawn."""
     if not now.repeat:
         return now.doing, ""
     if not pace.begun:
@@ -77,16 +77,16 @@ def line(now: Now, pace: Pace, elapsed_s: float) -> tuple[str, str]:
 
 @contextmanager
 def progress(measure: Measure, steps: int, cells: int = 1) -> Iterator[Watch]:
-    """What the runner calls off the clock: says what goes on, how far it is, and how long still."""
+    """Yield a function that shows the progress on a terminal; the runner calls it off the clock."""
     if not sys.stderr.isatty():
         yield lambda cell, now: None
         return
     from tqdm import tqdm
 
-    tqdm.monitor_interval = 0  # no thread beside the clock
+    tqdm.monitor_interval = 0  # no extra thread while the clock runs
     pace, drawn, begun, before = Pace(measure, steps, cells), 0.0, 0.0, ""
     size: dict[str, Any] = {"dynamic_ncols": True}
-    if os.get_terminal_size(sys.stderr.fileno()).columns == 0:  # it does not know
+    if os.get_terminal_size(sys.stderr.fileno()).columns == 0:  # its size is unknown
         usual = shutil.get_terminal_size()
         size = {"ncols": usual.columns, "nrows": usual.lines}
     with tqdm(leave=False, file=sys.stderr, bar_format=PLAIN, total=1, **size) as bar:
@@ -113,7 +113,7 @@ def progress(measure: Measure, steps: int, cells: int = 1) -> Iterator[Watch]:
 
 @contextmanager
 def waiting_for(whom: str) -> Iterator[None]:
-    """Say who is waited for, as long as that lasts."""
+    """Show on a terminal what is being waited for."""
     live = sys.stderr.isatty()
     if live:
         print(f"waiting for {whom}", end="", file=sys.stderr, flush=True)

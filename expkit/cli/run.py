@@ -44,15 +44,15 @@ if TYPE_CHECKING:
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 NOT_TIMED_HERE = ("sweep.timing=false", "sweep.dry_run=true", "hydra/launcher=")
 AGAIN = ("tracking=none", "allow_target=")
-"""What may be said anew of a sweep that goes on."""
+"""Words that may change when an existing sweep is continued."""
 PRESTARTED = 2
 """Workers that are started early: few sweeps have fewer cells."""
 VERBOSE = "--verbose"
-"""The one option of ours among Hydra's: the table has everything in it."""
+"""The only option that expkit adds to Hydra's: show the full table."""
 
 
 def run(argv: Sequence[str]) -> int:
-    """Compose and run; one line on stderr for whatever goes wrong."""
+    """Compose and run; print one line on stderr if anything goes wrong."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors reach us
 
     verbose, argv = VERBOSE in argv, [word for word in argv if word != VERBOSE]
@@ -65,7 +65,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _workers_for(argv: Sequence[str]) -> AbstractContextManager[None]:
-    """A sweep's first workers, which import what every cell needs while Hydra composes them."""
+    """Start a sweep's first workers, which import what cells need while Hydra composes them."""
     here = not any(word.startswith(NOT_TIMED_HERE) for word in argv)
     if _is_sweep(argv) and here and not runs_nothing(argv):
         return prestarted(PRESTARTED)
@@ -78,7 +78,7 @@ def _is_sweep(argv: Sequence[str]) -> bool:
 
 @contextmanager
 def _one_blas_thread() -> Iterator[None]:
-    """While NumPy is imported for no arithmetic: the threads it starts spin beside the workers."""
+    """Limit BLAS to one thread while NumPy is imported: more would spin beside the workers."""
     if BLAS_THREADS in os.environ:
         yield
         return
@@ -86,11 +86,11 @@ def _one_blas_thread() -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ[BLAS_THREADS]  # the workers' is their own
+        del os.environ[BLAS_THREADS]  # workers have their own value
 
 
 def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, *, verbose: bool) -> list[int]:
-    """The exit status of each cell; Hydra prints lines of its own if a cell raises."""
+    """Return the exit status of each cell. If a cell raises, Hydra prints lines of its own."""
     import hydra
     from hydra.errors import HydraException
 
@@ -112,14 +112,14 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, *, verbose: b
                 main(command)()
         finally:
             command.finish()
-    except Exception as error:  # Hydra's, OmegaConf's and YAML's; a cell's do not get here
+    except Exception as error:  # from Hydra, OmegaConf or YAML, never from a cell
         if isinstance(error, UserError | OSError) and not isinstance(error, HydraException):
             raise
         from expkit.cli import COMMANDS
         from expkit.error_messages import explain
 
         raise UserError(explain(error, words, COMMANDS)) from error
-    except SystemExit as end:  # Hydra's, after its help or a line of its own
+    except SystemExit as end:  # raised by Hydra, after its help or an error line
         if end.code not in (None, OK):
             raise SystemExit(MISUSED) from end
         raise
@@ -129,7 +129,7 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, *, verbose: b
 
 
 def _quiet_optuna() -> None:
-    """It writes a line in colours, also into a pipe, before we are called; its warnings stay."""
+    """Silence the coloured line that Optuna prints first, even to a pipe; keep its warnings."""
     with suppress(ImportError):  # Hydra says that it is not there
         optuna: Any = import_module("optuna")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -137,10 +137,10 @@ def _quiet_optuna() -> None:
 
 @contextmanager
 def _folder_first() -> Iterator[None]:
-    """See that a run's folder is free before Hydra writes its own files into it.
+    """Check that a run's folder is free before Hydra writes its own files into it.
 
-    Hydra has no hook there that may refuse. Where it fails before the run begins, as over a logger
-    that cannot be made, the folder that it has made is removed.
+    Hydra has no hook there that may refuse, so its `run_job` is wrapped. If Hydra fails before the
+    run begins, for example because it cannot make a logger, the folder that it made is removed.
     """
     hydra: Any = import_module("hydra._internal.hydra")
     run_job: Callable[..., JobReturn] = hydra.run_job
@@ -164,7 +164,7 @@ def _folder_first() -> Iterator[None]:
 
 
 def require_free(folder: Path) -> None:
-    """See that a folder is a run's own.
+    """Check that the folder of a new run is empty or does not exist.
 
     Raises:
         UserError: something is in it.
@@ -177,7 +177,7 @@ def require_free(folder: Path) -> None:
 
 
 class Command:
-    """What Hydra is given to call: with a cell, or with a sweep's words."""
+    """The function that Hydra calls with a cell, or expkit's sweeper with the cells of a sweep."""
 
     def __init__(self, tracker: Tracker | None, *, verbose: bool) -> None:
         self._tracker, self._verbose = tracker, verbose
@@ -201,7 +201,7 @@ class Command:
         from expkit.cli.addresses import allow_given, allow_stored
         from expkit.sweeps import manifest, plan
 
-        gc.freeze()  # the libraries stay, what composing a cell leaves goes: there may be thousands
+        gc.freeze()  # libraries are kept, what thousands of cells leave is collected
         gc.enable()
         folder = Path(master.hydra.sweep.dir).absolute()
         words = [address.scrub(word) for word in words]
@@ -238,7 +238,7 @@ class Command:
         jobs: Sequence[Sequence[str]],
         first: int,
     ) -> list[JobReturn]:
-        """Run a batch of a sweeper that searches; each job returns the objective."""
+        """Run a batch of cells for a searching sweeper; each job returns the objective."""
         from expkit.cli.addresses import allow_given
         from expkit.cli.sweep import Search
         from expkit.sweeps import manifest, plan
@@ -254,13 +254,13 @@ class Command:
         return self._search.launch(batch, range(first, first + len(jobs)), folders)
 
     def finish(self) -> None:
-        """Show what a search came to."""
+        """Show the results of a search."""
         if self._search and (status := self._search.finish()) is not None:
             self.statuses.append(status)
 
 
 def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: bool) -> int:
-    """One cell, in the folder that Hydra chose for it; its exit status."""
+    """Run one cell in the folder that Hydra chose for it; return the exit status."""
     from hydra.core.hydra_config import HydraConfig
 
     from expkit import config

@@ -27,11 +27,11 @@ NO_RUN = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--i
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: as an interrupt, with an exit status of its own."""
+    """SIGTERM was received. It is handled as an interrupt, with an exit status of its own."""
 
 
 def interruptible(work: Callable[[], int]) -> int:
-    """The work's exit status, or that of the signal or mistake that ended it."""
+    """Return the work's exit status, or that of the signal or error that ended it."""
     with _terminate_raises():
         try:
             return work()
@@ -40,7 +40,7 @@ def interruptible(work: Callable[[], int]) -> int:
 
 
 def _status(error: BaseException) -> int:
-    """The exit status for what ended the command, after its one line on stderr."""
+    """Print the line for the error that ended the command, if any; return the exit status."""
     interrupt = _interrupt(error)
     if interrupt is not None:
         return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
@@ -54,20 +54,20 @@ def _status(error: BaseException) -> int:
 
 
 def _interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The signal behind an error: a library may trip over it while it tidies up."""
+    """Return the interrupt behind an error, which a library may raise while it cleans up."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error
 
 
 def runs_nothing(argv: Sequence[str]) -> bool:
-    """Whether the words ask for help or for information alone."""
+    """Whether the words ask only for help or information."""
     return any(word in NO_RUN or word.startswith(("--cfg=", "--info=")) for word in argv)
 
 
 @contextmanager
 def tracker_for(argv: Sequence[str]) -> Iterator[Tracker | None]:
-    """MLflow's process, started before anything is imported: it is what takes longest."""
+    """Start MLflow's process before anything is imported, as it takes longest to be ready."""
     if "tracking=none" in argv or runs_nothing(argv):
         yield None
         return
@@ -77,7 +77,7 @@ def tracker_for(argv: Sequence[str]) -> Iterator[Tracker | None]:
 
 @contextmanager
 def _tracked() -> Iterator[Tracker]:
-    """A tracker, closed at the end; where a signal ends it, say what MLflow has not got."""
+    """Yield a tracker and close it; after an interrupt, report the runs that MLflow lacks."""
     tracker = Tracker()
     try:
         with _hurried_by_signals(tracker), closing(tracker):
@@ -90,7 +90,7 @@ def _tracked() -> Iterator[Tracker]:
 
 @contextmanager
 def _hurried_by_signals(tracker: Tracker) -> Iterator[None]:
-    """Let MLflow know that the person waits: each Ctrl-C leaves it less time."""
+    """Let each Ctrl-C, and the first SIGTERM, reduce the time that MLflow is given."""
 
     def hurry(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT or not tracker.hurried:
@@ -122,17 +122,17 @@ def _terminate_raises() -> Iterator[None]:
 
 
 def require_plain(outputs: Path) -> None:
-    """See that Hydra can be told of an outputs folder.
+    """Check that the name of the outputs folder can be passed to Hydra.
 
     Raises:
-        UserError: its name has what Hydra reads as a reference.
+        UserError: the name contains `${`, which Hydra reads as a reference.
     """
     if "${" in str(outputs):
         raise UserError(f"outputs: got {str(outputs)!r}, takes a folder without ${{ in its name")
 
 
 def draw(jobs: Sequence[tuple[Cell, Path]]) -> None:
-    """Draw the pictures of these runs. What cannot be drawn is told and fails no run.
+    """Draw the pictures of these runs. Errors are reported, but do not make a run fail.
 
     Raises:
         OSError: the disk is full.
@@ -145,7 +145,7 @@ def draw(jobs: Sequence[tuple[Cell, Path]]) -> None:
 
 
 def send(folders: Sequence[Path], tracker: Tracker | None) -> list[Sent]:
-    """Wait until MLflow has these runs, which have ended; what became of each."""
+    """Wait until MLflow has these ended runs; return what became of each."""
     from expkit.cli.progress import waiting_for
 
     if tracker is None:
@@ -155,7 +155,7 @@ def send(folders: Sequence[Path], tracker: Tracker | None) -> list[Sent]:
 
 
 def reported(work: Callable[[], int], folder: Path) -> int:
-    """The exit status of work that is kept in this folder; one line for what goes wrong in it."""
+    """Do work that is recorded in this folder; print its errors and return the exit status."""
     from omegaconf.errors import OmegaConfBaseException
 
     from expkit.config import plain_reason
@@ -184,7 +184,7 @@ def reported(work: Callable[[], int], folder: Path) -> int:
 
 
 def _has_ended(folder: Path) -> bool:
-    """Whether the runs of a folder came to their own end, and nothing but MLflow was waited for."""
+    """Whether all runs of a folder ended by themselves, so that only MLflow was waited for."""
     with suppress(UserError, OSError):  # damaged meanwhile
         files = folder.rglob(journal.FILE)
         ends = [
@@ -195,7 +195,7 @@ def _has_ended(folder: Path) -> bool:
 
 
 def tidy(folder: Path) -> None:
-    """Remove a run's folder if nothing is in it, and those of its day and kind alike."""
+    """Remove a run's folder if it is empty, and then the folders of its day and `runs`."""
     with suppress(OSError):  # there is something in it, or it is not there
         folder.rmdir()
         for parent in folder.parents[:2]:
@@ -205,18 +205,18 @@ def tidy(folder: Path) -> None:
 
 
 def show(text: str) -> None:
-    """Print at once, also where what is printed goes to a file."""
+    """Print and flush, so that the text appears at once even in a file."""
     print(text, flush=True)
 
 
 def not_in_mlflow(error: str, folder: Path) -> int:
-    """Say how to send it later."""
+    """Report that it is not in MLflow and how to send it later."""
     later = f"send it later: expkit sync {shlex.quote(str(folder))}"
     return print_error(f"not in MLflow ({error}); {later}", FAILED)
 
 
 def where_told(folder: Path) -> str:
-    """Where to read the whole error; nothing where it could not be written, as on a full disk."""
+    """Say where to read the whole error or, if the disk is full, where the run's files are."""
     report = folder / "error.txt"
     with suppress(OSError):
         if not report.exists():  # it went wrong before the run began
@@ -230,9 +230,9 @@ def where_told(folder: Path) -> str:
 def used_by(
     cells: Sequence[Cell], folder: Path, tracker: Tracker | None
 ) -> Iterator[Tracker | None]:
-    """The tracker, if the first cell wants one: made now if the words did not show it before.
+    """Yield the tracker if the first cell wants one; start it now if that was not done before.
 
-    It is told where to send the cells' runs, which are kept in this folder.
+    The tracker is told where to send the cells' runs, which are in this folder.
     """
     from expkit.door import allow
 

@@ -47,7 +47,7 @@ NO_NAMES: Mapping[int, str] = {}
 
 
 class Lines:
-    """A line for every cell that has ended; on a terminal, also one that tells how it goes."""
+    """Prints a line for every cell that has ended and, on a terminal, one with the progress."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Lines:
         done: int = 0,
         total: int | None = None,
     ) -> None:
-        """`done` cells came before these, of `total`."""
+        """`done` of `total` cells came before those in `todo`."""
         self._manifest, self._total = manifest, total or done + len(todo)
         self._done, self._failed = done, 0
         self._pace = Pace(todo, timed=manifest.sweep.timing)
@@ -107,9 +107,9 @@ def conduct(
     *,
     verbose: bool,
 ) -> int:
-    """Run what is to be run of a sweep that is locked; returns the exit status.
+    """Run the cells `todo` of a locked sweep; return the exit status.
 
-    A full disk ends it at once: what comes next would fail too.
+    A full disk ends the sweep at once, because all further cells would fail too.
     """
     reporter = Lines(manifest, todo)
     stopped, full = False, False
@@ -135,7 +135,7 @@ def conduct(
 
 
 def tell_full(manifest: Manifest, tracker: Tracker | None) -> int:
-    """Show what came out before the disk was full, and what the rest needs; the exit status."""
+    """Show the results so far and the space that the rest needs; return the exit status."""
     outcomes = manifest.outcomes()
     left = len(manifest.missing())
     show(f"\n{report.result(manifest)}\n")
@@ -154,7 +154,7 @@ def tell_full(manifest: Manifest, tracker: Tracker | None) -> int:
 def _told(
     manifest: Manifest, tracker: Tracker | None, reporter: Lines, interrupted: Callable[[], str]
 ) -> Iterator[None]:
-    """Leave the terminal in order; where this is interrupted, send what there is and say so."""
+    """Clear the progress line at the end; on an interrupt, report it and send what there is."""
     try:
         yield
     except KeyboardInterrupt:
@@ -168,7 +168,7 @@ def _told(
 
 
 Shown = Callable[[Manifest, int | None], str]
-"""Makes the table of a sweep, of so many rows at most."""
+"""Makes the table of a sweep, with at most this many rows."""
 
 
 def tell(
@@ -180,17 +180,17 @@ def tell(
     more: Callable[[], None] = lambda: None,
     verbose: bool = False,
 ) -> int:
-    """Show what came out of a sweep, then send what is not in MLflow; returns the exit status.
+    """Show the results of a sweep, then send what is not in MLflow; return the exit status.
 
     Args:
-        interrupted: what to say where it was.
-        more: shows what there is beside the table.
+        interrupted: what to print if the sweep was interrupted.
+        more: called after the table to show more.
         verbose: show all rows, and where each run is kept.
     """
-    with suppress(OSError):  # what it says is shown
+    with suppress(OSError):  # the table is printed anyway
         (manifest.folder / "result.txt").write_text(table(manifest, None) + "\n")
     shown = table(manifest, None if verbose else report.SHOWN)
-    show(f"\n{shown}\n" if shown else "")  # there is none of cells that are all damaged
+    show(f"\n{shown}\n" if shown else "")  # empty if all cells are damaged
     outcomes = manifest.outcomes()
     show(f"{report.counted(outcomes, len(manifest.damaged))}; {manifest.folder}")
     if alike := [outcome for outcome in ALIKE if outcome in outcomes]:
@@ -213,7 +213,7 @@ def tell(
 
 
 def _send_rest(manifest: Manifest, tracker: Tracker) -> str | None:
-    """All that is not in MLflow yet, such as what an earlier process left; why not, if not."""
+    """Send all that is not in MLflow yet, also from earlier processes; return an error or None."""
     with waiting_for("MLflow"):
         tracker.settle()
         for folder in pending(manifest.folder):
@@ -223,7 +223,7 @@ def _send_rest(manifest: Manifest, tracker: Tracker) -> str | None:
 
 
 class Search:
-    """The batches of a sweeper that searches: its cells come a few at a time."""
+    """Runs the batches of a searching sweeper, whose cells come a few at a time."""
 
     def __init__(
         self, tracker: Tracker | None, sweeper: DictConfig, *, verbose: bool = False
@@ -236,10 +236,10 @@ class Search:
     def launch(
         self, batch: Manifest, numbers: Sequence[int], folders: Mapping[int, str]
     ) -> list[JobReturn]:
-        """Run a batch; the objective of every number, or the reason why it has none.
+        """Run a batch; return for each number the objective, or the reason why it has none.
 
         Args:
-            folders: other names of cells' folders, by their number.
+            folders: the user's names of cells' folders, by cell number.
 
         Raises:
             UserError: there can be no objective.
@@ -266,7 +266,7 @@ class Search:
         return [_objective(runs.get(twins[n]), manifest.sweep.objective) for n in numbers]
 
     def finish(self) -> int | None:
-        """Show what came out; the exit status, or None where nothing was searched."""
+        """Show the results; return the exit status, or None if nothing was searched."""
         if self._manifest is None:
             return None
         names.link(self._manifest, {})
@@ -275,20 +275,20 @@ class Search:
         return tell(self._manifest, self._tracker, table=table, more=more, verbose=self._verbose)
 
     def _show_best(self, manifest: Manifest) -> None:
-        """What it came to, and its picture."""
+        """Show the best trial, and draw the picture of the search."""
         show(report.best(manifest, greatest=self._greatest))
         if any(cell.cell.tracking.pictures for cell in manifest.cells):
             try:
                 course = report.course(manifest, greatest=self._greatest)
                 picture = plots.draw_search(course, manifest.folder)
-            except Exception as error:  # the search has come to its end
+            except Exception as error:  # the search itself has succeeded
                 print_error(f"the search's picture cannot be drawn: {one_line(error)}")
             else:
                 show(f"picture: {picture}")
 
 
 def _objective(run: Stored | None, objective: str) -> JobReturn:
-    if run is not None and run.outcome == Outcome.DIVERGED:  # an answer, and the worst there is
+    if run is not None and run.outcome == Outcome.DIVERGED:  # a valid result, and the worst
         return JobReturn(_return_value=math.inf, status=JobStatus.COMPLETED)
     if run is None or run.outcome != Outcome.OK:
         why = f"{run.outcome}: {run.reason}" if run else "it cannot run"
@@ -309,14 +309,14 @@ def resume(
     allow_target: bool = False,
     verbose: bool = False,
 ) -> int:
-    """Run what is missing of a sweep.
+    """Run the missing cells of a sweep.
 
-    All is in the manifest, and nothing else is read: option files may have changed since.
+    Only the manifest is read, because option files may have changed since it was written.
 
     Args:
         word: its id or folder; None for the last one.
         typed: words for the launcher.
-        retry: outcomes that are to be run again, though they would be left alone.
+        retry: outcomes whose cells are run again, which they otherwise are not.
         uri: where to send its runs, in place of the address that they name.
         allow_target: load classes that no installed option names.
     """
@@ -335,7 +335,7 @@ def resume(
 
 
 def _launcher(manifest: Manifest, typed: Sequence[str]) -> Launcher | None:
-    """What a sweep's cells are run through where it does not run them here."""
+    """Return the launcher of a sweep that is resumed; None if its cells run here."""
     words = cluster.replayed(manifest.words, typed, manifest.file)
     if not words:
         return None
@@ -355,12 +355,12 @@ def begin(
     retry: Collection[str] = (),
     verbose: bool = False,
 ) -> int:
-    """Run a sweep, or the rest of it; returns the exit status.
+    """Run a sweep, or the rest of it; return the exit status.
 
     Args:
-        folders: other names of cells' folders, by their number.
-        resumed: its folder holds it already.
-        retry: as `resume` takes it.
+        folders: the user's names of cells' folders, by cell number.
+        resumed: whether the sweep's folder already holds it.
+        retry: as in `resume`.
     """
     if manifest.sweep.dry_run:
         show(report.planned(manifest, manifest.cells, apart=launcher is not None))
@@ -390,7 +390,7 @@ def begin(
 
 
 def _name(manifest: Manifest, folders: Mapping[int, str]) -> None:
-    """Give cells' folders their other names, or say that they keep their numbers."""
+    """Link the user's names to cells' folders, and report the names that cannot be used."""
     if refused := names.link(manifest, folders):
         takes = "a different name for every cell, inside the sweep's folder and not a number"
         cells = count(len(refused), "cell")
@@ -398,9 +398,9 @@ def _name(manifest: Manifest, folders: Mapping[int, str]) -> None:
 
 
 def _checked(manifest: Manifest, retry: Collection[str]) -> Manifest:
-    """Without the cells that cannot be thawed; what an ended process left open is ended.
+    """Drop the cells that cannot be thawed, and end the runs that a dead process left open.
 
-    A line on stderr for each damaged cell, and for each damaged journal of one that is run again.
+    Prints a line for each damaged cell, and for each damaged journal of a cell that is run again.
     """
     shown = manifest.cells if manifest.sweep.timing else manifest.missing(retry)
     manifest = manifest.thawed(shown)

@@ -14,16 +14,16 @@ from omegaconf._utils import get_yaml_loader
 from expkit.errors import ConfigError, Unavailable, UserError
 
 ONE_OF = ("run", "multirun", "cfg", "info", "shell_completion")
-"""The flags that say what is done, of which one is given at most."""
+"""The flags that select what is done; at most one of them may be given."""
 
 PLACES = ("outputs", "hydra.run.dir", "hydra.sweep.dir")
 SHELL = re.compile("(?:install|uninstall|query)=.")
 
 
 def parse(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words, and the flags with their values.
+    """Return the words, and the flags with their values.
 
-    Hydra's own parser takes the words that follow a flag for unknown options.
+    Hydra's own parser mistakes words that follow a flag for unknown options.
 
     Raises:
         UserError: an unknown flag, or flags that do not go together.
@@ -45,11 +45,11 @@ def parse(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             rest.pop(0)
         elif item != "--":
             flags.append(item)
-    return [] if given.hydra_help else words, flags  # Hydra's help trips over ours
+    return [] if given.hydra_help else words, flags  # Hydra's help fails on our words
 
 
 def _refuse(message: str) -> NoReturn:
-    """Instead of argparse's usage over several lines."""
+    """Raise an error, in place of argparse's usage message of several lines."""
     raise UserError(f"{message.removeprefix('argument ')}; see --help")
 
 
@@ -81,13 +81,13 @@ def option_folder(flags: Sequence[str]) -> list[Path]:
 
 
 def check_words(words: Sequence[str], folders: Sequence[Path] = ()) -> None:
-    """Refuse what Hydra takes and nothing here can be made of.
+    """Refuse words that Hydra accepts but that make no sense here.
 
     Args:
-        folders: of option files, beside those of the plugins.
+        folders: additional folders of option files, beside those of the plugins.
 
     Raises:
-        UserError: with the word, what it got and what it takes.
+        UserError: a word is refused; the message says what it got and what it takes.
     """
     from expkit import config, plugins
 
@@ -122,14 +122,14 @@ def check_words(words: Sequence[str], folders: Sequence[Path] = ()) -> None:
 
 
 def _check_option(group: str, file: Path) -> None:
-    """Refuse an option file that holds no keys; Hydra and OmegaConf trip over it."""
+    """Refuse an option file that holds no keys, on which Hydra and OmegaConf fail."""
     from expkit import config
 
     try:
         text = file.read_bytes()
     except PermissionError as error:
         raise UserError(f"{group}: {file}: {error.strerror}") from error
-    except (OSError, ValueError):  # there is none; if there is no other, Hydra says so
+    except (OSError, ValueError):  # it does not exist; Hydra reports it if no other does
         return
     try:
         found = yaml.load(text.decode(), Loader=get_yaml_loader())
@@ -137,7 +137,7 @@ def _check_option(group: str, file: Path) -> None:
         said = re.sub(r'in "<unicode string>",\s*', "at ", " ".join(str(error).split()))
         raise UserError(f"{group}: {file}: it is not YAML in UTF-8 ({said})") from error
     if found is None and group not in config.NAMING_A_CLASS:
-        return  # an option that says nothing leaves everything as it is
+        return  # an empty option changes nothing
     if not isinstance(found, dict):
         kind = "nothing" if found is None else f"a {type(found).__name__}"
         raise UserError(f"{group}: {file}: it holds {kind}, takes keys with values")

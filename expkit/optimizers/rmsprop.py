@@ -19,7 +19,7 @@ class RmsProp:
     """Attributes:
     lr: learning rate.
     alpha: decay of the squared gradient's mean.
-    eps: added to its root.
+    eps: added to the root of that mean.
     """
 
     lr: float

@@ -12,7 +12,7 @@ from expkit.contracts import Array, Batch, HostArray, Random
 from expkit.errors import check
 
 MOST = 10**6
-"""Rows of a matrix of 8 TB; a few more times as many and the bytes are no index any more."""
+"""Most rows. Such a matrix takes 8 TB; the bytes of far larger ones overflow an index."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class SquarePair:
 
     Attributes:
         n: rows and columns.
-        draw: draw both afresh every step, as the second tutorial does. Most of its time is that.
+        draw: draw both anew in every step, as the second tutorial does, for most of its time.
     """
 
     n: int = 100
@@ -41,13 +41,13 @@ class SquarePair:
         return {name: random.normal((self.n, self.n)) for name in ("a", "b")}
 
     def small(self) -> Mapping[str, Self]:
-        """With the draw as data, and in every step."""
+        """Return both forms: drawn once as data, and drawn in every step."""
         plain = replace(self, n=50, draw=False)
         return {"": plain, "draw": replace(plain, draw=True)}
 
     @property
     def _elements(self) -> int:
-        """What must cross memory: a and b are read, the result is written. What is drawn need not
-        cross, as it can be used while it is drawn.
+        """The elements that must cross memory: a and b are read, the result is written. Values that
+        are drawn in the step need not cross, as they can be used as soon as they are drawn.
         """
         return (1 if self.draw else 3) * self.n**2

@@ -3,8 +3,8 @@
 The large problem of the second tutorial that expkit starts from ("Pytorch Basics and Speed
 Comparisons with Numpy and GPU", 2020): n = 10,000,000 weights, uniform in [0, 1) at first, the
 targets 3 for each of them and -2 for the intercept, 200 steps at rate 0.001. There it diverges: a
-step multiplies the error along x by 1 - 2 lr (|x|^2 + 1), about -2e4, and the next x finds a share
-of that: the loss grows about fortyfold a step and leaves float32 after some 25 steps.
+step multiplies the error along x by 1 - 2 lr (|x|^2 + 1), about -2e4, of which a part is along the
+next x: the loss grows about fortyfold per step and overflows float32 after some 25 steps.
 
 At lr = 0.5 / n a step removes the error along x (the Kaczmarz step, 1937), so the expected squared
 distance shrinks by 1 - 1/n a step: visible at n = 100 (`+experiment=large_dot_small`), not at ten
@@ -27,8 +27,7 @@ from expkit.errors import check
 class LargeDot:
     """Squared error of `w @ x + b` against `3 * ones @ x - 2`, x standard normal of shape (n,).
 
-    The ones are made anew in every step, as in the tutorial, unless a backend keeps what depends on
-    no input.
+    The ones are made anew in every step, as in the tutorial, unless a backend keeps constants.
 
     Attributes:
         n: length of the weight vector.
@@ -40,7 +39,7 @@ class LargeDot:
         check(self.n >= 1, "n", self.n, "an integer of at least 1")
 
     def recommended(self) -> Recommended:
-        sign = 0.5 / self.n**0.5  # of methods whose step does not shrink with the gradient
+        sign = 0.5 / self.n**0.5  # for methods that normalize the gradient's size
         lr = {"sgd": 0.5 / self.n, "momentum": 0.05 / self.n, "adam": sign, "rmsprop": sign / 2}
         return Recommended(steps=200, log_every=10, stream="device", lr=lr)
 

@@ -2,7 +2,7 @@
 
 The loop of the second tutorial that expkit starts from ("Pytorch Basics and Speed Comparisons with
 Numpy and GPU", 2020): the sum of squared errors over batches of 20, slope and intercept from 1, 10
-steps at rate 0.01. They do learn the line: the tutorial prints 2.96 and -1.96 after the last one.
+steps at rate 0.01. These learn the line: the tutorial prints 2.96 and -1.96 after the last one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Linear:
     """The sum of squared errors of `slope * x + intercept` over x, standard normal.
 
     Attributes:
-        batch_size: points of a step.
+        batch_size: number of points in a step.
     """
 
     batch_size: int = 20
@@ -33,7 +33,7 @@ class Linear:
         check(self.batch_size >= 1, "batch_size", self.batch_size, "an integer of at least 1")
 
     def recommended(self) -> Recommended:
-        # The curvature of a sum grows with its terms. Adam and rmsprop do not see its scale.
+        # A sum's curvature grows with its length; Adam and RMSprop do not depend on its scale.
         scale = 20 / self.batch_size
         lr = {"sgd": 0.01 * scale, "momentum": 8e-4 * scale, "adam": 0.3, "rmsprop": 0.15}
         return Recommended(steps=10, lr=lr)
@@ -59,7 +59,7 @@ class Linear:
 
     def cost(self) -> Cost:
         """A point takes 2 operations for y, 3 for its error, 2 for each of the two products and
-        1 for the sum; 2 more double the gradients. Only the parameters come from memory: one pass
-        draws a point and is done with it.
+        1 for the sum; 2 more double the gradients. Only the parameters come from memory, because
+        each point is used as soon as it is drawn.
         """
         return Cost(flops=10 * self.batch_size + 2, elements=2)

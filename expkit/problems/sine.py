@@ -31,8 +31,8 @@ class Sine:
     """Least squares on the powers of x.
 
     Attributes:
-        n: points.
-        degree: of the polynomial.
+        n: number of points.
+        degree: degree of the polynomial.
 
     The powers are stored once as `basis` of shape (degree + 1, n), a row each: a step is then
     two matrix-vector products over contiguous rows.
@@ -47,7 +47,7 @@ class Sine:
 
     def recommended(self) -> Recommended:
         # The curvature is at most twice the sum of the basis' squares; the tutorial's 1e-6 is well
-        # below its inverse at n = 2000 and d = 3. Scale it alike.
+        # below its inverse at n = 2000 and degree 3. Other sizes scale it accordingly.
         rate = 1e-6 * _sum_of_squares(2000, 3) / _sum_of_squares(self.n, self.degree)
         lr = {"sgd": rate, "momentum": rate, "adam": 1e-2, "rmsprop": 2e-3}
         return Recommended(steps=2000, lr=lr)

@@ -1,4 +1,4 @@
-"""What a run records once, a row a figure: journal, MLflow, tables and the loader read these."""
+"""The figures that a run records once, one row each, for journal, MLflow, tables and loader."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Quantity:
     """One figure of a run.
 
     Attributes:
-        name: of the metric; what stands before the slash is its section in MLflow's page.
-        of: how it follows from a result; None where there is none.
+        name: the metric's name; the part before the slash is its section in MLflow's page.
+        of: computes it from a result; returns None if the result does not have it.
         unit: `s` for seconds, else empty.
         label: what it is, in words.
     """
@@ -28,7 +28,7 @@ class Quantity:
 
 
 def _of_times(of: Callable[[Result, Summary], float | None]) -> Callable[[Result], float | None]:
-    """Of a run that has times to show."""
+    """Compute a figure only for a run that has times to show."""
     return lambda result: of(result, result.summary) if result.summary else None
 
 
@@ -85,7 +85,7 @@ QUANTITIES = (
 
 
 def found(result: Result) -> Iterator[tuple[Quantity, float]]:
-    """Each that a result has, and those of a step's breakdown."""
+    """Yield each figure that a result has, and those of its breakdown of a step."""
     for quantity in QUANTITIES:
         if (value := quantity.of(result)) is not None:
             yield quantity, value

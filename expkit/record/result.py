@@ -1,4 +1,4 @@
-"""What a trial does, for whoever looks on, and what it found."""
+"""The progress of a trial, and what it found."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from expkit.outcome import Outcome
 
 @dataclass(frozen=True)
 class Now:
-    """What a measurement does at this moment, for whoever looks on.
+    """The progress of a measurement at this moment.
 
     Attributes:
-        doing: in words.
-        repeat: its number, from 1; 0 where nothing is timed yet, or any more.
-        done: of its steps.
-        loss: the last; None where there is none.
-        steps_per_second: of the last reading.
+        doing: what it does, in words; empty while it measures.
+        repeat: the number of the repeat, from 1; 0 before and after the timed repeats.
+        done: how many steps of the repeat are done.
+        loss: the last loss; None if there is none.
+        steps_per_second: the speed in the last reading.
     """
 
     doing: str
@@ -37,7 +37,7 @@ class Now:
 
 
 Watch = Callable[[Now], None]
-"""Called off the clock."""
+"""Called with the progress, off the clock."""
 
 
 @dataclass
@@ -47,22 +47,22 @@ class Result:
     Attributes:
         outcome: ok, diverged, wrong_answer, not_synchronized, off_the_clock, beyond_limit,
             failed or interrupted.
-        reason: what is wrong, for one that ran and is not ok.
+        reason: what is wrong, if the cell ran and is not ok.
         first_bad_step: the first step with a non-finite loss, from 0.
-        mode: how steps are computed, as the program says it.
-        mode_reason: why that is not the faster way; empty where it is, or where none was asked for.
+        mode: how steps are computed, as the program reports it.
+        mode_reason: why that is not the faster way; empty if it is, or if none was asked for.
         processes: seconds of each whole repeat, by placement, by process; this process first.
-        chunk_seconds: of each repeat, its readings' seconds.
-        cpu_seconds: of the same, the seconds of the processor's clock, over all threads.
+        chunk_seconds: the seconds of the readings of each repeat.
+        cpu_seconds: the same in CPU seconds, over all threads.
         chunk_ends: the last step of each reading.
-        losses: of the first repeat's steps; of a diverged run those to the end of the bad chunk.
+        losses: losses of the first repeat; if the run diverged, up to the end of the bad chunk.
         stopped_by: the limit that ended the repeats.
         facts: what the program worked with.
-        broken: where that is not what the configuration or the backend says.
+        broken: where the facts differ from what the configuration or the backend says.
         checked: how the answer was checked, or why it was not.
         unstable: every reason to distrust the times.
-        limit: the least that the machine leaves a step; None where that is not known.
-        timed: false where other things ran meanwhile, by intent: then there is no time to show.
+        limit: the least time that a step can take on this machine; None if that is not known.
+        timed: false if other cells were meant to run at the same time: no time is shown then.
     """
 
     outcome: Outcome = Outcome.FAILED
@@ -89,7 +89,7 @@ class Result:
 
     @property
     def summary(self) -> Summary | None:
-        """Of whole repeats; None unless the outcome is ok: no other has a time to show."""
+        """Summarize whole repeats; None unless the run was timed and its outcome is ok."""
         return summarize(self.rounds) if self.outcome == Outcome.OK and self.timed else None
 
     @property
@@ -107,7 +107,7 @@ class Result:
 
     @property
     def rounds(self) -> Rounds:
-        """Repeats by placement; by process, where several measured."""
+        """The repeats by placement or, if several processes measured, by process."""
         return nested(self.processes)
 
     @property

@@ -1,4 +1,4 @@
-"""What a run writes down: how it begins, what was found, and the end of one that could not."""
+"""Writes what a run records: its beginning, its results, and the end of a run that failed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e
 
 
 def begin(cell: Cell, folder: Path, tags: Mapping[str, str]) -> Journal:
-    """A new journal, with its first line.
+    """Create a journal and write its first line.
 
     Raises:
         UserError: the folder holds a run already.
@@ -39,7 +39,7 @@ def begin(cell: Cell, folder: Path, tags: Mapping[str, str]) -> Journal:
 
 
 def not_alike(unlike: Sequence[str]) -> str:
-    """The tag `parity` of a run that does not do the work that it has to be alike in."""
+    """Return the tag `parity` of a run that is not like for like, with the differences."""
     return "not like for like: " + "; ".join(unlike)
 
 
@@ -84,7 +84,7 @@ def opening(
 
 
 def write_result(journal: Journal, result: Result) -> None:
-    """The metrics of a run that was measured or refused."""
+    """Write the metrics of a run that was measured or refused."""
     for quantity, value in quantities.found(result):
         journal.metric(quantity.name, [value])
     if result.first_bad_step is not None:
@@ -96,7 +96,7 @@ def write_result(journal: Journal, result: Result) -> None:
 
 
 def write_files(cell: Cell, journal: Journal, result: Result) -> None:
-    """Its artifacts."""
+    """Write the artifacts of a run, and note them in its journal."""
     (journal.folder / "config.yaml").write_text(OmegaConf.to_yaml(cell.resolved))
     words = yaml.safe_dump(list(cell.frozen["words"]), allow_unicode=True, width=1e9)
     (journal.folder / "overrides.yaml").write_text(words, encoding="utf-8")
@@ -114,12 +114,12 @@ def write_files(cell: Cell, journal: Journal, result: Result) -> None:
 
 @cache
 def _environment_of_process() -> dict[str, Any]:
-    """As it was at its first cell: what changes since is of interest beside times alone."""
+    """Read the environment once per process: later changes matter only for timed cells."""
     return environment()
 
 
 def _write_step_seconds(journal: Journal, result: Result) -> None:
-    """Median over repeats of a step's mean seconds in each reading, at its last step."""
+    """Write each reading's mean seconds per step (median over repeats) at its last step."""
     lengths = np.diff([-1, *result.chunk_ends])
     medians = np.median(np.asarray(result.chunk_seconds), axis=0) / lengths
     journal.series("time/step_seconds", medians.tolist(), result.chunk_ends)

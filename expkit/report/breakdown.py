@@ -21,9 +21,9 @@ COLOURS = {
     "update": "C3",
     "step": "C5",
 }
-"""A part looks the same in every picture."""
+"""Colours of the parts, the same in every picture."""
 UNKNOWN = "C7"
-"""Of a part that `Mark` does not name: a run does not refuse it, so its picture has to draw it."""
+"""Colour of a part that `Mark` does not name, which a run may have nevertheless."""
 
 
 def rows(breakdown: Breakdown, *, verbose: bool = False) -> list[tuple[str, str]]:
@@ -54,9 +54,9 @@ def rows(breakdown: Breakdown, *, verbose: bool = False) -> list[tuple[str, str]
 
 
 def parts_in(metrics: Mapping[str, HostArray]) -> tuple[dict[str, float], float]:
-    """Seconds of a step by part, and of the timed step, from what a run recorded.
+    """Return the seconds of a step's parts, and of the timed step, from a run's metrics.
 
-    There are none where they did not come to the timed step, see `Breakdown.metrics`.
+    There are no parts if they did not add up to the timed step, see `Breakdown.metrics`.
     """
     found = {
         key.removeprefix(PREFIX).removesuffix(SUFFIX).replace("_", " "): float(values[-1])
@@ -68,7 +68,7 @@ def parts_in(metrics: Mapping[str, HostArray]) -> tuple[dict[str, float], float]
 
 
 def bar(axes: Axes, parts: Mapping[str, float], step_seconds: float) -> None:
-    """The parts of a step end to end, beside a line where the timed step ends."""
+    """Draw the parts of a step end to end, and a line where the timed step ends."""
     whole, left = step_seconds, 0.0
     for part, took in parts.items():
         label = f"{part}, {seconds(took)} ({took / whole:.0%})"

@@ -16,12 +16,12 @@ MAY_NOT = "MAY NOT BE COMPARED"
 
 @dataclass(frozen=True)
 class Comparison:
-    """B held against A.
+    """The comparison of run B with run A.
 
     Attributes:
-        unlike: where they do not do the same work, or one not what it says.
-        barriers: why their times may not be compared; empty where they may.
-        verdict: None where there are barriers.
+        unlike: where their work differs, or where one does not do what its configuration says.
+        barriers: why their times may not be compared; empty if they may.
+        verdict: None if there are barriers.
     """
 
     a: Stored
@@ -44,7 +44,7 @@ def hold(a: Stored, b: Stored, threshold: float) -> Comparison:
     interleaved = a.interleaved is not None and a.interleaved == b.interleaved
     if not interleaved:
         barriers.append("they were not interleaved: other load may have slowed only one of them")
-        barriers += unlike  # nothing but the name says that they were meant to be compared
+        barriers += unlike  # separate runs may not have been meant to be compared
     barriers += parity.differences(a.facts, b.facts, parity.PLACE)
     if barriers:
         return Comparison(a, b, unlike, barriers, None)
@@ -54,7 +54,7 @@ def hold(a: Stored, b: Stored, threshold: float) -> Comparison:
 def table(
     found: Comparison, threshold: float, *, apart: bool = False, verbose: bool = False
 ) -> str:
-    """Each side, the ratio, the verdict and what stands against it.
+    """Return a table of both sides, the ratio, the verdict and what speaks against it.
 
     Args:
         apart: whether each was measured in a process of its own.
@@ -90,7 +90,7 @@ def _side(run: Stored) -> str:
 
 
 def _details(name: str, run: Stored) -> list[tuple[str, str]]:
-    """What explains how a side's time came about."""
+    """Return rows that explain how a side's time was obtained."""
     rows: list[tuple[str, str]] = []
     if run.outcome == Outcome.OK and run.timed:
         summary = summarize(run.rounds)

@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDE = 1e3
-"""From this ratio on the powers of ten alone tell how far a curve goes."""
+"""From this ratio of the axis limits on, only powers of ten have ticks."""
 FAR = 30
-"""From this ratio on a search is drawn on a logarithmic scale."""
+"""From this ratio of the values on, a search is drawn on a logarithmic scale."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What the record of a run has to draw.
+    """The data for the pictures of a run.
 
     Attributes:
         losses: of each step; empty where there are none.
-        parts: seconds of a traced step by part; empty where they do not explain the timed one.
+        parts: seconds of a traced step by part; empty if they do not add up to the timed one.
         step_seconds: of the timed step.
         curves: of the fit, by name: x and y.
     """
@@ -51,11 +51,10 @@ class Shown:
 
 
 def draw(folder: Path, problem: object) -> list[str]:
-    """Draw what a run's record has to show into its folder, and note the pictures there.
+    """Draw a run's pictures into its folder, and note them in its journal.
 
     Args:
-        problem: the run's, which may know what there is to see of what was learnt; None where it
-            is not at hand.
+        problem: the problem of the run, which may have curves to draw; None if it is not known.
 
     Returns:
         The names of the files. Those that were drawn before something went wrong are noted too.
@@ -72,10 +71,10 @@ def draw(folder: Path, problem: object) -> list[str]:
 
 
 def draw_wanted(cell: Cell, folder: Path) -> str | None:
-    """Draw the pictures of a cell's run, if it is to have any: they are no part of its success.
+    """Draw the pictures of a cell's run, if it is to have any. Errors do not make the run fail.
 
     Returns:
-        What kept them from being drawn, and how to draw them later.
+        What kept them from being drawn, and how to draw them later; else None.
 
     Raises:
         OSError: the disk is full.
@@ -93,7 +92,7 @@ def draw_wanted(cell: Cell, folder: Path) -> str | None:
 
 
 def shown(folder: Path, problem: object) -> Shown:
-    """What there is to draw of a run."""
+    """Return the data for the pictures of a run."""
     title, metrics, params = title_of(folder), metrics_of(folder), params_of(folder)
     parts, step_seconds = breakdown.parts_in(metrics)
     finite = all(np.isfinite(array).all() for array in params.values())
@@ -102,7 +101,7 @@ def shown(folder: Path, problem: object) -> Shown:
 
 
 def _drawn(what: Shown, folder: Path) -> Iterator[str]:
-    """Each file's name, once it is there."""
+    """Draw each picture, and yield its file's name once it is written."""
     if what.losses.size:
         with _picture(folder / "loss.png", what.title, "step", "loss") as axes:
             _loss(axes, what.losses)
@@ -125,12 +124,12 @@ class Course:
     """How a search went.
 
     Attributes:
-        objective: what its values are.
-        trials: their numbers.
-        values: of the objective; None where a trial came to none.
+        objective: the label of the objective.
+        trials: the numbers of the trials.
+        values: the objective of each trial; None if it has none.
         greatest: whether the best value is the greatest, and not the least.
-        key: what was searched, if that is one number.
-        choices: of this key, by trial.
+        key: the key that was searched, if it is the only one and a number.
+        choices: the value of this key in each trial.
     """
 
     title: str
@@ -158,7 +157,7 @@ def draw_search(course: Course, folder: Path) -> Path:
     best = (np.maximum if course.greatest else np.minimum).accumulate(values[good])
     axes.step(trials[good], best, where="post", linewidth=1.2, label="best so far")
     bad = trials[~good]
-    if bad.size:  # on the lower edge: they have no height
+    if bad.size:  # on the lower edge, as they have no value
         edge = axes.get_xaxis_transform()
         axes.plot(bad, np.zeros(bad.size), "C3x", transform=edge, clip_on=False, label="no value")
     axes.legend(frameon=False)
@@ -181,18 +180,18 @@ def draw_search(course: Course, folder: Path) -> Path:
 
 
 def preload() -> None:
-    """Import what draws, at a time to spare: half a second."""
+    """Import what draws while there is time: it takes half a second."""
     for module in ("matplotlib.figure", "matplotlib.backends.backend_agg"):
         import_module(module)
 
 
 def _loss(axes: Axes, losses: HostArray) -> None:
-    """The loss of every step, on a logarithmic scale where it can be."""
+    """Draw the loss of every step, on a logarithmic scale if possible."""
     shown = np.isfinite(losses)
     axes.plot(np.flatnonzero(shown), losses[shown], linewidth=1.2)
     if shown.any() and np.all(losses[shown] > 0):
         axes.set_yscale("log")
-        # A loss that diverged leaves the top: beyond, the ticks overflow.
+        # A diverged loss is cut off at the top, because ticks overflow beyond these limits.
         low, high = max(losses[shown].min() / 2, 1e-100), min(losses[shown].max() * 2, 1e100)
         axes.set_ylim(low, high)
         if high / low > WIDE:
@@ -205,8 +204,8 @@ def _loss(axes: Axes, losses: HostArray) -> None:
 
 @contextmanager
 def _picture(file: Path, title: str, x: str, y: str) -> Iterator[Axes]:
-    """Axes to draw on, saved as this file at the end."""
-    from matplotlib.figure import Figure  # half a second, while the run is being sent
+    """Yield axes to draw on, and save the picture as this file at the end."""
+    from matplotlib.figure import Figure  # takes half a second
 
     figure = Figure(figsize=(6.4, 4), dpi=100)
     axes = figure.add_axes((0.12, 0.13, 0.85, 0.77))
@@ -217,7 +216,7 @@ def _picture(file: Path, title: str, x: str, y: str) -> Iterator[Axes]:
 
 
 def _dress(axes: Axes, title: str, x: str, y: str) -> None:
-    """Title and labels, in given places: to look for one takes longer than to draw."""
+    """Set title and labels at fixed places, as finding a place takes longer than drawing."""
     axes.set(xlabel=x, ylabel=y)
     axes.locator_params(nbins=5)
     axes.set_title(title, y=1)

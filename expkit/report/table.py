@@ -13,18 +13,18 @@ from expkit.report import breakdown
 from expkit.report.units import percent, seconds
 
 LEAST_COMPILE_S = 0.1
-"""From which on compiling has a line of its own."""
+"""Seconds from which on compiling has a line of its own."""
 LEAST_SHARE = 0.01
-"""Of the machine's limit: less than that says nothing about the step but that it is short."""
+"""Least share of the machine's limit that is shown; a smaller one only means a short step."""
 
 Rows = list[tuple[str, str]]
 
 
 def table(cell: Cell, result: Result, folder: Path, *, verbose: bool = False) -> str:
-    """What was found, a line each, for a terminal.
+    """Return the results of a run, one per line, for a terminal.
 
     Args:
-        verbose: also what explains how the figures came about.
+        verbose: also show how the figures were obtained.
     """
     rows = [("", cell.title)]
     if result.losses.size:
@@ -66,7 +66,7 @@ def _shown(rows: Rows) -> str:
 
 
 def _compiling(warm: WarmUp) -> str:
-    """What the first passes of the timed lengths took beyond their steps' time."""
+    """Say how much longer than their steps the first calls of the timed lengths took."""
     lengths = ", ".join(map(str, warm.first_passes))
     what = f"the first call of each length that is timed ({lengths} steps)"
     return f"{seconds(warm.compile_seconds)} in {what}, beyond the time of its steps"
@@ -92,7 +92,7 @@ def _times(summary: Summary, result: Result, steps: int, *, verbose: bool) -> Ro
 
 
 def _recorded(result: Result) -> Rows:
-    """Each figure as MLflow has it."""
+    """Return rows of all figures as they are recorded in MLflow."""
     lines = [
         f"{quantity.name} {seconds(value) if quantity.unit else f'{value:.6g}'} ({quantity.label})"
         for quantity, value in quantities.found(result)
@@ -110,7 +110,7 @@ def _spread(summary: Summary, *, several: bool) -> str:
 
 
 def _about_repeats(summary: Summary, *, several: bool) -> Rows:
-    """How the repeats lie."""
+    """Return rows on how the repeats are spread over placements or processes."""
     of, unit = ("placements", "process") if several else ("repeats", "placement of the arrays")
     units = "processes" if several else "placements of the arrays in memory"
     rows = [("repeats", f"{summary.repeats} {of} in {summary.rounds} {units}")]

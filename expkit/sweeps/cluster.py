@@ -1,7 +1,7 @@
-"""Cells on other machines, through a launcher of Hydra's: SLURM, Ray and others.
+"""Run cells on other machines through one of Hydra's launchers: SLURM, Ray and others.
 
-A job there is one cell with a worker of its own, so that the cell's death is not the job's. What it
-has written comes home as the job's return value where the folder is not shared.
+Each job runs one cell in a worker process, so that a cell which kills its process does not kill the
+job. A job returns the run's files, which are written here if the sweep's folder is not shared.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from expkit.tracking.address import one_line
 from expkit.tracking.tracker import Tracker
 
 CELL = "EXPKIT_CELL"
-"""The variable of a job's environment that holds its cell."""
+"""The environment variable that holds the cell of a job."""
 
 Files = dict[str, bytes]
 
 WORD = re.compile(
     r"(?:\+{0,2}|~)hydra(?P<key>/launcher|\.launcher\.[^=]*)(?:=(?P<value>.*))?", re.DOTALL
 )
-"""What is for a launcher."""
+"""Matches a word that chooses or configures a launcher."""
 PLAIN = re.compile(r"[\w.:@+/-]*")
-"""A value that means nothing to a shell, to Hydra or to a launcher but itself."""
+"""Matches a value without special meaning to a shell, to Hydra or to a launcher."""
 RESOURCES = re.compile(
     r"partition|account|qos|constraint|gres|exclude|comment|timeout_min|nodes|tasks_per_node"
     r"|cpus_per_task|cpus_per_gpu|gpus_per_node|gpus_per_task|mem_gb|mem_per_gpu|mem_per_cpu"
@@ -55,12 +55,12 @@ RESOURCES = re.compile(
     r"|ray\.remote\.(num_cpus|num_gpus|memory|max_retries|resources\.\w+)"
     r"|ray\.init\.(object_store_memory|log_to_driver|logging_level)"
 )
-"""The keys of a launcher that say what a job needs. No other is taken from a file: some of them are
-commands (`setup`), places or addresses."""
+"""Launcher keys that request resources for a job. No other key is taken from a file, because some
+are commands (`setup`), folders or addresses."""
 
 
 def launch(manifest: Manifest, todo: Sequence[Planned], launcher: Launcher) -> None:
-    """Run cells through a launcher, each as a job, and take in what comes home."""
+    """Run cells through a launcher, one job each, and write the files that the jobs return."""
     jobs = [
         [
             f"hydra.sweep.subdir=jobs/{manifest.next_attempt(planned).name}",
@@ -68,7 +68,7 @@ def launch(manifest: Manifest, todo: Sequence[Planned], launcher: Launcher) -> N
         ]
         for planned in todo
     ]
-    os.environ.update(child.SAFE_PATH)  # a job is started from here too
+    os.environ.update(child.SAFE_PATH)  # jobs are started from this environment
     try:
         returns = launcher.launch(jobs, initial_job_idx=0)
         for planned, job in zip(todo, returns, strict=True):
@@ -83,27 +83,27 @@ def launch(manifest: Manifest, todo: Sequence[Planned], launcher: Launcher) -> N
                 _take_in(manifest, job.return_value)
     except UserError:
         raise
-    except Exception as error:  # it gives up on all that it had not told of
+    except Exception as error:  # no result came back: unfinished cells failed
         for planned in todo:
             run = manifest.result(planned)
             if run is None or run.outcome == Outcome.RUNNING:
                 _lost(manifest, planned, Outcome.FAILED, f"the launcher ended: {one_line(error)}")
     finally:
-        for planned in todo:  # what is still open has nobody left to end it
+        for planned in todo:  # nobody else is left to end what is still open
             for folder in _open(manifest, planned):
                 _end(manifest, planned, folder, Outcome.INTERRUPTED, "stopped before its end")
 
 
 def replayed(words: Sequence[str], typed: Sequence[str], file: Path) -> list[str]:
-    """The words for the launcher: those that a sweep keeps, then those typed now.
+    """Return the words for the launcher: those stored with a sweep, then those typed now.
 
     Args:
-        words: what the sweep keeps. What is not for the launcher is of no effect here.
-        typed: they replace all where they choose a launcher.
-        file: where the words are kept.
+        words: the words stored with the sweep. Those that are not for the launcher are ignored.
+        typed: the words typed now. If they choose a launcher, the stored words are not used.
+        file: the file that holds the stored words.
 
     Raises:
-        UserError: one of them is kept and not a plain request for what a job needs.
+        UserError: a stored word is more than a plain request for resources.
     """
     if any(word.startswith("hydra/launcher=") for word in typed):
         return list(typed)
@@ -126,17 +126,17 @@ def _key(word: str) -> str:
 
 
 def chosen(words: Sequence[str], folder: Path) -> Launcher | None:
-    """The launcher that these words choose, for a sweep in this folder; None for our own.
+    """Return the launcher that these words choose for a sweep in this folder; None for our own.
 
     Raises:
-        HydraException, OmegaConfBaseException, YAMLError: the words do not fit.
+        HydraException, OmegaConfBaseException, YAMLError: Hydra cannot compose the words.
     """
     from hydra import initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
     register()
-    # As a value and not as a word: Hydra's grammar has a meaning for many characters.
+    # Passed as a value, because many characters in a word have a meaning in Hydra's grammar.
     OmegaConf.register_new_resolver("expkit.sweep", lambda: str(folder), replace=True)
     with initialize_config_module("expkit.conf", version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
@@ -147,7 +147,7 @@ def chosen(words: Sequence[str], folder: Path) -> Launcher | None:
 
 
 def launcher_of(context: HydraContext, config: DictConfig) -> Launcher | None:
-    """The launcher of a composed sweep; None where that is ours, which runs its cells here."""
+    """Return the launcher of a composed sweep; None for our own, which runs the cells here."""
     if config.hydra.launcher.get("_target_") == "hydra_plugins.expkit.LocalLauncher":
         return None
     return Plugins.instance().instantiate_launcher(
@@ -156,20 +156,20 @@ def launcher_of(context: HydraContext, config: DictConfig) -> Launcher | None:
 
 
 def require_here(launcher: Launcher) -> None:
-    """Let a launcher of ours refuse a machine that lacks what it needs, before anything is written.
+    """Let one of our launchers check this machine before anything is written.
 
     Raises:
-        UserError: it lacks something.
+        UserError: the machine lacks something that the launcher needs.
     """
     if check := getattr(launcher, "require_here", None):
         check()
 
 
 def _kept(config: DictConfig) -> DictConfig:
-    """The configuration without passwords: launchers write what they are given to disk."""
+    """Return the configuration without passwords, because launchers write it to disk."""
     kept = copy.deepcopy(config)
     with flag_override(kept, ["struct", "readonly"], [False, False]):
-        kept.hydra.sweep.dir = config.hydra.sweep.dir  # the time in it is each config's own
+        kept.hydra.sweep.dir = config.hydra.sweep.dir  # else the copy would get another time
         if uri := OmegaConf.select(kept, "tracking.uri"):
             kept.tracking.uri = address.kept(str(uri))
         kept.hydra.overrides.task = [
@@ -180,14 +180,14 @@ def _kept(config: DictConfig) -> DictConfig:
 
 
 def run_there(composed: DictConfig) -> dict[str, Files]:
-    """A job: one cell, as the variable has it. Returns its files, by folder."""
+    """Run the cell of this job, which the variable `CELL` holds; return its files by folder."""
     packed = json.loads(zlib.decompress(base64.b64decode(os.environ[CELL])))
     child.look_there_too(packed["path"])
     planned = Planned(**packed["planned"])
     folder, sweep = Path(packed["folder"]), Sweep(**packed["sweep"])
     manifest = Manifest(folder, [], sweep, [], [planned])
     run = manifest.result(planned)
-    if run and run.is_finished:  # by a job of a process that was killed meanwhile
+    if run and run.is_finished:  # by an earlier job whose sweep was killed
         attempt = run.folder
     else:
         attempt = manifest.next_attempt(planned)
@@ -202,7 +202,7 @@ def run_there(composed: DictConfig) -> dict[str, Files]:
 
 
 def _packed(manifest: Manifest, planned: Planned) -> str:
-    """In characters that every shell and Hydra's grammar leave alone."""
+    """Encode a cell in characters that are special neither to shells nor to Hydra."""
     record = {
         "planned": asdict(planned),
         "folder": str(manifest.folder),

@@ -1,7 +1,7 @@
-"""Run a sweep's cells in processes of their own: in turn where timed, else several at once.
+"""Run a sweep's cells in separate processes: in turn if they are timed, else several at once.
 
-What goes wrong with a cell, be it the death of its process, is recorded as that cell's end; the
-others go on. This process alone sends runs to MLflow, and draws the pictures of timed cells.
+A cell's failure, including the death of its process, is recorded as the end of its run; the other
+cells go on. Only this process sends runs to MLflow and draws the pictures of timed cells.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from expkit.sweeps.manifest import Manifest, Planned
 from expkit.tracking.tracker import Tracker
 
 ALIVE = 8
-"""Workers that are alive together by default, where one at a time is measured."""
+"""Default number of workers alive at once in a timed sweep, where one at a time is measured."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class ProgressReporter(Protocol):
-    """Shows how a sweep goes."""
+    """Reports the progress of a sweep."""
 
     def begins(self, planned: Planned) -> None: ...
 
@@ -47,7 +47,7 @@ class ProgressReporter(Protocol):
 
 
 class Silent:
-    """Where nobody looks on."""
+    """A reporter that shows nothing."""
 
     def begins(self, planned: Planned) -> None: ...
 
@@ -59,7 +59,7 @@ class Silent:
 
 
 class GracefulInterrupt:
-    """Ctrl-C, counted: the first lets what is running finish, the second ends it."""
+    """Handles Ctrl-C: the first lets the running cells finish, the second ends them."""
 
     def __init__(self, reporter: ProgressReporter, tracker: Tracker | None) -> None:
         self.asked, self._reporter, self._tracker = False, reporter, tracker
@@ -78,14 +78,14 @@ class GracefulInterrupt:
 
 @dataclass(frozen=True)
 class SweepContext:
-    """Where a sweep's runs are written down, and told of."""
+    """Where the runs of a sweep are recorded and reported."""
 
     manifest: Manifest
     tracker: Tracker | None
     reporter: ProgressReporter
 
     def begin(self, planned: Planned, mark: Mapping[str, str]) -> Attempt:
-        """A new run of a cell, with this tag."""
+        """Begin a new run of a cell, with these additional tags."""
         tags = {"sweep": self.manifest.id, "sweep.cell": str(planned.index), **mark}
         self.reporter.begins(planned)
         folder = self.manifest.next_attempt(planned)
@@ -96,11 +96,11 @@ class SweepContext:
 def run(
     manifest: Manifest, todo: Sequence[Planned], tracker: Tracker | None, reporter: ProgressReporter
 ) -> bool:
-    """Run these cells of a sweep; returns whether it was asked to stop before the end.
+    """Run these cells of a sweep; return whether Ctrl-C asked to stop it.
 
     Raises:
-        KeyboardInterrupt: it was asked twice; what was running is ended and recorded so.
-        OSError: the disk is full; so is what was running.
+        KeyboardInterrupt: a second Ctrl-C. The running cells are ended and recorded as interrupted.
+        OSError: the disk is full. The running cells are ended as well.
     """
     context = SweepContext(manifest, tracker, reporter)
     with _interruptible(GracefulInterrupt(reporter, tracker)) as stop:
@@ -128,9 +128,9 @@ def _interruptible(stop: GracefulInterrupt) -> Iterator[GracefulInterrupt]:
 
 
 def teams(todo: Iterable[Planned], most: int) -> list[list[Planned]]:
-    """Cells that take turns: of one problem, a cell beside the one that it is held against.
+    """Divide cells into teams that take turns: cells of one problem, together with their baseline.
 
-    Where all that share a baseline are more than may live together, the rest follow without it.
+    If more than `most` cells share a baseline, the rest follow in teams without it.
     """
     clusters: dict[tuple[int, int], list[Planned]] = {}
     for planned in todo:
@@ -148,12 +148,12 @@ def teams(todo: Iterable[Planned], most: int) -> list[list[Planned]]:
 
 
 def _wants_gpu(planned: Planned) -> bool:
-    """Whether any GPU will do: a cell that names one (`cuda:1`) chooses for itself."""
+    """Whether a cell takes any GPU (`cuda`); one that names a GPU (`cuda:1`) has chosen it."""
     return bool(planned.frozen["config"]["backend"].get("device") == "cuda")
 
 
 def _measure(team: Sequence[Planned], context: SweepContext) -> None:
-    """Measure cells in turn, each in an interpreter of its own, one awake at a time."""
+    """Measure cells in turn, each in its own interpreter; all but one are stopped meanwhile."""
     mark = {"interleaved": f"{context.manifest.id}/{datetime.now():%H-%M-%S-%f}"}
     places = {planned.index: number for number, planned in enumerate(team)}
     bases = [None if p.baseline is None else places.get(p.baseline) for p in team]
@@ -166,9 +166,9 @@ def _measure(team: Sequence[Planned], context: SweepContext) -> None:
             trials.append(stack.enter_context(trial))
         end_prestarted()
         if any(trial.cell.tracking.pictures for trial in trials):
-            with suppress(Exception):  # told when they cannot be drawn
+            with suppress(Exception):  # reported when they are drawn
                 plots.preload()
-        for trial in trials:  # importing is not timed: all at once
+        for trial in trials:  # they import at the same time, as that is not timed
             trial.wait()
         processes = trials[0].cell.measure.processes
         conduct(trials, bases, compared=False, processes=processes)
@@ -179,7 +179,7 @@ def _measure(team: Sequence[Planned], context: SweepContext) -> None:
 
 @dataclass(frozen=True)
 class _Slot:
-    """What a worker has to itself while others run beside it."""
+    """The CPUs and the GPU that one worker has to itself."""
 
     cpus: Sequence[int]
     gpu: str | None
@@ -197,11 +197,11 @@ class _Post:
 
 
 def _fill(todo: Sequence[Planned], context: SweepContext, stop: GracefulInterrupt) -> None:
-    """Keep as many cells running at once as there are workers; none of them is timed.
+    """Run cells without timing them, as many at once as there are workers.
 
-    A worker takes cells of one backend and its settings, one after another: what a library fixes
-    when it is imported is then right for all of them. Each has its share of the CPUs to itself, and
-    a GPU if its cells ask for one.
+    All cells of a worker have the same backend and backend settings, because libraries read some of
+    these only when they are imported. Each worker has its own share of the CPUs, and a GPU if its
+    cells ask for one.
     """
     free = deque(_slots(todo, context.manifest.sweep.workers))
     waiting = deque(sorted(todo, key=_key))
@@ -231,7 +231,7 @@ def _fill(todo: Sequence[Planned], context: SweepContext, stop: GracefulInterrup
 
 
 def _environment(planned: Planned, gpu: str | None) -> dict[str, str]:
-    """What a worker's libraries read when they are imported."""
+    """Return the environment variables that a worker's libraries read at import."""
     env = environment(planned.frozen["config"])
     if gpu is not None and _wants_gpu(planned):
         env[VISIBLE] = gpu
@@ -239,7 +239,7 @@ def _environment(planned: Planned, gpu: str | None) -> dict[str, str]:
 
 
 def _slots(todo: Sequence[Planned], workers: int | None) -> list[_Slot]:
-    """One for every worker: its share of the CPUs, and a GPU as long as there are any."""
+    """Return one slot per worker: a share of the CPUs, and a GPU while any is left."""
     cpus = sorted(os.sched_getaffinity(0))
     count = min(workers or len(cpus), len(todo))
     devices = _gpus() if any(map(_wants_gpu, todo)) else []
@@ -251,10 +251,10 @@ def _slots(todo: Sequence[Planned], workers: int | None) -> list[_Slot]:
 
 
 def _gpus() -> list[str]:
-    """The devices that this process may use, as CUDA_VISIBLE_DEVICES takes them.
+    """Return the GPUs that this process may use, in the form of CUDA_VISIBLE_DEVICES.
 
-    Where that is set, the person's own words, up to the first that names none (-1), as CUDA reads
-    it. Else UUIDs: nvidia-smi counts devices in the bus's order, CUDA the fastest first.
+    If that is set, these are its entries up to the first that is empty or -1, where CUDA stops too.
+    Otherwise they are UUIDs: nvidia-smi numbers GPUs in bus order, CUDA by default by speed.
     """
     visible = os.environ.get(VISIBLE)
     if visible is not None:
@@ -264,7 +264,7 @@ def _gpus() -> list[str]:
 
 
 def _key(planned: Planned) -> tuple[str, ...]:
-    """What two cells must share to be run by one worker."""
+    """Return the backend settings, which all cells of one worker must share."""
     backend = planned.frozen["config"]["backend"]
     return tuple(f"{key}={backend[key]}" for key in sorted(backend))
 
@@ -272,7 +272,7 @@ def _key(planned: Planned) -> tuple[str, ...]:
 def _occupy(
     context: SweepContext, waiting: deque[Planned], posts: list[_Post], free: deque[_Slot]
 ) -> None:
-    """Give every worker that has nothing to do a cell; replace those of another kind."""
+    """Give each idle worker a cell; replace idle workers with other backend settings."""
     for post in [post for post in posts if post.attempt is None]:
         if waiting and post.key != _key(waiting[0]):
             post.worker.close()
@@ -290,15 +290,15 @@ def _occupy(
             posts.append(idle)
         idle.attempt = context.begin(waiting.popleft(), {"timed": "no"})
         idle.ends_at = monotonic() + context.manifest.sweep.limit_s
-        with suppress(Gone):  # `hear` will say so
+        with suppress(Gone):  # `hear` reports it
             idle.worker.tell(idle.attempt.begin(timed=False))
 
 
 def _suitable(planned: Planned, free: deque[_Slot], posts: Sequence[_Post]) -> _Slot | None:
-    """A free slot, taken: one with a GPU for a cell that asks for one, if there are any."""
+    """Take a free slot, with a GPU if the cell asks for one; None if the cell has to wait."""
     wants = _wants_gpu(planned) and any(slot.gpu is not None for slot in free)
     if _wants_gpu(planned) and not wants and any(post.slot.gpu is not None for post in posts):
-        return None  # every GPU has its cell
+        return None  # every GPU is in use
     found = next((slot for slot in free if slot.gpu is not None or not wants), None)
     if found:
         free.remove(found)
@@ -306,7 +306,7 @@ def _suitable(planned: Planned, free: deque[_Slot], posts: Sequence[_Post]) -> _
 
 
 def _vacate(context: SweepContext, post: _Post, posts: list[_Post], free: deque[_Slot]) -> None:
-    """Take in what a worker has answered; let go of one that is gone."""
+    """End a worker's cell with its answer; kill the worker if the cell failed or took too long."""
     attempt = post.attempt
     assert attempt is not None
     try:
@@ -318,7 +318,7 @@ def _vacate(context: SweepContext, post: _Post, posts: list[_Post], free: deque[
             return
         done = Done(Outcome.FAILED, "it took longer than sweep.limit_s allows")
     attempt.end(done)
-    if done.outcome == Outcome.FAILED:  # what it has done to its process is not the next cell's
+    if done.outcome == Outcome.FAILED:  # no other cell gets this process
         post.worker.kill()
         posts.remove(post)
         free.append(post.slot)

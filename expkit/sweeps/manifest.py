@@ -1,11 +1,11 @@
-"""What a sweep is to run, written before the first cell runs, and what became of it.
+"""The manifest of a sweep: which cells it runs, written before the first of them runs.
 
-A sweep's folder holds `sweep.json`, written once, and a folder for every attempt at a cell: `3` is
-the first at the fourth cell, `3-2` the second. What became of a cell is in their journals alone, so
-there is nothing that a kill could leave untrue.
+A sweep's folder holds `sweep.json`, which has the manifest, and a folder for every attempt at a
+cell: `3` is the first attempt at the fourth cell, `3-2` the second. The state of a cell is recorded
+only in the journals of its attempts, so a kill cannot leave the manifest out of date.
 
-What is read back is checked: the file may have been edited, or come from somebody else. A cell that
-is damaged is not run; the others are.
+The file is checked when it is read, because it may have been edited or come from somebody else. A
+damaged cell is not run; the others are.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from expkit.tracking.address import one_line
 FILE = "sweep.json"
 LOCK = "sweep.lock"
 VERSION = 1
-"""Of what the file says. One from before there were versions names its folder, and is read as 0."""
+"""Version of the file's format. A file without a version that names its folder is read as 0."""
 
 
 def _is_pair(value: object) -> bool:
@@ -93,7 +93,7 @@ CONFIG = {
     **dict.fromkeys(("stream", "outputs"), TEXT),
     "seed": WHOLE,
 }
-"""What is not checked when the cell is thawed, or is read before that."""
+"""Checks of the values that thawing a cell does not check, or that are read before."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,11 @@ class Planned:
 
     Attributes:
         index: its number in the sweep.
-        hash: of what determines its result.
-        title: what tells it from the others of its problem.
+        hash: hash of what determines its result.
+        title: what distinguishes it from the other cells of its problem.
         group: the number of its problem: cells of one group do the same work.
-        baseline: the index of the cell that it is held against; None for that cell itself.
-        frozen: what `expkit.config.thaw` makes the cell of.
+        baseline: the index of the cell that it is compared with; None for that cell itself.
+        frozen: the record from which `expkit.config.thaw` makes the cell.
     """
 
     index: int
@@ -123,7 +123,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A sweep, frozen.
+    """A sweep as it was planned.
 
     Attributes:
         folder: where it is kept.
@@ -131,8 +131,8 @@ class Manifest:
         sweep: how it is run.
         groups: the problems' titles.
         cells: what is to be run.
-        skipped: what cannot be or need not be, with the reason.
-        again: of those, the numbers that are another cell again, and which.
+        skipped: the titles of cells that cannot or need not be run, with the reasons.
+        again: the numbers of skipped cells that repeat another cell, with the number of that cell.
         damaged: what is wrong with each cell of the file that is not among `cells`.
     """
 
@@ -160,7 +160,7 @@ class Manifest:
         return any(c.frozen["config"]["tracking"].get("kind") == "mlflow" for c in self.cells)
 
     def save(self) -> None:
-        """Write it, whole or not at all."""
+        """Write the file, completely or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         record = {"version": VERSION, **asdict(self)}
         for key in ("folder", "damaged"):
@@ -171,10 +171,10 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read the sweep that is kept in a folder; what is wrong with a cell is in `damaged`.
+        """Read the sweep in a folder; what is wrong with single cells is in `damaged`.
 
         Raises:
-            UserError: its file cannot be read, or is wrong in what is not a cell's.
+            UserError: its file cannot be read, or something outside the cells is wrong.
         """
         file = folder / FILE
         try:
@@ -209,7 +209,7 @@ class Manifest:
         )
 
     def thawed(self, some: Collection[Planned]) -> Manifest:
-        """Without those of these cells that cannot be thawed; `damaged` says why."""
+        """Return the sweep without those of `some` that cannot be thawed; `damaged` says why."""
         bad: dict[int, str] = {}
         for planned in some:
             try:
@@ -221,7 +221,7 @@ class Manifest:
         return replace(self, cells=cells, damaged=[*self.damaged, *bad.values()])
 
     def joined(self, more: Manifest) -> Manifest:
-        """With the cells of another batch of the same sweep."""
+        """Return the sweep with the cells of another of its batches added."""
         groups = [*self.groups, *(title for title in more.groups if title not in self.groups)]
         cells = [replace(c, group=groups.index(more.groups[c.group])) for c in more.cells]
         skipped = [*self.skipped, *more.skipped]
@@ -238,14 +238,14 @@ class Manifest:
         return found
 
     def close_orphans(self) -> None:
-        """End the runs of a process that was killed. Call where no other runs this sweep."""
+        """End the runs of a killed process. Call it only while nobody else runs this sweep."""
         for planned in self.cells:
             for folder in self.attempts(planned):
                 with suppress(UserError):  # damaged: it is left as it is, and its cell run again
                     self._close_orphan(planned, folder)
 
     def _close_orphan(self, planned: Planned, folder: Path) -> None:
-        with journal.locked(folder):  # what is left of that process may be at it too
+        with journal.locked(folder):  # that process's tracker may be ending it too
             begun = (folder / journal.FILE).exists()
             if not begun or journal.opening(folder) is None:
                 tags = {"sweep": self.id, "sweep.cell": str(planned.index)}
@@ -255,7 +255,7 @@ class Manifest:
                 journal.close_if_orphaned(folder)
 
     def unreadable(self, planned: Planned) -> list[str]:
-        """What is wrong with the journals of a cell that cannot be read."""
+        """Return what is wrong with each journal of a cell that cannot be read."""
         found = []
         for folder in self.attempts(planned):
             try:
@@ -267,12 +267,12 @@ class Manifest:
         return found
 
     def next_attempt(self, planned: Planned) -> Path:
-        """Where to run a cell."""
+        """Return the folder for the next attempt at a cell."""
         number = len(self.attempts(planned)) + 1
         return self.folder / (f"{planned.index}-{number}" if number > 1 else f"{planned.index}")
 
     def result(self, planned: Planned) -> Stored | None:
-        """A cell's newest run that is finished, or else its newest; None where none can be read."""
+        """Return a cell's newest finished run, or else its newest; None if none can be read."""
         newest = None
         for folder in reversed(self.attempts(planned)):
             with suppress(UserError, OSError):  # damaged, or killed before its run began
@@ -284,12 +284,12 @@ class Manifest:
 
     @property
     def name(self) -> str:
-        """What `expkit resume` knows it by: its id, or its folder where that is elsewhere."""
+        """Its name for `expkit resume`: the id, or the folder if that is in another place."""
         kept = default_outputs() / "sweeps" == self.folder.parent.parent
         return self.id if kept else shlex.quote(str(self.folder))
 
     def addresses(self) -> list[str]:
-        """Where its cells' runs are to be sent, without passwords; empty where nowhere."""
+        """Return the addresses to which its runs are to be sent, without passwords."""
         configs = [cell.frozen["config"] for cell in self.cells]
         found = (
             config["tracking"]["uri"] or address.local(Path(config["outputs"]))
@@ -299,31 +299,31 @@ class Manifest:
         return list(dict.fromkeys(found))
 
     def require_installed(self) -> None:
-        """See that its cells name no class but those of installed options: loading runs code.
+        """Check that its cells name only classes of installed options: loading a class runs code.
 
         Raises:
-            ConfigError: one does.
+            ConfigError: a cell names another class.
         """
         for cell in self.cells:
             require_installed(cell.frozen["config"], "expkit resume --allow-target")
 
     def missing(self, retry: Collection[str] = ()) -> list[Planned]:
-        """What is to be run: all that is not finished and would not fail in the same way again.
+        """Return the cells to run: all that are not finished and would not fail the same way.
 
         Args:
-            retry: outcomes that are to be run again nevertheless.
+            retry: outcomes whose cells are run again nevertheless.
         """
         left = {*FINISHED, *ALIKE} - {*retry}
         results = ((planned, self.result(planned)) for planned in self.cells)
         return [planned for planned, run in results if run is None or run.outcome not in left]
 
     def outcomes(self) -> Counter[str]:
-        """How many cells came to what; `not run` for those without a run that can be read."""
+        """Count the cells by outcome; a cell without a readable run counts as `not run`."""
         runs = map(self.result, self.cells)
         return Counter(run.outcome if run else "not run" for run in runs)
 
     def room(self, cells: int) -> float:
-        """Bytes on the disk that so many more cells take, as far as the finished ones tell.
+        """Estimate the bytes on disk that this many more cells take, from the finished ones.
 
         MLflow's database and its copies of a run's files take about as much again.
         """
@@ -334,7 +334,7 @@ class Manifest:
 
 
 def _sound(records: Sequence[Any], groups: int) -> tuple[list[Planned], list[str]]:
-    """The cells of a file, and what is wrong with those that are not as they were written."""
+    """Return the valid cells of a file, and what is wrong with each of the others."""
     indices = Counter(r["index"] for r in records if misfit(r, {"index": WHOLE}) is None)
     lost = len(records) > indices.total()
     cells: list[Planned] = []
@@ -349,7 +349,7 @@ def _sound(records: Sequence[Any], groups: int) -> tuple[list[Planned], list[str
             elif group >= groups:
                 wrong = f"group: got {group}, takes a number below {groups}"
             elif baseline == index or baseline not in (None, *indices):
-                if lost:  # it was held against one whose number cannot be read
+                if lost:  # its baseline may be a cell without a readable number
                     record = {**record, "baseline": None}
                 else:
                     wrong = f"baseline: got {baseline}, takes another cell's number or null"
@@ -364,7 +364,7 @@ def _sound(records: Sequence[Any], groups: int) -> tuple[list[Planned], list[str
 
 
 def _called(record: Any, position: int, indices: Mapping[int, int]) -> str:
-    """What to call a cell that is damaged: by its number if it has one, or by where it stands."""
+    """Name a damaged cell by its number or, without a unique one, by its position in the file."""
     if misfit(record, {"index": WHOLE}) is not None:
         return f"cell {position}"
     index = record["index"]
@@ -372,7 +372,7 @@ def _called(record: Any, position: int, indices: Mapping[int, int]) -> str:
 
 
 def is_for_hydra(word: str) -> bool:
-    """Whether a word says how Hydra is to run the sweep, and not what."""
+    """Whether a word sets how Hydra runs the sweep, and not what is run."""
     return word.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
@@ -389,7 +389,7 @@ def newest(outputs: Path) -> Path:
 
 
 def named(word: str, outputs: Path) -> Path:
-    """The folder of a sweep: itself, or by its id.
+    """Return the folder of a sweep, which is given by that folder or by its id.
 
     Raises:
         UserError: there is no such sweep, or more than one.
@@ -407,7 +407,7 @@ def named(word: str, outputs: Path) -> Path:
 
 
 def require_unused(folder: Path) -> None:
-    """See that a new sweep has its folder to itself.
+    """Check that the folder of a new sweep is empty or does not exist.
 
     Raises:
         UserError: there is something in it.
@@ -421,10 +421,10 @@ def require_unused(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process runs a sweep at a time.
+    """Hold the lock of a sweep, so that one process at a time runs it.
 
     Raises:
-        UserError: another does.
+        UserError: another process is running it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as lock:
@@ -440,12 +440,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def finished_elsewhere(outputs: Path, timing: bool) -> dict[tuple[str, str], Path]:
-    """The run that finished a cell, by the cell's hash and how it was measured."""
+    """Return the folders of finished runs, by the cell's hash and how it was measured."""
     found = {}
     for file in (outputs / "sweeps").glob(f"*/*/*/{journal.FILE}"):
         params: dict[str, Any] = {}
         tags: dict[str, str] = {}
-        with suppress(UserError, OSError):  # a damaged one has finished nothing
+        with suppress(UserError, OSError):  # a damaged run does not count
             for record, _ in journal.read(file.parent):
                 params |= record.get("params", {})
                 tags |= record.get("tags", {})
@@ -456,5 +456,5 @@ def finished_elsewhere(outputs: Path, timing: bool) -> dict[tuple[str, str], Pat
 
 
 def measured_how(params: Mapping[str, Any]) -> str:
-    """The settings of a measurement, as one word."""
+    """Return the settings of a measurement as one string."""
     return json.dumps({k: v for k, v in params.items() if k.startswith("measure.")}, sort_keys=True)

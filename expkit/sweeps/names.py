@@ -1,7 +1,7 @@
-"""The names that a person gives to cells' folders by `hydra.sweep.subdir`.
+"""The names that a user gives to cells' folders by `hydra.sweep.subdir`.
 
-A cell's folder is its number, so that a second attempt and a resumed sweep find it. Its name stands
-beside it as a symbolic link to the attempt that counts.
+A cell's folder is named by its number, so that a second attempt and a resumed sweep find it. The
+user's name is a symbolic link beside it that points to the attempt which counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ATTEMPT = re.compile(r"(\d+)(-\d+)?")
 
 
 def link(manifest: Manifest, names: Mapping[int, str]) -> list[str]:
-    """Make the links of these names, renew those that there are, and return what cannot be one."""
+    """Create links with these names, update the existing ones, and return the refused names."""
     refused = []
     places: dict[Path, int] = {}
     for cell in manifest.cells:
@@ -52,4 +52,4 @@ def link(manifest: Manifest, names: Mapping[int, str]) -> list[str]:
 
 def _is_free(place: Path) -> bool:
     """Whether nothing but a link is there."""
-    return not os.path.lexists(place) or place.is_symlink()  # in this order: it may be too long
+    return not os.path.lexists(place) or place.is_symlink()  # only is_symlink rejects long names

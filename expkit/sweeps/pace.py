@@ -1,4 +1,4 @@
-"""How long a sweep still takes, as far as that can be known. Reads no clock and prints nothing."""
+"""Estimates how long a sweep still takes. Reads no clock and prints nothing."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from expkit.sweeps.manifest import Planned
 
 
 def left(team_s: float | None, waiting: Mapping[str, int], took: Mapping[str, float]) -> str:
-    """How long it still takes, in words; empty where nothing is known.
+    """Say how long a sweep still takes; empty if nothing is known.
 
-    Only cells like those that have finished can be foretold: ten times the points may take ten
-    times as long, or no longer. The others are counted.
+    Only cells of a kind that has finished can be estimated, since ten times the points may take ten
+    times as long, or no longer. The other cells are only counted.
 
     Args:
-        team_s: seconds that what is running still takes; None where that is not known.
+        team_s: seconds that the running cells still take; None if that is not known.
         waiting: how many cells of each kind have not begun.
-        took: seconds of a cell, of the kinds of which one has finished.
+        took: seconds of a cell, by kind, for the kinds of which a cell has finished.
 
     >>> left(3.0, {}, {}), left(3.0, {"a": 6}, {}), left(3.0, {"a": 6}, {"a": 2.0})
     ('about 3 s left', 'about 3 s for these, then 6 cells', 'about 15 s left')
@@ -42,11 +42,11 @@ def left(team_s: float | None, waiting: Mapping[str, int], took: Mapping[str, fl
 
 
 def most_rounds(measure: Measure, cells: int, rounds: int, elapsed_s: float) -> int:
-    """How many rounds cells that take turns come to at most, if they go on at this pace.
+    """Return the most rounds that cells taking turns can reach, if they go on at this pace.
 
     Args:
-        measure: of each cell; what one may take, each of them may.
-        rounds: that are done, at least 1, after these seconds.
+        measure: the settings of each cell; each may use its whole budget.
+        rounds: the number of rounds done in `elapsed_s`, at least 1.
     """
     whole = replace(measure, budget_s=measure.budget_s * cells)
     limits = fitted(whole, elapsed_s / rounds / measure.repeats_per_placement, cells)
@@ -55,10 +55,10 @@ def most_rounds(measure: Measure, cells: int, rounds: int, elapsed_s: float) -> 
 
 
 class Pace:
-    """What has finished of a sweep and what is running, by times that are given.
+    """Keeps track of the finished and running cells of a sweep; the caller passes the times.
 
     Args:
-        timed: whether cells take turns; else they run side by side.
+        timed: whether cells take turns; if not, they run side by side.
     """
 
     def __init__(self, todo: Sequence[Planned], *, timed: bool) -> None:
@@ -78,7 +78,7 @@ class Pace:
         self._waiting[_kind(planned)] -= 1
 
     def measures(self, planned: Planned, rounds: int, now: float) -> None:
-        """A cell begins a round, the first to do so for all that take turns with it."""
+        """A cell begins a round; the first cell of a team to do so counts for the whole team."""
         if rounds == self._rounds:
             return
         measure = planned.cell.measure
@@ -94,7 +94,7 @@ class Pace:
     def ends(self, planned: Planned, now: float) -> None:
         """A cell has ended."""
         _, begun = self._running.pop(planned.index, (planned, now))
-        # What takes turns, or runs side by side, shares the time.
+        # Cells that take turns or run side by side share the time.
         if self._timed:
             each_s = (now - self._begun) / max(1, self._team)
         else:
@@ -103,7 +103,7 @@ class Pace:
         self._took[_kind(planned)] = total_s + each_s, number + 1
 
     def told(self, now: float) -> str:
-        """The round, and how long still."""
+        """Return the current round and the time left, in words."""
         took = {kind: total_s / number for kind, (total_s, number) in self._took.items()}
         parts = []
         if self._running and self._timed:
@@ -113,7 +113,7 @@ class Pace:
         return ", ".join(filter(None, parts))
 
     def _team_s(self, now: float, took: Mapping[str, float]) -> float | None:
-        """Seconds that what is running still takes; None where there is nothing to go by."""
+        """Estimate the seconds that the running cells still take; None if nothing is known."""
         if not self._running:
             return 0.0 if any(kind in took for kind in +self._waiting) else None
         if self._rounds > 1:
@@ -128,7 +128,7 @@ class Pace:
 
 
 def _kind(planned: Planned) -> str:
-    """What cells have in common that take about as long: all but the seed and the rates."""
+    """Return what cells of about equal duration share: all but the seed and the rates."""
     config, choices = planned.frozen["config"], planned.frozen["choices"]
     keys = ("problem", "backend", "steps", "log_every", "stream", "measure")
     return json.dumps([{key: config.get(key) for key in keys}, choices.get("optimizer")])

@@ -1,4 +1,4 @@
-"""From Hydra's lists of words to a manifest: every cell is composed and checked before one runs."""
+"""Make a manifest from Hydra's lists of words; all cells are checked before the first runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from expkit.errors import ConfigError, Unavailable, UnsetError, UserError
 from expkit.sweeps.manifest import Manifest, Planned, finished_elsewhere, measured_how
 
 BY_NUMBER = "${hydra.job.num}"
-"""As `hydra.sweep.subdir` is where nothing is said of it."""
+"""The default of `hydra.sweep.subdir`."""
 CHOICES = ("problem", "backend", "optimizer")
 
 
@@ -39,15 +39,15 @@ def plan(
     """Compose and check the cells of a sweep.
 
     Args:
-        master: what Hydra composed for the whole.
+        master: the configuration that Hydra composed for the whole sweep.
         jobs: each cell's words.
         words: what was typed after `-m`.
-        first: the number of the first cell, of a batch among others.
+        first: the number of the first cell of a search's batch; None if this is the whole sweep.
 
     Raises:
-        UserError: an unknown option or key, a wrong type or a bad range, in any cell; a key
-            without a value in all of them. Where some have one the others are skipped.
-        HydraException, OmegaConfBaseException, YAMLError: so, as those libraries say it.
+        UserError: an unknown option or key, a wrong type or a bad range in any cell, or a key that
+            has no value in all of them. If only some cells lack a value, these are skipped.
+        HydraException, OmegaConfBaseException, YAMLError: the same, as these libraries report it.
     """
     if not jobs:
         raise UserError("-m: these words make no cell")
@@ -70,7 +70,7 @@ def plan(
         raise unset[0][1]
     varying = _varying(list(made.values()))
     if first is not None:  # what the other batches vary is not known here
-        typed = set(as_typed(master.hydra.overrides.task))  # these all trials have
+        typed = set(as_typed(master.hydra.overrides.task))  # all trials have these
         varying |= {w.partition("=")[0] for job in jobs for w in job if w not in typed}
     shared = {key for key in varying if not _is_own(key)}
     own = varying - shared
@@ -82,7 +82,7 @@ def plan(
     skipped += [(title, str(error)) for title, error in unset]
     titles = {id(cell): problem for cell, problem, _ in named.values()}
     folder = Path(master.hydra.sweep.dir).absolute()
-    held = sweep.timing and first is None  # a search's trials are held against its objective
+    held = sweep.timing and first is None  # a search compares trials by its objective
     manifest = _manifest(folder, words, sweep, kept, titles, skipped, held)
     log = _log(master)
     cells = [replace(cell, frozen={**cell.frozen, "log": log}) for cell in manifest.cells]
@@ -90,7 +90,7 @@ def plan(
 
 
 def plan_words(words: Sequence[str]) -> Manifest:
-    """The sweep of these words, as after `-m`, in a new folder.
+    """Plan the sweep of these words, as after `-m`, in a new folder.
 
     Raises:
         UserError: as `plan`.
@@ -108,7 +108,7 @@ def plan_words(words: Sequence[str]) -> Manifest:
 
 
 def _log(master: DictConfig) -> dict[str, Any] | None:
-    """How a cell's worker is to log: the file's name, and of whom every line is wanted."""
+    """Return how workers log: the file's name, and the loggers whose debug lines are kept."""
     if master.hydra.runtime.choices["hydra/job_logging"] in ("none", "disabled"):
         return None
     verbose = master.hydra.verbose
@@ -117,7 +117,7 @@ def _log(master: DictConfig) -> dict[str, Any] | None:
 
 
 Numbered = tuple[int, Cell, str]
-"""A cell's number and what tells it from the others of its problem."""
+"""A cell's number, the cell, and what distinguishes it from the others of its problem."""
 Skipped = tuple[str, str]
 """The title of a cell that is not run, and why not."""
 
@@ -125,7 +125,7 @@ Skipped = tuple[str, str]
 def _sifted(
     named: Mapping[int, tuple[Cell, str, str]], finished: Mapping[tuple[str, str], Path]
 ) -> tuple[list[Numbered], list[Skipped], dict[int, int]]:
-    """What is to be run, what is not, and which of those are another cell again."""
+    """Return the cells to run, those to skip, and which of the latter repeat another cell."""
     kept: list[Numbered] = []
     skipped: list[Skipped] = []
     again: dict[int, int] = {}
@@ -153,8 +153,8 @@ Composed = tuple[DictConfig, Mapping[str, str]]
 class Composer:
     """Composes cells as Hydra does; what cells share is composed once.
 
-    Values such as `seed=3` are applied after everything else and have no say in what is chosen, so
-    cells of the same choices differ by them alone. Where a word adds or deletes a key, or is meant
+    Values such as `seed=3` are applied last and do not affect which options are chosen, so cells
+    with the same options differ only in such values. If a word adds or deletes a key, or is meant
     for Hydra itself, Hydra composes the cell from the start.
     """
 
@@ -166,10 +166,10 @@ class Composer:
         self._shared: dict[tuple[str, ...], Composed] = {}
 
     def __call__(self, job: Sequence[str]) -> Composed:
-        """What these words compose.
+        """Return what these words compose.
 
         Raises:
-            HydraException, OmegaConfBaseException, YAMLError: the words do not fit.
+            HydraException, OmegaConfBaseException, YAMLError: Hydra cannot compose the words.
         """
         words = [self._parse(word) for word in job]
         values = [word for word in words if self._is_value(word)]
@@ -194,7 +194,7 @@ class Composer:
         return self._parsed[word]
 
     def _is_value(self, word: Override) -> bool:
-        """Whether it replaces the value of a key that is there."""
+        """Whether a word replaces the value of an existing key."""
         plain = word.type == OverrideType.CHANGE and word.package is None
         return plain and not word.is_hydra_override() and not self._is_group(word)
 
@@ -204,7 +204,7 @@ class Composer:
         return ours and not isinstance(word.value(), dict)
 
     def _is_masters(self, word: Override) -> bool:
-        """Whether it chooses what the whole was composed with."""
+        """Whether a word chooses an option that the master configuration has anyway."""
         plain = word.type == OverrideType.CHANGE and word.package is None
         chosen = self._master.hydra.runtime.choices
         return plain and word.value() is not None and chosen.get(word.key_or_group) == word.value()
@@ -229,12 +229,12 @@ def _apart(whole: DictConfig) -> Composed:
 def subdirs(
     master: DictConfig, loader: ConfigLoader, jobs: Sequence[Sequence[str]], first: int = 0
 ) -> dict[int, str]:
-    """What `hydra.sweep.subdir` makes of each cell, by its number; empty where it is the number.
+    """Return the folder names that `hydra.sweep.subdir` gives, by cell; empty for the default.
 
     Raises:
-        OmegaConfBaseException: it refers to what is not there.
+        OmegaConfBaseException: it refers to a key that does not exist.
     """
-    said = master.hydra.sweep._get_node("subdir")._value()  # not what it refers to
+    said = master.hydra.sweep._get_node("subdir")._value()  # with its references unresolved
     if said == BY_NUMBER:
         return {}
     parser = OverridesParser.create(config_loader=loader)
@@ -266,7 +266,7 @@ def _build(composed: DictConfig, choices: Mapping[str, str], words: Sequence[str
 
 
 def _impossible(cell: Cell) -> str | None:
-    """Why a cell cannot run on any machine; None where it may."""
+    """Return why a cell cannot run on any machine; None if it can."""
     try:
         check_workload(cell)
     except Unavailable as error:
@@ -279,7 +279,7 @@ def _finished(outputs: Path, sweep: Sweep) -> Mapping[tuple[str, str], Path]:
 
 
 def _varying(cells: Sequence[Cell]) -> set[str]:
-    """The keys in which cells of the same options differ, whatever word it was that made them."""
+    """Return the keys in which cells with the same options differ, whichever word set them."""
     values: dict[tuple[str, ...], dict[str, Any]] = {}
     varying: set[str] = set()
     for cell in cells:
@@ -300,7 +300,7 @@ def _is_own(key: str) -> bool:
 
 
 def _title(cell: Cell, kinds: Sequence[str], keys: Collection[str]) -> str:
-    """The options of these kinds, and these keys with their values."""
+    """Make a title of the options of these kinds and of these keys with their values."""
     names = " · ".join(cell.names[kind] for kind in kinds if kind in cell.names)
     values = {"measure": _how_long(cell)} | cell.params
     said = (k for k in values if k in keys and k not in CHOICES and not k.startswith("tracking."))
@@ -308,7 +308,7 @@ def _title(cell: Cell, kinds: Sequence[str], keys: Collection[str]) -> str:
 
 
 def _title_of_words(choices: Mapping[str, str], job: Sequence[str], common: Collection[str]) -> str:
-    """Of a cell that cannot be built: its options, and its words that not every cell has."""
+    """Make the title of a cell that cannot be built: its options and the words that vary."""
     names = " · ".join(choices[kind] for kind in CHOICES if kind in choices)
     keys = (*CHOICES, "tracking.uri")
     said = (w for w in job if w.partition("=")[0] not in keys and w not in common)
@@ -316,7 +316,7 @@ def _title_of_words(choices: Mapping[str, str], job: Sequence[str], common: Coll
 
 
 def _short(value: Any) -> str:
-    """As a person writes it: a recommended rate has seventeen digits."""
+    """Round a number to six digits, as a recommended rate has seventeen."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -348,15 +348,15 @@ def _manifest(
 
 
 def _work(cell: Cell) -> str:
-    """What cells share that are to be compared: problem, sizes, steps, how to measure."""
+    """Return what comparable cells share: problem, sizes, steps and how they are measured."""
     shared = {key: value for key, value in cell.params.items() if not _is_own(key)}
     return json.dumps(shared, sort_keys=True)
 
 
 def _baseline(cell: Cell, peers: Sequence[tuple[int, Cell]], sweep: Sweep) -> int | None:
-    """The cell of the same work to hold this one against: the most alike of the baseline's."""
+    """Return the number of the baseline cell to compare this one with: the one most like it."""
     kind, name = _baseline_name([peer for _, peer in peers], sweep)
-    # Another seed is other data: its time may be compared by no one but the reader.
+    # Another seed means other data, so cells are compared only with cells of their seed.
     peers = [(n, peer) for n, peer in peers if peer.workload.seed == cell.workload.seed]
     if kind is None:
         return peers[0][0]
@@ -371,7 +371,7 @@ def _baseline(cell: Cell, peers: Sequence[tuple[int, Cell]], sweep: Sweep) -> in
 
 
 def _baseline_name(peers: Sequence[Cell], sweep: Sweep) -> tuple[str | None, str | None]:
-    """Of which kind the baseline is, and which option; by default the first that is varied."""
+    """Return the kind and option of the baseline; by default of the first kind that varies."""
     options: dict[str, list[str]] = {"backend": [], "optimizer": []}
     for peer in peers:
         for kind, found in options.items():

@@ -19,18 +19,18 @@ from expkit.report.units import count, seconds
 from expkit.sweeps.manifest import Manifest, Planned
 
 SHOWN = 30
-"""Rows of a problem on a terminal; the file in the sweep's folder has all."""
+"""Most rows shown of a problem; `result.txt` in the sweep's folder has all of them."""
 FEW = 3
-"""Problems that are named in a title."""
+"""Most problems that a title names."""
 LAST_LINES = 5
 LAST_BYTES = 1000
-"""A process may have printed any amount."""
+"""Most that is read of a process's output, of which there may be any amount."""
 
 Row = Sequence[str]
 
 
 def planned(manifest: Manifest, todo: Sequence[Planned], *, apart: bool) -> str:
-    """What will run, and what will not; `apart` where each is a job of its own."""
+    """Say what will run and what will not; `apart`: whether each cell is a separate job."""
     turns = "timed, each by itself" if apart else "timed in turn"
     how = turns if manifest.sweep.timing else "several at once, without times"
     what = f"{count(len(todo), 'cell')}, {how}"
@@ -46,10 +46,10 @@ def planned(manifest: Manifest, todo: Sequence[Planned], *, apart: bool) -> str:
 
 
 def result(manifest: Manifest, most: int | None = SHOWN) -> str:
-    """Each problem's cells, the fastest first, what makes them unstable, then every failure.
+    """Return a table of each problem's cells, the fastest first, then every failure.
 
     Args:
-        most: rows of a problem; None for all, and where each run is kept.
+        most: most rows per problem; None for all, with the folder of each run.
     """
     runs = {cell.index: manifest.result(cell) for cell in manifest.cells}
     parts = []
@@ -76,8 +76,8 @@ class Trial:
     """One cell of a search.
 
     Attributes:
-        value: of the objective; None where there is none.
-        words: what was chosen for it, by key: those that not all trials have alike.
+        value: its objective; None if there is none.
+        words: the values that were chosen for it, by key; only keys that vary between trials.
     """
 
     cell: Planned
@@ -108,10 +108,10 @@ def trials(manifest: Manifest) -> list[Trial]:
 
 
 def search(manifest: Manifest, most: int | None = SHOWN, *, greatest: bool = False) -> str:
-    """A search's trials, the best first, then every failure.
+    """Return a table of a search's trials, the best first, then every failure.
 
     Args:
-        greatest: whether the best is the greatest of the objective, and not the least.
+        greatest: whether the greatest objective is the best, and not the least.
     """
     tried = trials(manifest)
     kind = manifest.sweep.objective
@@ -133,7 +133,7 @@ def search(manifest: Manifest, most: int | None = SHOWN, *, greatest: bool = Fal
 
 
 def course(manifest: Manifest, *, greatest: bool = False) -> Course:
-    """What there is to draw of a search."""
+    """Return the data for the picture of a search."""
     tried = trials(manifest)
     kind = manifest.sweep.objective
     keys = tried[0].words
@@ -152,7 +152,7 @@ def course(manifest: Manifest, *, greatest: bool = False) -> Course:
 
 
 def best(manifest: Manifest, *, greatest: bool = False) -> str:
-    """What a search came to: the best of its objective, and where."""
+    """Describe the best trial of a search: its objective and its cell."""
     kind = manifest.sweep.objective
     found = [trial for trial in trials(manifest) if trial.value is not None]
     if not found:
@@ -182,23 +182,23 @@ def _number(word: str) -> float | None:
 
 
 def _rounded(word: str) -> str:
-    """A number that was drawn has seventeen digits."""
+    """Round a number to six digits, as a sampled one has seventeen."""
     number = _number(word)
     return word if number is None else f"{number:.6g}"
 
 
 def objective(run: Stored, kind: str) -> float | None:
-    """What a search minimises, of a run that ended well: its final loss, or its seconds."""
+    """Return the objective of a run that ended well: its final loss or its median seconds."""
     return run.loss if kind == "loss" else summarize(run.rounds).median
 
 
 def name(manifest: Manifest, cell: Planned) -> str:
-    """A cell's problem and what tells it from the others."""
+    """Return a cell's problem and what distinguishes the cell from the others."""
     return f"{manifest.groups[cell.group]} · {cell.title}"
 
 
 def counted(outcomes: Mapping[str, int], damaged: int) -> str:
-    """How many cells came to what, in a sentence.
+    """Say how many cells had which outcome.
 
     >>> counted({"ok": 4, "diverged": 1, "failed": 2, "wrong_answer": 1, "not run": 1}, 0)
     '5 cells finished, 1 of them diverged; 2 failed, 1 wrong answer, 1 not run'
@@ -214,7 +214,7 @@ def counted(outcomes: Mapping[str, int], damaged: int) -> str:
 def _compared(
     manifest: Manifest, cells: Sequence[Planned], runs: dict[int, Stored | None]
 ) -> list[Row]:
-    """The table of a problem's cells; without verdicts where none is held against another."""
+    """Return the table of a problem's cells; without verdicts if no cell has a baseline."""
     rows = [_head(manifest, cells), *_ranked(manifest, cells, runs)]
     if manifest.sweep.timing and all(cell.baseline is None for cell in cells):
         return [(*row[:3], *row[5:]) for row in rows]
@@ -235,7 +235,7 @@ def _head(manifest: Manifest, cells: Sequence[Planned]) -> Row:
 def _ranked(
     manifest: Manifest, cells: Sequence[Planned], runs: dict[int, Stored | None]
 ) -> list[Row]:
-    """The fastest first, or the least loss where nothing was timed; those without last."""
+    """Return the rows, fastest first, or by loss if nothing was timed; cells without one last."""
     rows: list[tuple[float, Row]] = []
     for cell in cells:
         run = runs[cell.index]
@@ -288,7 +288,7 @@ def _unstable(cells: Sequence[Planned], runs: dict[int, Stored | None]) -> list[
 
 
 def _differences(cell: Planned, runs: dict[int, Stored | None]) -> list[str]:
-    """Where a cell does not do its baseline's work, or not what it says."""
+    """Return where a cell's work differs from its baseline's, or from what the cell states."""
     run = runs[cell.index]
     base = None if cell.baseline is None else runs[cell.baseline]
     if run is None or run.outcome != Outcome.OK:
@@ -299,7 +299,7 @@ def _differences(cell: Planned, runs: dict[int, Stored | None]) -> list[str]:
 
 
 def _failures(manifest: Manifest, runs: dict[int, Stored | None]) -> list[str]:
-    """Every cell that diverged or failed; those that ended alike and said nothing, together."""
+    """List the cells that diverged or failed, those of equal reason and last output together."""
     alike: dict[tuple[str, ...], list[tuple[Planned, Stored]]] = {}
     for cell in manifest.cells:
         run = runs[cell.index]
@@ -323,7 +323,7 @@ def _failures(manifest: Manifest, runs: dict[int, Stored | None]) -> list[str]:
 
 
 def _last_lines(folder: Path) -> list[str]:
-    """What its process said last."""
+    """Return the last lines that a run's process printed."""
     said = folder / SAID
     if not said.is_file():
         return []

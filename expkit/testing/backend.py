@@ -1,4 +1,4 @@
-"""What every backend keeps to."""
+"""The contract of every backend, as tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from expkit.testing.cells import backend, learning, left_out, operations, refere
 
 STEPS = 40
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
-"""What rounding may change in a trajectory of 40 steps, relative to its largest value."""
+"""The error that rounding may cause in 40 steps, relative to the largest value."""
 
 LEARNING, OPERATIONS = learning(STEPS), operations(STEPS)
 SHARED = LEARNING | OPERATIONS
@@ -25,19 +25,19 @@ ALL = [
     *(pytest.param(case, id=title) for title, case in SHARED.items()),
     *(pytest.param(None, id=t, marks=pytest.mark.skip(why)) for t, why in left_out().items()),
 ]
-"""With those that are left out, each a skip with its reason."""
+"""All shared cases, and those that are left out, which are skipped with the reason."""
 
 
 class BackendContract:
-    """Derive, and name the option in `backend`.
+    """The contract of a backend: derive from it, and name the option in `backend`.
 
-    Where the machine cannot run it, every test is skipped with the backend's own reason.
+    If the machine cannot run the backend, every test is skipped with the backend's own reason.
     """
 
     backend: str
     exact: bool = False
-    """Whether the same steps give the same bits however they are asked for: in one call or in
-    several, traced or not. Else they are equal to within `TOLERANCE`, as a compiler can have it.
+    """Whether the same steps give the same bits in one call or in several, traced or not. If not,
+    they must agree to within `TOLERANCE`, since a compiler may change the order of operations.
     """
 
     def make(self, *words: str) -> Backend:
@@ -235,7 +235,7 @@ class BackendContract:
 
 
 class _Seen:
-    """A program as a run looks at it: what it has queued is done before anything is read."""
+    """A program as a run reads it: queued work is finished before anything is read."""
 
     def __init__(self, backend: Backend, program: Program) -> None:
         self._backend, self._program = backend, program
@@ -259,18 +259,18 @@ def built(backend: Backend, case: Workload) -> Program:
 
 
 def assert_dtype(what: str, array: Any, dtype: str) -> None:
-    """Whichever library's dtype it is: PyTorch's is `torch.float32`."""
+    """Check an array's dtype, which may be any library's: PyTorch's is `torch.float32`."""
     got = str(getattr(array, "dtype", type(array).__name__))
     assert dtype in got, f"{what} is {got}, takes {dtype}"
 
 
 def assert_names(what: str, got: Iterable[str], takes: Iterable[str]) -> None:
-    """The same names in any order."""
+    """Check that the names are the same, in any order."""
     assert sorted(got) == sorted(takes), f"{what} there are {sorted(got)}, takes {sorted(takes)}"
 
 
 def assert_close(actual: HostArray, expected: HostArray, tolerance: float, what: str = "") -> None:
-    """Equal to within a share of the largest expected value; to the last bit where that is 0."""
+    """Check equality to within a share of the largest expected value; to the bit if it is 0."""
     for array in (actual, expected):
         got = type(array).__name__
         assert isinstance(array, np.ndarray | np.generic), f"{what}: got {got}, takes a NumPy array"
@@ -285,7 +285,7 @@ def assert_close(actual: HostArray, expected: HostArray, tolerance: float, what:
 
 
 def assert_losses(actual: HostArray, expected: HostArray, tolerance: float) -> None:
-    """As many, and close."""
+    """Check that the losses are as many, and close."""
     if np.ndim(actual) == np.ndim(expected) == 1:
         came, steps = len(actual), len(expected)
         assert came == steps, f"losses(): {came} came back for {steps} steps"
@@ -295,7 +295,7 @@ def assert_losses(actual: HostArray, expected: HostArray, tolerance: float) -> N
 def assert_params(
     actual: dict[str, HostArray], expected: dict[str, HostArray], tolerance: float
 ) -> None:
-    """The same names, and close."""
+    """Check that the parameters have the same names, and are close."""
     assert_names("params():", actual, expected)
     for name, value in expected.items():
         assert_close(actual[name], value, tolerance, f"params(): {name}")
@@ -304,15 +304,15 @@ def assert_params(
 def assert_same_state(
     one: Program, other: Program, tolerance: float = 0.0, *, start: int = 0
 ) -> None:
-    """The same losses from a step on, and the same parameters: to the last bit, or to within a
-    share of the largest value.
+    """Check that losses from a step on and parameters are the same: to the last bit, or to within
+    a share of the largest value.
     """
     assert_losses(one.losses(start), other.losses(start), tolerance)
     assert_params(one.params(), other.params(), tolerance)
 
 
 def assert_traces(traced: Program, plain: Program, *, learns: bool, tolerance: float = 0.0) -> None:
-    """Ten steps of which four are traced equal ten, and every step marks the parts that it has."""
+    """Check that tracing 4 of 10 steps changes nothing, and that each step marks its parts."""
     marks: list[str] = []
     traced.advance(3)
     traced.trace(4, marks.append)

@@ -22,7 +22,7 @@ from expkit.contracts import (
 from expkit.errors import UnsetError
 
 SMALL = {"n": 50, "batch_size": 8}
-"""Fields that are made this small where they are larger, of a problem that is not `Small`."""
+"""Most that these fields may be in a test, for a problem that is not `Small`."""
 
 
 def learning(steps: int, *, stream: str = "shared") -> dict[str, Workload]:
@@ -105,12 +105,12 @@ def _title(*words: str) -> str:
 
 @cache
 def backend(*words: str) -> Backend:
-    """The backend of these overrides: composing takes longer than most tests."""
+    """Return the backend of these overrides, cached as composing takes longer than most tests."""
     return compose_cell(*words).backend
 
 
 def reference(case: Workload) -> tuple[HostArray, dict[str, HostArray]]:
-    """Losses and parameters of the float64 NumPy step-by-step program: what is right."""
+    """Return the right losses and parameters, from NumPy's float64 step-by-step program."""
     program = StepProgram(backend("backend=numpy", "backend.dtype=float64"), case, manual(np))
     program.advance(case.steps)
     return program.losses(), program.params()

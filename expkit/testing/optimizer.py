@@ -1,4 +1,4 @@
-"""What every optimizer keeps to."""
+"""The contract of every optimizer, as tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from expkit.contracts import Optimizer, Params
 
 
 class OptimizerContract:
-    """Derive, and name the option in `optimizer`; `words` set its fields, such as the rate."""
+    """Derive from it, and name the option in `optimizer`; `words` set fields such as the rate."""
 
     optimizer: str
     words: Sequence[str] = ("optimizer.lr=0.01",)
@@ -43,7 +43,7 @@ class OptimizerContract:
         optimizer = self.make()
         params, state = optimizer.update(np, params, grads, optimizer.init(np, params))
         for array in (*params.values(), *state.values()):
-            assert isinstance(array, np.ndarray | np.generic)  # a sum of two of shape ()
+            assert isinstance(array, np.ndarray | np.generic)  # sums of shape () are scalars
             assert array.dtype == np.float32
 
     def test_gradients_unharmed(self) -> None:

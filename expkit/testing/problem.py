@@ -1,4 +1,4 @@
-"""What every problem keeps to."""
+"""The contract of every problem, as tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from expkit.testing.cells import SMALL, forms, reference, workload
 
 
 class HostRandom:
-    """Draws over any array namespace."""
+    """A random stream that returns arrays of any namespace."""
 
     def __init__(self, xp: Any, seed: int) -> None:
         self._xp, self._rng = xp, host_rng(seed, "stream")
@@ -35,7 +35,7 @@ class HostRandom:
 
 
 class ProblemContract:
-    """Derive, and name the option in `problem`. It is tried in each of its small forms."""
+    """Derive from it, and name the option in `problem`, which is tested in all its small forms."""
 
     problem: str
 
@@ -44,7 +44,7 @@ class ProblemContract:
         return list(forms(self.problem).values())
 
     def learning(self) -> list[Problem]:
-        """The same, or a skip for an operation."""
+        """Return its small forms, or skip the test of an operation."""
         found = [problem for problem in self.all() if not isinstance(problem, Operation)]
         if not found:
             pytest.skip("an operation has nothing to learn")
@@ -117,7 +117,7 @@ class ProblemContract:
                 np.testing.assert_array_equal(one[name], same[name])
 
     def test_learns_as_recommended(self) -> None:
-        self.learning()  # or a skip
+        self.learning()  # skips an operation
         for form, problem in forms(self.problem).items():
             steps, rates = problem.recommended().steps, problem.recommended().lr
             for optimizer in set(rates) & set(options("optimizer")):
@@ -145,7 +145,7 @@ class ProblemContract:
 
 
 def _start(problem: Problem, seed: int = 0) -> dict[str, HostArray]:
-    """As a program gets it."""
+    """Return the first parameters, as a program gets them."""
     return first_params(Workload(problem, Sgd(1), 1, seed, "shared"))
 
 

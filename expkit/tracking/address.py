@@ -15,11 +15,11 @@ from urllib.parse import SplitResult, quote, unquote, unquote_plus, urlsplit
 SQLITE = "sqlite:///"
 DATABASE = "mlflow.db"
 VARIABLE = "EXPKIT_TRACKING_URI"
-"""The environment variable that holds the tracking address, whole."""
+"""The environment variable that holds the tracking address, with its password."""
 SECRET = re.compile(
     r"pass|pwd|token|secret|credential|signature|api_?key|access_?key", re.IGNORECASE
 )
-"""In the name of a query's field, or of one of an ODBC string's: its value is a password."""
+"""Matches names of query fields, or of fields of an ODBC string, whose value is a password."""
 PORT = re.compile(r"\d*(?=[/?#]|$)")
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://\S+")
 HIDDEN = "***"
@@ -49,12 +49,12 @@ def database(uri: str) -> Path | None:
 
 
 def given() -> str | None:
-    """The address that the environment gives."""
+    """Return the address in the environment variable, if any."""
     return os.environ.get(VARIABLE) or None
 
 
 def kept(uri: str) -> str | None:
-    """What is kept of an address; None where no parser can tell its password from the rest."""
+    """Return an address without its password; None if the password cannot be told apart."""
     try:
         return without_password(uri) if uri.isprintable() else None
     except ValueError:
@@ -105,7 +105,7 @@ def without_password(uri: str) -> str:
 
 
 def _split(uri: str) -> SplitResult:
-    """Its parts. A database's name may hold a `#`; after one in a server's stands nothing kept."""
+    """Split an address. In a database's address `#` is part of the name, not a fragment's start."""
     return urlsplit(uri, allow_fragments=uri.startswith("http"))
 
 
@@ -117,18 +117,18 @@ def _is_secret(field: str) -> bool:
 
 
 def whole(stored: str, others: Iterable[str | None]) -> str:
-    """The first of these addresses of which this is what is stored; else what is stored."""
+    """Return the first of `others` that is `stored` with its password; else `stored` itself."""
     return next((uri for uri in others if uri and kept(uri) == stored), stored)
 
 
 def scrub(text: str, whole: Iterable[str] = ()) -> str:
-    """A message without the passwords of the addresses in it.
+    """Return a message without the passwords of the addresses in it.
 
     >>> scrub("Failed to parse: 'http://me:p/w@host', again")
     "Failed to parse: 'http://me@host', again"
 
     Args:
-        whole: addresses whose passwords are taken out wherever they stand.
+        whole: addresses whose passwords are removed wherever they occur.
     """
     for uri in whole:
         for secret in sorted(_secrets(uri), key=len, reverse=True):
@@ -137,7 +137,7 @@ def scrub(text: str, whole: Iterable[str] = ()) -> str:
 
 
 def explain(error: str, uri: str) -> str:
-    """Why nothing could be sent to an address: what went wrong, and what may be missing."""
+    """Explain why nothing could be sent to an address: the error, and a missing password."""
     parts = _split(readable(uri))
     hint = f"; a password is kept nowhere: give the whole address in {VARIABLE} or with --uri"
     return scrub(error, [uri]) + (hint if parts.username and not parts.password else "")
@@ -149,7 +149,7 @@ def _shown(uri: str) -> str:
 
 
 def _secrets(uri: str) -> set[str]:
-    """The passwords of an address, as they were written and as they are meant."""
+    """Return the passwords in an address, both as written and percent-decoded."""
     parts = _split(readable(uri))
     fields = [field for field in parts.query.split("&") if _is_secret(field)]
     found = {field.partition("=")[2] for field in fields} | {parts.password or ""}

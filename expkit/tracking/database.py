@@ -1,10 +1,10 @@
-"""MLflow's databases: opened with care, and a new local one copied and not made anew.
+"""Open MLflow's databases. A new local one is copied from a template if possible.
 
-Seen in MLflow 3.17. It makes a database by some 70 migrations, which take over a second; of several
-processes that open an empty one at once all but one fail; and one that a kill tore apart cannot be
-opened any more. So one process at a time opens a local database, and a new one appears whole: a
-copy of the first that this version of MLflow made here, or, where there is none that is sound, one
-that MLflow makes.
+MLflow 3.17 creates a database by some 70 migrations, which take over a second. If several processes
+open an empty database at once, all but one fail, and if the creation is killed, the database cannot
+be opened any more. Therefore one process at a time opens a local database, and a new one appears
+complete: as a copy of the first one that this version of MLflow created here or, if there is no
+intact copy, as one that MLflow creates.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from expkit import cache
 from expkit.tracking import address
 
 FILLING_S = (1, 2, 4, 8, 16)
-"""Pauses while another process fills an empty database of a server."""
+"""Pauses, in seconds, while another process sets up an empty database on a server."""
 LONG_PATH = 400
-"""Characters of a path that are likely why sqlite cannot open it: it takes some 500."""
+"""Length of a path that is likely why sqlite cannot open it; its limit is about 500."""
 PLACE = "UPDATE experiments SET artifact_location = ? WHERE name = 'Default'"
-"""MLflow's own experiment keeps files where the process stood that made the database."""
+"""Moves MLflow's default experiment, which keeps its files where the database was created."""
 
 
 def preload() -> None:
-    """Import what MLflow would at the first request to a database: half a second, now to spare."""
+    """Import early what MLflow imports at the first request to a database: half a second."""
     import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 def client(uri: str) -> MlflowClient:
-    """Open a server's address or a database, which is made if it is a local one.
+    """Open a server or a database; a local database that does not exist is created.
 
-    Of several that open an empty database of a server at once one fills it; the others wait.
+    If several processes open an empty database on a server, one sets it up and the others wait.
 
     Raises:
-        OSError: there can be no local database of this name.
+        OSError: the local database cannot be opened or created.
     """
     if uri.startswith("http"):
         return MlflowClient(uri)
@@ -57,7 +57,7 @@ def client(uri: str) -> MlflowClient:
     if file is not None and not file.exists():
         _make(file)
     _connect(uri)
-    if file is not None:  # made whole: nobody is filling it
+    if file is not None:  # it is complete: nobody is setting it up
         return MlflowClient(uri)
     for pause_s in FILLING_S:
         try:
@@ -68,9 +68,9 @@ def client(uri: str) -> MlflowClient:
 
 
 def _make(file: Path) -> None:
-    """Make a new local database, whole or not at all.
+    """Create a new local database, completely or not at all.
 
-    Each attempt has a name of its own: MLflow keeps connections, by name, to what is gone.
+    Each attempt uses a new name, because MLflow keeps connections, by name, to files that are gone.
     """
     for left in file.parent.glob(f"{file.name}.*.new*"):
         left.unlink()
@@ -86,7 +86,7 @@ def _make(file: Path) -> None:
 
 
 def _copied(ready: Path, fresh: Path) -> bool:
-    """Copy the database that is kept, if it is a sound one."""
+    """Copy the template database; return False, and leave no copy, if it is missing or damaged."""
     try:
         shutil.copyfile(ready, fresh)
         with closing(sqlite3.connect(fresh)) as database:
@@ -100,7 +100,7 @@ def _copied(ready: Path, fresh: Path) -> bool:
 
 
 def _keep(made: Path, ready: Path) -> None:
-    """Keep a copy of what MLflow made, for the next one; a cache that cannot be written is none."""
+    """Keep a copy of a database that MLflow created, unless the cache cannot be written."""
     with suppress(OSError):
         ready.parent.mkdir(parents=True, exist_ok=True)
         part = ready.with_name(f"{ready.name}.{uuid.uuid4().hex}.new")
@@ -109,10 +109,10 @@ def _keep(made: Path, ready: Path) -> None:
 
 
 def _connect(uri: str) -> None:
-    """See that there is a database, or can be one: MLflow would try for minutes.
+    """Check that a database can be opened or created; MLflow itself would retry for minutes.
 
     Raises:
-        OSError: there can be no local database of this name.
+        OSError: the local database cannot be opened or created.
     """
     from sqlalchemy import create_engine
     from sqlalchemy.exc import OperationalError
@@ -130,7 +130,7 @@ def _connect(uri: str) -> None:
 
 @contextmanager
 def each_statement(progress: Callable[[], None]) -> Iterator[None]:
-    """A new database takes hundreds of statements, and on a slow disk a minute: each is told of."""
+    """Call `progress` after each SQL statement: a new database may take a minute of them."""
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
 
@@ -146,7 +146,7 @@ def each_statement(progress: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def one_at_a_time(uri: str) -> Iterator[None]:
-    """One process opens a local database at a time: eight at once break its first migration."""
+    """Let one process at a time open a local database: eight at once break its first migration."""
     file = address.database(uri)
     if file is None:
         yield

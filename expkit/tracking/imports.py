@@ -1,6 +1,6 @@
-"""What MLflow need not import, seen in MLflow 3.17; with another it is MLflow's own way.
+"""Import MLflow without the optional libraries that expkit does not need (MLflow 3.17).
 
-What it imports for uses that are not ours takes half as long again as what it needs.
+They would make the import half as long again. An MLflow that needs them is imported with them.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from expkit.tracking.upload import Uploader
 
 OPTIONAL = ("numpy", "pandas", "pyarrow", "scipy", "sklearn", "pygments")
-"""What MLflow and its libraries import if it is there, for uses that are not ours."""
+"""Libraries that MLflow and its dependencies import if present, and expkit does not need."""
 UPLOAD = "expkit.tracking.upload"
 
 
 def uploader(progress: Callable[[], None]) -> Uploader:
-    """An uploader, with MLflow and what it needs imported.
+    """Import MLflow and return an uploader.
 
-    What is optional is not there to be imported, unless this MLflow cannot do without.
+    The optional libraries are hidden from the import, unless this MLflow cannot do without them.
     """
-    web = ModuleType("fastapi")  # its servers': beside them, mlflow.gateway.utils raises this
+    web = ModuleType("fastapi")  # for servers, but mlflow.gateway.utils needs this class
     web.__dict__["HTTPException"] = Exception
     spared: dict[str, Any] = {"fastapi": web, **dict.fromkeys(OPTIONAL)}
     sys.modules.update(spared)
     try:
         return _imported(progress)
-    except Exception:  # whatever an MLflow says that misses something
+    except Exception:  # whatever MLflow raises if something is missing
         begun = [name for name in sys.modules if name.split(".")[0] in (*spared, "mlflow")]
         for name in [*begun, UPLOAD]:
             sys.modules.pop(name, None)

@@ -13,8 +13,8 @@ of lines:
     end       status (FINISHED, FAILED, KILLED) and time; artifacts, such as pictures, may follow
 
 Every line has its time, in milliseconds since 1970. Numbers that JSON lacks are written as `"nan"`,
-`"inf"` and `"-inf"`. A line that a kill tore apart is not a line: it is the last one, or what ended
-the run in the dead process's place follows. Lines are checked when they are read.
+`"inf"` and `"-inf"`. A line that a kill left incomplete is skipped: it is the last line, or is
+followed by the lines that ended the run for the dead process. Lines are checked when they are read.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ from expkit.outcome import Outcome
 
 FILE = "journal.jsonl"
 VERSION = 2
-"""Of what the lines mean. Journals from before there were versions are read as 0."""
+"""Version of the format. A journal without a version is read as version 0."""
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 BEGINNING = b'{"kind": "'
-"""Of every line that is written here."""
+"""How every line begins."""
 
 
 def _is_owner(value: object) -> bool:
@@ -79,7 +79,7 @@ KINDS: Mapping[str, Mapping[str, Check]] = {
     "metric": {"key": TEXT, "values": NUMBERS, "steps": WHOLES, "time": WHOLE},
     "tags": {"tags": TEXTS_BY_NAME},
     "facts": {"facts": TEXTS_BY_NAME, "broken": TEXTS},
-    "sample": {"seconds": SECONDS},  # since there are placements also `process` and `placement`
+    "sample": {"seconds": SECONDS},  # newer: also `process` and `placement`
     "artifact": {"file": TEXT},
     "end": {"status": STATUS, "time": WHOLE},
 }
@@ -92,13 +92,13 @@ def now_ms() -> int:
 
 
 class Journal:
-    """Appends to a run's journal. Every line is in the kernel's hands when a method returns.
+    """Appends to a run's journal. A line has been handed to the kernel when a method returns.
 
     Args:
-        new: begin it.
+        new: create the journal.
 
     Raises:
-        UserError: it is to begin, and the folder holds a run already.
+        UserError: the journal is new, and the folder holds a run already.
     """
 
     def __init__(self, folder: Path, *, new: bool = False) -> None:
@@ -117,12 +117,12 @@ class Journal:
         self._file.flush()
 
     def metric(self, key: str, values: Iterable[float], first_step: int = 0) -> None:
-        """Values of consecutive steps."""
+        """Append values of consecutive steps."""
         values = list(values)
         self.series(key, values, range(first_step, first_step + len(values)))
 
     def series(self, key: str, values: Iterable[float], steps: Iterable[int]) -> None:
-        """Values with the step of each."""
+        """Append values with the step of each."""
         encoded = [v if math.isfinite(v) else str(v) for v in map(float, values)]
         self.write("metric", key=key, values=encoded, steps=list(steps))
 
@@ -140,16 +140,16 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file."""
         self._file.close()
 
 
 def read(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """Each whole line from this byte on, with the byte after it.
+    """Yield each complete line from this byte on, with the offset of the byte after it.
 
     Raises:
-        UserError: a line that was not written so, with the file's name and the line's number, or a
-            newer expkit wrote it.
+        UserError: a line is damaged (the message names the file and the line), or a newer expkit
+            wrote it.
     """
     begun, torn = offset > 0, False
     place = "line" if offset == 0 else f"byte {offset}, line"
@@ -175,7 +175,7 @@ def read(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def _parsed(line: bytes) -> Any:
-    """What a line says; None for one that a kill, or a machine that went off, tore apart."""
+    """Parse a line; return None for one that was cut off, and other damaged lines as they are."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
@@ -184,7 +184,7 @@ def _parsed(line: bytes) -> Any:
 
 
 def _wrong(record: Any) -> str | None:
-    """What is wrong with a line; None where it is as it was written."""
+    """Return what is wrong with a line; None if it is valid."""
     if isinstance(record, bytes):
         return f"got {short(record)}, takes JSON"
     if reason := misfit(record, {"kind": KIND}):
@@ -200,9 +200,9 @@ def _wrong(record: Any) -> str | None:
 
 
 def owner() -> dict[str, str]:
-    """Who writes: host, process and the process's start, which tells a reused number apart.
+    """Identify the writer: host, process number and the process's start, as numbers are reused.
 
-    The namespace tells containers of one host name apart: each counts processes on its own.
+    The namespace distinguishes containers with one host name, as each has its own process numbers.
     """
     pid = os.getpid()
     names = {"host": platform.node(), "namespace": _namespace()}
@@ -210,7 +210,7 @@ def owner() -> dict[str, str]:
 
 
 def is_dead(owner: Mapping[str, str]) -> bool:
-    """Whether an owner on this host is gone. Of another host nothing is known: False."""
+    """Whether an owner is known to be gone; False for owners on other hosts."""
     if (owner["host"], owner["namespace"]) != (platform.node(), _namespace()):
         return False
     return _process_start(int(owner["pid"])) != owner["started"]
@@ -231,7 +231,7 @@ def _process_start(pid: int) -> str:
 
 
 def is_ended(folder: Path) -> bool:
-    """Whether the journal has its last line.
+    """Whether the journal has its `end` line.
 
     Raises:
         UserError: it is damaged, or a newer expkit wrote it.
@@ -249,14 +249,14 @@ def opening(folder: Path) -> dict[str, Any] | None:
 
 
 def address(folder: Path) -> str:
-    """Where a journal says that its run is to be sent, without a password; empty for nowhere."""
+    """Return the address in a journal, without a password; empty if the run has not begun."""
     run = opening(folder)
     return str(run["tracking"]["uri"]) if run else ""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time sends a run's journal, or ends it for its dead owner."""
+    """Let one process at a time send a run's journal, or end it for its dead owner."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -266,14 +266,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def end_orphan(folder: Path) -> None:
-    """End, as KILLED, a journal that nobody writes any more."""
+    """End, as KILLED, a journal to which nobody writes any more."""
     journal = Journal(folder)
     journal.tags({"outcome": Outcome.INTERRUPTED})
     journal.end("KILLED")
 
 
 def close_if_orphaned(folder: Path) -> bool:
-    """Whether the journal has its end; a dead owner's is ended here.
+    """Whether the journal has ended; if its owner is dead, it is ended now.
 
     Raises:
         UserError: it is damaged, or a newer expkit wrote it.

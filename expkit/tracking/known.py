@@ -1,7 +1,7 @@
-"""Addresses that a person has given on this machine: runs may be sent to these without asking.
+"""Addresses that the user has given on this machine: runs may be sent there without asking.
 
-What a journal or a sweep's file names is the word of whoever wrote it. The addresses, without
-passwords, are kept a line each in a file of the user's cache folder.
+An address in a journal or a sweep's file was chosen by whoever wrote that file. The known addresses
+are kept without passwords, one per line, in a file of the user's cache folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def is_known(kept: str, folder: Path, outputs: Path) -> bool:
     Args:
         kept: as a journal has it, without a password.
         folder: of the run, or of its sweep.
-        outputs: the person's outputs folder.
+        outputs: the user's outputs folder.
     """
     given = address.given()
     is_given = given is not None and kept == address.kept(given)
@@ -31,17 +31,17 @@ def is_known(kept: str, folder: Path, outputs: Path) -> bool:
 
 
 def remember(uri: str, folder: Path, outputs: Path) -> None:
-    """Note an address that a person gave for a run, or a sweep, in this folder."""
+    """Note an address that the user gave for a run, or a sweep, in this folder."""
     kept = address.without_password(uri)
     if not _is_own(kept, folder, outputs) and kept not in _noted():
-        with suppress(OSError):  # nowhere to note it: it is asked for
+        with suppress(OSError):  # it cannot be noted: the user is asked again
             _file().parent.mkdir(parents=True, exist_ok=True)
             with _file().open("a") as file:
                 file.write(f"{kept}\n")
 
 
 def _is_own(kept: str, folder: Path, outputs: Path) -> bool:
-    """Whether it is the database of the person's outputs folder, or of the run's."""
+    """Whether it is the database of the user's outputs folder, or of the run's."""
     database = address.database(kept)
     if database is None or kept == address.local(outputs):
         return database is not None

@@ -1,4 +1,4 @@
-"""The tracker's other side: a process that has MLflow imported, and sends runs to it."""
+"""The tracker's process, which imports MLflow and sends runs to it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ REQUESTS = (Allow, Send)
 
 
 class _Teller:
-    """Tells the parent that MLflow has taken something; ends this process once there is no parent.
+    """Tells the parent that MLflow makes progress; ends this process some time after the parent.
 
-    Nobody waits for a process whose parent was killed, and it may wait for a server that is mute.
+    Otherwise a process whose parent was killed could wait for ever for a server that is silent.
     """
 
     def __init__(self, parent: Parent) -> None:
@@ -48,14 +48,14 @@ class _Teller:
 
 
 def serve(parent: Parent) -> None:
-    """Answer each request; then end what the parent left open."""
+    """Answer each request of the parent; then end the journals that it left open."""
     progress = _Teller(parent)
     try:
         to_mlflow, broken = uploader(progress), None
         progress()
     except Exception as error:  # a broken MLflow must not cost the run
         to_mlflow, broken = None, address.one_line(error)
-    gc.freeze()  # the libraries stay, what a run leaves goes: a sweep has thousands
+    gc.freeze()  # libraries are kept, what thousands of runs leave is collected
     gc.enable()
     folders: set[Path] = set()
     addresses: dict[str, str] = {}
@@ -83,9 +83,9 @@ def serve(parent: Parent) -> None:
             folders.add(Path(request.folder))
             parent.tell(answer(Path(request.folder), last=request.last))
     for folder in folders:
-        with suppress(OSError, UserError):  # a full disk: the next start ends it; or damaged
+        with suppress(OSError, UserError):  # disk full (the next start ends it), or damaged
             with journal.locked(folder):
                 if left := not journal.is_ended(folder):
-                    journal.end_orphan(folder)  # the parent has hung up in the middle of it
+                    journal.end_orphan(folder)  # the parent ended in the middle of the run
             if left:
                 answer(folder, last=True)

@@ -16,7 +16,7 @@ NOTED = {"uri": TEXT, "run_id": TEXT, "offset": WHOLE}
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """MLflow's address and id of the run, the bytes sent, whether that is all; empty for none."""
+    """Return MLflow's address, its id of the run, the bytes sent and `done`; empty if unsent."""
     try:
         state: dict[str, Any] = json.loads((folder / FILE).read_text())
     except (FileNotFoundError, ValueError):
@@ -26,20 +26,20 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, state: Mapping[str, Any]) -> None:
-    """Note it, whole or not at all."""
+    """Write the file, completely or not at all."""
     fresh = folder / f"{FILE}.new"
     fresh.write_text(json.dumps(state))
     fresh.replace(folder / FILE)
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a journal that has ended is all in MLflow, with what was noted after its end."""
+    """Whether a journal has ended and MLflow has all of it, including lines after the end."""
     state = read(folder)
     return bool(state.get("done")) and state["offset"] >= (folder / journal.FILE).stat().st_size
 
 
 def pending(place: Path, uri: str | None = None) -> Iterator[Path]:
-    """Folders at or below `place` whose journal is not all in MLflow (at this address, as kept)."""
+    """Yield folders in or below `place` whose journal MLflow (at this address) lacks in part."""
     for file in sorted(place.rglob(journal.FILE)):
         if not is_whole(file.parent) or uri not in (None, read(file.parent).get("uri")):
             yield file.parent

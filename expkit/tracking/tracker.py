@@ -1,11 +1,11 @@
-"""MLflow in a process of its own, so that its second of start-up passes beside the run.
+"""MLflow in a separate process, so that its start-up, about a second, overlaps with the run.
 
-The process sends runs to the addresses that it was told and to no other, whatever a journal says.
-While the clock runs it is stopped (SIGSTOP), so that it takes no cycle from what is measured. If
-the parent dies, the kernel wakes it (Linux): it ends the run as KILLED with all that was measured.
+The process sends runs only to the addresses that it was given, whatever a journal says. While the
+clock runs it is stopped (SIGSTOP), so that it takes no CPU time from the measurement. If the parent
+dies, the kernel wakes it (Linux), and it ends the run as KILLED with all that was measured.
 
-Neither waits for ever. A process that comes to nothing for `PATIENCE_S` is ended: what it has not
-sent is in the journals, and can be sent later. Its own side is `expkit.tracking.sender`.
+Neither side waits for ever. A process that makes no progress for `PATIENCE_S` is killed: what it
+has not sent is in the journals and can be sent later. Its code is in `expkit.tracking.sender`.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from expkit.child import Child, Gone, Late, Message
 from expkit.tracking import sync_state
 
 SHOWN_LIVE_S = 2.0
-"""A measurement longer than this waits until its run is in MLflow, then begins."""
+"""A measurement that will take longer begins only when its run is in MLflow."""
 BACKLOG = 50
 """Requests that may wait for an answer. Each takes room in a pipe that must not fill."""
 REFRESH_S = 10.0
-"""How old what MLflow shows of a long run may get."""
+"""Time after which a long run is updated in MLflow."""
 PATIENCE_S = 60.0
-"""How long MLflow may keep us waiting, in all, without having taken anything in between."""
+"""Total time to wait for MLflow while it makes no progress."""
 HURRIED_S = (10.0, 0.5, 0.0)
-"""And how much longer, in all, once somebody wants to end: by the first wish, the next, ..."""
+"""Most time to wait after the user's first interrupt, the second, and all later ones."""
 LOOK_S = 0.2
-"""How often a wait looks whether somebody wants to end."""
+"""Interval at which a wait checks whether the user has interrupted it."""
 
 
 @dataclass(frozen=True)
 class Allow:
-    """Let runs be sent whose journals name an address. No answer.
+    """Allow runs to be sent whose journals name an address. There is no answer.
 
     Attributes:
-        kept: as journals have it, without a password.
-        uri: where to send them, whole.
+        kept: the address as journals have it, without a password.
+        uri: the address to send them to, with its password.
     """
 
     kept: str
@@ -51,7 +51,7 @@ class Send:
     """Send what is new in a run's journal; answered by `Sent`.
 
     Attributes:
-        last: have it tried again where it was refused before.
+        last: whether to try again after an earlier failure.
     """
 
     folder: str
@@ -60,7 +60,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Progress:
-    """Said beside the answers, at most once a second: MLflow has taken something."""
+    """MLflow has accepted something; sent between the answers, at most once a second."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ class Sent:
 
 
 class Tracker:
-    """The parent's side. Starting costs a few milliseconds; the process gets ready meanwhile."""
+    """The parent's side. It is made in a few milliseconds; its process then gets ready."""
 
     def __init__(self) -> None:
         self._child = Child("expkit.tracking.sender", [Sent, Progress], outlives=True)
         self._unanswered = 0
         self._folders: set[Path] = set()
         self.trouble = "it was not waited for"
-        """What has kept MLflow from taking a run, last of all."""
+        """The latest reason why MLflow did not accept a run."""
         self._gone: str | None = None
         self._hurried = 0
         self._left_s = PATIENCE_S
@@ -90,14 +90,14 @@ class Tracker:
         self._tell(Allow(kept, uri))
 
     def update(self, folder: Path, *, wait: bool = False, last: bool = False) -> Sent:
-        """Send what is new in this run's journal; without `wait`, some time soon.
+        """Send what is new in this run's journal; without `wait`, return before it is sent.
 
         Args:
-            last: wait, and have it tried again where it was refused before.
+            last: wait, and try again even after an earlier failure.
         """
         self._folders.add(folder)
         wait = wait or last
-        if wait:  # it may have been stopped where a signal came at a bad moment
+        if wait:  # a signal at a bad moment may have left it stopped
             self._child.resume()
         self._tell(Send(str(folder), last))
         self._unanswered += self._gone is None
@@ -109,7 +109,7 @@ class Tracker:
 
     @contextmanager
     def quiet(self, folder: Path, expected_s: float) -> Iterator[None]:
-        """Keep the process from running; first let a long run appear in MLflow."""
+        """Stop the process during the block; before that, let a long run appear in MLflow."""
         if expected_s > SHOWN_LIVE_S:
             self.update(folder, wait=True)
         try:
@@ -119,24 +119,24 @@ class Tracker:
             self._child.resume()
 
     def refresh(self, folder: Path) -> None:
-        """Inside `quiet`, off the clock: send what is new if the last time is long ago."""
+        """Send what is new if the last time is long ago. For use inside `quiet`, off the clock."""
         if time.monotonic() - self._last > REFRESH_S:
             self.update(folder, wait=True)
             self._stop()
 
     def settle(self) -> None:
-        """Wait until all that was asked for is done."""
+        """Wait until all requests are answered."""
         self._child.resume()
         while self._unanswered:
             self._answer()
 
     @property
     def hurried(self) -> bool:
-        """Whether somebody wants to end."""
+        """Whether the user has interrupted the program."""
         return self._hurried > 0
 
     def hurry(self) -> None:
-        """Somebody wants to end: wait `HURRIED_S` longer at most. For a signal's handler."""
+        """Wait at most `HURRIED_S` from now on, after an interrupt. Safe in a signal handler."""
         self._left_s = min(self._left_s, HURRIED_S[min(self._hurried, len(HURRIED_S) - 1)])
         self._hurried += 1
 
@@ -171,7 +171,7 @@ class Tracker:
             self._patiently(self._child.flush)
 
     def _patiently(self, what: Callable[[float], Message | None]) -> Message | None:
-        """Wait for the process as long as there is patience left; then, or if it is gone, None."""
+        """Wait for the process while there is time left; None after that, or if it is gone."""
         while self._gone is None:
             begun = time.monotonic()
             try:
@@ -186,7 +186,7 @@ class Tracker:
             else:
                 if not isinstance(answer, Progress) or self._hurried:
                     self._left_s -= time.monotonic() - begun
-                else:  # MLflow comes on
+                else:  # MLflow makes progress
                     self._left_s = PATIENCE_S
                 return answer
             self._left_s -= time.monotonic() - begun
@@ -197,7 +197,7 @@ class Tracker:
         return None
 
     def _stop(self) -> None:
-        """Not before it has said Hello: until then it could stay stopped for ever, if we died."""
+        """Stop the process after its Hello: before that it would stay stopped if we died."""
         self._patiently(self._child.greet)
         if self._gone is None:
             self._child.stop()

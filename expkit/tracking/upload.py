@@ -1,6 +1,6 @@
-"""From journals to MLflow, in batches, as often as wanted: nothing is sent twice.
+"""Send journals to MLflow in batches. A journal may be sent repeatedly: only news is sent.
 
-Imports MLflow, which takes a second: only the tracker's process and `expkit sync` import this.
+It imports MLflow, which takes a second, so only the tracker's process and `expkit sync` import it.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from expkit.tracking.address import one_line
 
 OWNER = ("host", "namespace", "pid", "started")
 BATCH = 1000
-"""MLflow's limit on what one request may hold,"""
+"""MLflow's limit on the entries of one request."""
 FEW = 100
-"""and on the params and on the tags of that."""
+"""MLflow's limit on the params, and on the tags, among them."""
 
 
 class _Telling:
-    """A client that tells of each request that MLflow has answered."""
+    """A client that calls `progress` after each request that MLflow has answered."""
 
     def __init__(self, client: MlflowClient, progress: Callable[[], None]) -> None:
         self._client, self._progress = client, progress
@@ -54,7 +54,7 @@ class _Telling:
 
 
 def is_unanswered(error: BaseException | None) -> bool:
-    """Whether an upload failed because its server does not answer: no other would fare better."""
+    """Whether an upload failed because its server does not answer, so that others would too."""
     while error is not None:
         if isinstance(error, requests.ConnectionError | requests.Timeout):
             return True
@@ -63,10 +63,10 @@ def is_unanswered(error: BaseException | None) -> bool:
 
 
 class Uploader:
-    """Sends journals; keeps one connection an address.
+    """Sends journals; keeps one connection per address.
 
     Args:
-        progress: called whenever MLflow has taken something.
+        progress: called whenever MLflow has accepted something.
     """
 
     def __init__(self, progress: Callable[[], None] = lambda: None) -> None:
@@ -80,7 +80,7 @@ class Uploader:
         """Send what is new in a run's journal and return MLflow's id of the run.
 
         Args:
-            uri: where to, whole. By default where the journal says: for one that is trusted.
+            uri: the address, with its password; by default the journal's, which must be trusted.
         """
         run = journal.opening(folder)
         if run is None:
@@ -102,7 +102,7 @@ class Uploader:
         return str(state["run_id"])
 
     def _is_its_own(self, client: MlflowClient, state: dict[str, Any], run: dict[str, Any]) -> bool:
-        """Whether the run that was noted as a journal's was made for it: the note may be forged."""
+        """Whether the noted MLflow run was made for this journal, as the note may be forged."""
         both = state["run_id"], run["id"]
         if both not in self._own and _journal_id(client.get_run(both[0])) == run["id"]:
             self._own.add(both)
@@ -121,8 +121,8 @@ class Uploader:
     def _reap(self, client: MlflowClient, experiment: str, uri: str) -> None:
         """End the runs that a dead process of this host left RUNNING, with all they measured.
 
-        Anybody may have made what an experiment holds: what is not as we make it is left alone, and
-        what goes wrong with one run is told and stops nothing.
+        Anybody may have made the runs of an experiment: one that does not look like ours is left
+        alone, and an error with one run is printed and does not stop the others.
         """
         host = platform.node()
         query = f"attributes.status = 'RUNNING' AND tags.`expkit.host` = '{host}'"
@@ -136,7 +136,7 @@ class Uploader:
 
 
 def _is_abandoned(run: Run) -> bool:
-    """Whether a run says who writes it, and that process of this host is gone."""
+    """Whether a run names the process that writes it, and that process of this host is gone."""
     tags = run.data.tags
     owner = {key: tags.get(f"expkit.{key}", "") for key in OWNER}
     whole = all(owner.values()) and owner["pid"].isdecimal()
@@ -144,7 +144,7 @@ def _is_abandoned(run: Run) -> bool:
 
 
 def _end(client: MlflowClient, run: Run, kept: str) -> None:
-    """End a run: by its journal if that is here, and it is the journal of this very run."""
+    """End a run, by its journal if that is on this machine and belongs to the run."""
     run_id, folder = run.info.run_id, Path(run.data.tags.get("expkit.folder", ""))
     if folder.is_absolute() and (folder / journal.FILE).is_file():
         with journal.locked(folder):
@@ -163,23 +163,23 @@ def _end(client: MlflowClient, run: Run, kept: str) -> None:
 
 
 def _journal_id(run: Run) -> str | None:
-    """Of the journal that a run was made for."""
+    """Return the id of the journal that a run was made for."""
     found: str | None = run.data.tags.get("expkit.journal")
     return found
 
 
 def _tell(text: str) -> None:
-    """On the person's screen, if there is one."""
+    """Print a line on stderr, if that can be written to."""
     with suppress(OSError):
         print(f"expkit: {text}", file=sys.stderr, flush=True)
 
 
 @dataclass
 class _News:
-    """What a journal says from a byte on."""
+    """The content of a journal from a byte on."""
 
     offset: int
-    """The byte after it."""
+    """The offset of the byte after it."""
     params: list[Param] = field(default_factory=list)
     metrics: list[Metric] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
@@ -214,9 +214,9 @@ def _begin(
     state: dict[str, Any],
     news: _News,
 ) -> dict[str, Any]:
-    """Make the run in MLflow, or find the one that a process made which a kill kept from noting it.
+    """Create the run in MLflow, or find it if a killed process created it and did not note its id.
 
-    A note before the making tells whether there is one to find: looking takes longer than making.
+    A note written before the creation tells whether to search, which takes longer than creating.
     """
     run_id = _find(client, experiment, run["id"]) if state.get("begun") == uri else None
     if run_id is None:
@@ -233,7 +233,7 @@ def _find(client: MlflowClient, experiment: str, journal_id: str) -> str | None:
 
 
 def _append(client: MlflowClient, folder: Path, state: dict[str, Any], news: _News) -> None:
-    """Send it in as few requests as MLflow takes; each costs several milliseconds."""
+    """Send the news in as few requests as MLflow allows; each takes several milliseconds."""
     run_id = state["run_id"]
     params, metrics = news.params, news.metrics
     tags = [RunTag(key, value) for key, value in news.tags.items()]
@@ -254,13 +254,13 @@ def _append(client: MlflowClient, folder: Path, state: dict[str, Any], news: _Ne
 
 
 def _inside(folder: Path, name: str) -> Path | None:
-    """The file of this name in a run's folder; None for what leads out of it, or is no file."""
+    """Return the file of this name; None if it is no file or not inside the run's folder."""
     file = (folder / name).resolve()
     return file if file.is_relative_to(folder.resolve()) and file.is_file() else None
 
 
 def _artifacts(uri: str, experiment: str) -> str | None:
-    """Where a local database's experiment keeps files: beside it. A server has its own place."""
+    """Return the folder for an experiment's files, beside a local database; None for a server."""
     file = address.database(uri)
     if file is None:
         return None
@@ -277,7 +277,7 @@ def _metrics(record: dict[str, Any]) -> list[Metric]:
 
 
 def _experiment(client: MlflowClient, name: str, place: str | None) -> str:
-    """Its id; it is made here unless it is there, or somebody else was faster."""
+    """Return the id of an experiment, which is created unless it exists."""
     found = client.get_experiment_by_name(name)
     if found is None:
         try:

@@ -31,7 +31,7 @@ COLUMNS = [
 
 
 def newest(uri: str) -> str:
-    """The part of the page's address that leads to the newest experiment's runs, in this view."""
+    """Return the part of the page's URL that opens the newest experiment's runs in this view."""
     client = MlflowClient(uri)
     runs = client.search_runs(
         [experiment.experiment_id for experiment in client.search_experiments()],

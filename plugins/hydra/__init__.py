@@ -21,12 +21,12 @@ from expkit.sweeps.cluster import launcher_of
 
 
 class ExpkitSweeper(BasicSweeper):
-    """Hydra's grammar; every cell is composed and checked before the first runs."""
+    """Composes and checks all cells, in Hydra's grammar, before the first of them runs."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Where the launcher is another's, it runs whole cells by themselves."""
+        """Keep what is needed; a launcher other than ours runs each cell as a separate job."""
         self.hydra_context, self.config = hydra_context, config
         self._command: Any = task_function
         self.launcher = launcher_of(hydra_context, config)
@@ -40,7 +40,7 @@ class ExpkitSweeper(BasicSweeper):
             [*self._parse_config(), *arguments]
         )
         (jobs,) = self.split_arguments(parsed, None)
-        # Such as hydra/launcher=slurm. What they refer to is each cell's own.
+        # Words such as hydra/launcher=slurm, with references unresolved: each cell has its own.
         given = as_typed(self.config.hydra.overrides.hydra)
         hydras = [w for w in given if not w.startswith(("hydra.mode=", "hydra.sweep.dir="))]
         words = [*hydras, *arguments]

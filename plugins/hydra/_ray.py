@@ -1,6 +1,6 @@
-"""Ray through hydra-ray-launcher: a task whose node dies is a failure of its own.
+"""Ray through hydra-ray-launcher, changed so that a task whose node dies fails alone.
 
-As shipped, the first task that is lost ends the waiting for all others.
+As shipped, hydra-ray-launcher stops waiting for all tasks when the first is lost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from expkit.tracking.address import one_line
 
 
 class RayLauncher(ray_launcher.RayLauncher):  # type: ignore[misc]
-    """A task for every cell; returns when all have ended, and leaves none behind."""
+    """Runs a task for every cell; returns when all have ended, and leaves none behind."""
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -37,7 +37,7 @@ class RayLauncher(ray_launcher.RayLauncher):  # type: ignore[misc]
                     raise UserError(
                         f"hydra/launcher=ray: no node offers {name!r}; begin nodes with {start}"
                     )
-            _core.ray = _Patient  # all that it uses of the module is get
+            _core.ray = _Patient  # it uses nothing of the module but get
             found: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)
         finally:
             ray.shutdown()
@@ -45,11 +45,11 @@ class RayLauncher(ray_launcher.RayLauncher):  # type: ignore[misc]
 
 
 class _Patient:
-    """What stands for the module `ray` where tasks are waited for."""
+    """Replaces the module `ray` where the launcher waits for tasks."""
 
     @staticmethod
     def get(task: Any) -> JobReturn:
-        """What the task came to."""
+        """Return the task's result; if the task was lost, a failure."""
         import ray
 
         try:

@@ -1,7 +1,7 @@
-"""SLURM through hydra-submitit-launcher: a job that dies is a failure of its own, and is noticed.
+"""SLURM through hydra-submitit-launcher: a job that dies is noticed, and fails on its own.
 
-submitit asks SLURM's accounting how its jobs are, and where there is none waits for ever for one
-that died; and the first that failed ends the waiting for all others, which go on unattended.
+submitit reads the state of its jobs from SLURM's accounting. Without accounting it waits for ever
+for a job that died. When one job fails, it stops waiting for the others, which go on unattended.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 PROGRAMS = ("sbatch", "squeue", "scancel")
 QUEUE = ("squeue", "--me", "--array", "--noheader", "--format=%i|%T")
 ASK_S = 15
-"""How often the queue is asked in the long run."""
+"""Interval at which the queue is read in the long run."""
 END_S = 60.0
-"""How long jobs may take to end after they were told to."""
+"""Time that jobs may take to end after they were cancelled."""
 
 
 class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
-    """A job for every cell; returns when all have ended, and leaves none behind."""
+    """Runs a job for every cell; returns when all have ended, and leaves none behind."""
 
     def require_here(self) -> None:
-        """See that SLURM's commands are on this machine, before anything is written.
+        """Check that SLURM's commands are on this machine, before anything is written.
 
         Raises:
             Unavailable: one of them is not.
@@ -50,12 +50,12 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
         """Submit the jobs and wait for them."""
         folder = Path(self.config.hydra.sweep.dir).absolute()
         name = self.params["name"] = "-".join(["expkit", *folder.parts[-2:]])
-        cancel(name)  # of a process that was killed while it waited
+        cancel(name)  # jobs of a process that was killed while it waited
         with _patient():
             try:
                 found: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)
-            except Exception as error:  # a job's own does not get here
-                with suppress(UserError):  # what went wrong first is what is told
+            except Exception as error:  # errors inside a job do not get here
+                with suppress(UserError):  # the first error is reported
                     cancel(name)
                 said = str(error).strip() or type(error).__name__
                 raise UserError(f"hydra/launcher=slurm: {said.splitlines()[-1]}") from error
@@ -81,12 +81,12 @@ def cancel(name: str) -> None:
 
 @contextmanager
 def _patient() -> Iterator[None]:
-    """Give submitit's jobs a way to be seen dead, and to fail without ending the waiting."""
+    """Make submitit notice dead jobs, and go on waiting for the others when a job fails."""
     from submitit.core.utils import UncompletedJobError
     from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
     class Queue(SlurmInfoWatcher):  # type: ignore[misc]
-        """What `squeue` says; a job that it has forgotten is over."""
+        """Reads the jobs' states from `squeue`; a job that it does not list any more has ended."""
 
         def _make_command(self) -> list[str] | None:
             return [*QUEUE, "--states=all"] if self._registered - self._finished else None

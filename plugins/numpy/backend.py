@@ -25,7 +25,7 @@ from .random import BlockRandom
 class NumpyBackend:
     """Attributes:
     dtype: float32 or float64.
-    threads: of BLAS, random draws and long elementwise calls; None for every core.
+    threads: for BLAS, random draws and long elementwise calls; None for every core.
     fast: record a step once and replay it in place, where the problem allows it.
     """
 
@@ -88,5 +88,5 @@ class NumpyBackend:
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:
-        """For draws and for elementwise calls on long arrays."""
+        """The threads for draws and for elementwise calls on long arrays."""
         return ThreadPoolExecutor(self.thread_count, thread_name_prefix="expkit")

@@ -4,7 +4,7 @@ A step is run for real on `Traced` arrays, which note every ufunc with its input
 `Recording.plan` then lets temporaries whose lives do not overlap share storage (linear scan,
 Poletto and Sarkar 1999), and gives an elementwise result the place of an input that dies with it.
 `expkit_plugins.numpy.replay` makes a function of it, which allocates no array and does what a
-careful person's in-place loop does, for any problem and optimizer.
+carefully written in-place loop does, for any problem and optimizer.
 
 What depends on no input, such as `3 * ones_like(x)`, is a constant: it is computed once for every
 placement of the arrays, before the first step.
@@ -68,7 +68,7 @@ class Ref:
 class Traced(NDArrayOperatorsMixin):
     """An array during the recording: its value now, and where it will lie in a replay.
 
-    The recording keeps `ref` alone, so that values go when the step lets go of them.
+    The recording keeps only `ref`, so that a value is freed once the step drops it.
     """
 
     recording: Recording
@@ -154,7 +154,7 @@ class Call:
             `out`) or `copy`.
         inputs: `Ref`s, plain arrays and numbers.
         axis, keepdims: of a `reduce`.
-        part: of the step, as `Mark` names it.
+        part: the part of the step that it belongs to, as `Mark` names it.
     """
 
     kind: str
@@ -171,8 +171,8 @@ class Recording:
     """The calls of one step, in order.
 
     Attributes:
-        once: those that make constants, before the first step.
-        calls: those of every step.
+        once: the calls that make constants, before the first step.
+        calls: the calls of every step.
     """
 
     once: list[Call] = field(default_factory=list)
@@ -180,12 +180,12 @@ class Recording:
     slots: list[Form] = field(default_factory=list)
 
     def pin(self, array: AnyArray, *, fixed: bool = False) -> Traced:
-        """An array of the owner's, which lives on between steps; `fixed` if it never changes."""
+        """Register an array of the owner, which outlives a step; `fixed` if it never changes."""
         buffer = Buffer((array.shape, array.dtype), pinned=True, fixed=fixed)
         return Traced(self, array, Ref(buffer))
 
     def temporary(self, value: AnyArray) -> Traced:
-        """An array that a call makes. In C order, as its storage in a replay will be."""
+        """Return an array for a call's result, in C order, as its storage in a replay will be."""
         value = np.asarray(value, order="C")
         return Traced(self, value, Ref(Buffer((value.shape, value.dtype))))
 
@@ -218,7 +218,7 @@ class Recording:
 
     @property
     def all_calls(self) -> list[Call]:
-        """In the order in which a replay makes them."""
+        """All calls, in the order in which a replay makes them."""
         return [*self.once, *self.calls]
 
     def call(self, ufunc: np.ufunc, inputs: tuple[Any, ...], out: Traced | None) -> Traced:
@@ -266,9 +266,9 @@ class Recording:
         return self._note("fill", fill, (), self.temporary(value))
 
     def store(self, pairs: list[tuple[Traced, Traced]]) -> None:
-        """End the step with each first array holding the second, all at once."""
+        """End the step by copying the second array of each pair into the first, all at once."""
         moved = [(target, x) for target, x in pairs if x.ref is not target.ref]
-        # What lies in an owner's array is taken out first: it may be written below.
+        # Sources in an owner's array are copied first, as they may be overwritten below.
         copied: list[tuple[Traced, Any]] = [
             (target, np.positive(x) if x.ref.buffer.pinned else x) for target, x in moved
         ]
@@ -285,7 +285,7 @@ class Recording:
         return x.ref
 
     def mark(self, part: str, result: Ref | None = None) -> None:
-        """The calls that no part has yet are of this one: all, or those that a result needs."""
+        """Assign this part to the calls without one: all, or those that `result` needs."""
         needed = set() if result is None else {result.buffer}
         for call in reversed(self.calls):
             if not call.part and (result is None or call.out.buffer in needed):
@@ -303,7 +303,7 @@ class Recording:
         *,
         over: bool = False,
     ) -> Traced:
-        """Note a call; `over` one that writes over what was there."""
+        """Note a call; `over`: it overwrites an existing array."""
         arrays = [x for x in inputs if isinstance(x, Traced)]
         if any(x.recording is not self for x in (*arrays, out)):
             raise CaptureError("an array of another recording")
@@ -338,7 +338,7 @@ class Recording:
                     free.append(buffer.slot)
 
     def _heir(self, call: Call, index: int) -> int | None:
-        """The slot of an input that dies here and has the output's form."""
+        """Return the slot of an input that is not used later and has the output's form."""
         if call.kind != "elementwise":
             return None
         for x in call.inputs:

@@ -1,4 +1,4 @@
-"""Arrays that lie somewhere else every time they are placed."""
+"""Arrays that get a new random place in memory every time they are placed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from expkit.authors import LINE, random_start
 
 
 def placed(values: npt.ArrayLike, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """A copy in C order, somewhere else at every call. Its pages are touched here."""
+    """Return a copy in C order at a new random place, with its pages already touched."""
     host, dtype = np.asarray(values), np.dtype(dtype)
     size = host.size * dtype.itemsize
     start, reach = random_start(size)

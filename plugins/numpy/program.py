@@ -24,7 +24,7 @@ AnyArray = npt.NDArray[Any]
 
 
 class HostStream:
-    """`stream=shared`, drawn in place: the bits of `expkit.authors.SharedRandom`."""
+    """`stream=shared`, drawn in place, with the same bits as `expkit.authors.SharedRandom`."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -73,7 +73,7 @@ class CapturedProgram:
         self.reset()
 
     def _converted(self, host: dict[str, HostArray]) -> dict[str, AnyArray]:
-        # One array at a time: a host's copy that nobody keeps goes as soon as its own is made.
+        # One array at a time: a host copy that nobody keeps is freed once it is converted.
         return {name: np.asarray(host.pop(name), self._backend.dtype) for name in list(host)}
 
     def _place(self) -> None:
@@ -94,7 +94,7 @@ class CapturedProgram:
                 recording, kept = self._recording()
         except CaptureError:
             raise
-        except Exception as error:  # step by step it works, or shows again
+        except Exception as error:  # the step-by-step program works, or raises it
             raise CaptureError(f"{type(error).__name__}: {error}") from error
         if not first.same_step(recording):
             raise CaptureError("a step that depends on more than its arguments")
@@ -128,7 +128,7 @@ class CapturedProgram:
         kept = recording.keep(loss)
         recording.mark("forward", kept)
         recording.mark("backward")
-        del batch  # long arrays go as soon as they can
+        del batch  # long arrays are freed early
         after = optimizer.update(np, params, grads, state)
         pairs = []
         for owned, updated in zip(pinned[1:], after, strict=True):
@@ -147,14 +147,14 @@ class CapturedProgram:
             for pins, arrays in zip(self._pins, owned, strict=True)
             for name, ref in pins.items()
         }
-        # Zeros, written: pages are touched here and not on the clock.
+        # Zeros are written here, so that the pages are touched off the clock.
         storage = [placed(np.broadcast_to(0, shape), dtype) for shape, dtype in self._forms]
         pool, threads = backend.pool, backend.thread_count
         self._bind_step = partial(self._replay.bind, storage, pinned, self._losses, pool, threads)
         self._loop, self._result = self._bind_step()
 
     def reallocate(self) -> None:
-        # Let go first: old and new memory together may not fit.
+        # Free the old arrays first: old and new together may not fit into memory.
         self._data, self._params, self._state, self._result = {}, {}, {}, np.empty(0)
         del self._loop, self._bind_step
         self._place()

@@ -1,4 +1,4 @@
-"""A planned recording as a Python function: a line a call, everything bound to a local name.
+"""Turn a planned recording into a Python function: one line per call, all names local.
 
 The sine problem with plain gradient descent becomes
 
@@ -14,8 +14,8 @@ The sine problem with plain gradient descent becomes
             losses[step] = s0
 
 with names such as a1 and f1 for the arrays and functions. Values of shape () are NumPy scalars in
-local variables: their arithmetic takes a fifth of a ufunc's time on an array of shape (). What
-makes the constants stands before `advance`, so that it is done when the step is bound to memory.
+local variables: their arithmetic takes a fifth of a ufunc's time on an array of shape (). The calls
+that make constants come before `advance`, so they run when the step is bound to memory.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from .capture import Buffer, Call, Recording, Ref
 AnyArray = npt.NDArray[Any]
 Advance = Callable[[int, int], None]
 LONG = 1 << 19
-"""Values from which handing work to another thread (some 20 microseconds) pays."""
+"""Array size from which using more threads pays, at some 20 microseconds per hand-over."""
 CONVERTED = (np.add, np.subtract, np.multiply, np.true_divide, np.power, np.maximum, np.minimum)
 """Ufuncs that turn a Python number into their result's dtype."""
 OPERATORS = {np.add: "+", np.subtract: "-", np.multiply: "*", np.true_divide: "/"}
 
 
 class Replay:
-    """A step as a function, to be bound to memory as often as wanted.
+    """A step as a function that can be bound to memory repeatedly.
 
     Attributes:
         source: the function's text.
@@ -70,14 +70,14 @@ class Replay:
         *,
         mark: Mark | None = None,
     ) -> tuple[Advance, AnyArray]:
-        """The step's loop over these arrays, and where its kept value (the result) will lie.
+        """Return the step's loop over these arrays, and the array of its kept value (the result).
 
         Args:
             storage: an array for each of the recording's slots.
             pinned: the owner's array for each pinned buffer.
-            losses: where the loss of step `first` to `last` - 1 goes.
+            losses: receives the losses of steps `first` to `last` - 1.
             pool, threads: for elementwise calls on long arrays.
-            mark: called as each part of a step ends; None for the step without.
+            mark: called at the end of each part of a step; None for a step without marks.
         """
 
         def place(x: Any) -> Any:
@@ -118,10 +118,10 @@ class Replay:
         return lines
 
     def _write(self, lines: list[str], *given: str) -> str:
-        """The function around these lines; `given` names what it takes besides what they name."""
+        """Write the function of these lines; `given` names more arguments than those they use."""
         seen = {
             x.buffer: x
-            for call in self._recording.calls  # a constant comes from none of the owner's arrays
+            for call in self._recording.calls  # constants do not use the owner's arrays
             for x in (*call.inputs, call.out)
             if isinstance(x, Ref) and x.buffer.pinned and x.buffer in self._scalars
         }
@@ -155,12 +155,12 @@ class Replay:
         function, listed = self._name(call.function), ", ".join(inputs)
         if call.kind == "elementwise" and np.prod(call.out.buffer.form[0]) >= LONG:
             return f"in_parts({function}, ({listed},), {out})"
-        if call.function in (np.maximum, np.minimum):  # they want `out` named
+        if call.function in (np.maximum, np.minimum):  # these want `out` as a keyword
             return f"{function}({listed}, out={out})"
         return f"{function}({', '.join([*inputs, out])})"
 
     def _expression(self, call: Call, inputs: list[str]) -> str:
-        """What makes a scalar."""
+        """Return the expression that computes a scalar."""
         if call.kind == "copy":
             return inputs[0]
         if call.kind == "reduce":
@@ -171,13 +171,13 @@ class Replay:
         return f"{self._name(call.function)}({', '.join(inputs)})"
 
     def _argument(self, x: Any, call: Call | None = None) -> str:
-        """A scalar's variable, or the name of what is bound."""
+        """Return a scalar's variable, or the name of a bound object."""
         if isinstance(x, Ref) and x.buffer in self._scalars:
             return f"s{list(self._scalars).index(x.buffer)}"
         if call is not None and type(x) in (int, float) and call.function in CONVERTED:
             into_array = call.out.buffer not in self._scalars
             if into_array and call.out.buffer.form[1].kind == "f":
-                # NumPy converts a Python number at every call; an array of shape () is ready.
+                # NumPy converts a Python number at every call, but not an array of shape ().
                 x = np.asarray(x, call.out.buffer.form[1])
         return self._name(x)
 
@@ -197,7 +197,7 @@ def _marked(step: list[tuple[str, str]]) -> Iterator[str]:
 
 
 def _compiled(source: str) -> Any:
-    """The function `make` of this text."""
+    """Compile this source and return its function `make`."""
     scope: dict[str, Any] = {}
     exec(compile(source, "<recorded step>", "exec"), scope)
     return scope["make"]
@@ -225,7 +225,7 @@ def _in_parts(
     inputs: tuple[Any, ...],
     out: AnyArray,
 ) -> None:
-    """An elementwise call on threads, each with a stretch of the first axis."""
+    """Make an elementwise call on threads, each with a part of the first axis."""
     whole = [np.shape(x) == out.shape for x in inputs]
     alike = all(w or np.ndim(x) == 0 for w, x in zip(whole, inputs, strict=True))
     # One thread must not read what another writes.
@@ -236,7 +236,7 @@ def _in_parts(
 
     def part(start: int, stop: int) -> None:
         own = (x[start:stop] if w else x for w, x in zip(whole, inputs, strict=True))
-        with np.errstate(all="ignore"):  # another thread does not have the caller's
+        with np.errstate(all="ignore"):  # other threads lack the caller's
             ufunc(*own, out=out[start:stop])
 
     edges = [len(out) * index // threads for index in range(threads + 1)]

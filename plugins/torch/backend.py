@@ -34,8 +34,8 @@ class TorchBackend:
     """Attributes:
     device: `cpu`, `cuda`, or `cuda:1` and so on.
     dtype: float64, float32, float16 or bfloat16.
-    threads: of the CPU's operators and of the random draw; None for every core.
-    fast: on CUDA, replay a CUDA graph; on the CPU there is one program.
+    threads: for the CPU's operators and the random draw; None for every core.
+    fast: on CUDA, replay a CUDA graph; without effect on the CPU.
     """
 
     device: str = "cpu"
@@ -53,8 +53,8 @@ class TorchBackend:
     @property
     def xp(self) -> Any:
         if "torch" not in sys.modules:
-            # Read once in a process. A step allocates its long temporaries anew, and to touch
-            # them page by page takes longer than many a step's arithmetic.
+            # PyTorch reads it once per process. A step allocates its long temporaries anew, and
+            # touching them in small pages often takes longer than the step's arithmetic.
             os.environ.setdefault(HUGE_PAGES, "1")
         import torch
 
@@ -85,7 +85,7 @@ class TorchBackend:
         return self._from_numpy(host).to(self._device, self._dtype, copy=True)
 
     def placed(self, host: npt.NDArray[Any]) -> Array:
-        """A copy at a random place in a longer stretch: PyTorch's allocators begin at lines."""
+        """Return a copy at a random place in a longer array, which begins at a cache line."""
         size = self._dtype.itemsize
         start, reach = (place // size for place in random_start(host.size * size))
         whole = self.xp.empty(host.size + reach, dtype=self._dtype, device=self._device)
@@ -133,7 +133,7 @@ class TorchBackend:
         return about
 
     def _matmul_precision(self) -> str:
-        """PyTorch's setting; where its old and its new ones were mixed, it tells the new alone."""
+        """Return PyTorch's setting; if its old and new interfaces were mixed, use the new one."""
         try:
             return str(self.xp.get_float32_matmul_precision())
         except RuntimeError:
@@ -146,7 +146,7 @@ class TorchBackend:
         matmul = self.xp.backends.cuda.matmul
         try:
             return int(matmul.allow_tf32)
-        except RuntimeError:  # the settings were mixed, and the new one counts
+        except RuntimeError:  # both interfaces were used, and the new one counts
             return int(matmul.fp32_precision == "tf32")
 
     @cached_property

@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 def autograd(
     problem: Problem, params: Params, batch: Batch, mark: Mark = unmarked
 ) -> tuple[Array, Params]:
-    """The loss, and its gradient from the graph that computing it leaves behind.
+    """Return the loss and its gradient, which PyTorch's autograd computes.
 
-    `torch.autograd.grad` and not `torch.func.grad_and_value`, which takes 2 to 40 times as long a
-    step on a CPU. Parameters require a gradient only in here, so that updates leave no graph.
+    `torch.func.grad_and_value` is not used, because it makes a step 2 to 40 times as long on a CPU.
+    Parameters require a gradient only in this function, so that updates record no graph.
     """
     leaves = list(params.values())
     for leaf in leaves:
@@ -61,9 +61,9 @@ def autograd(
 HOST_DRAWS = "the host draws in every step with stream=shared; the GPU does with stream=device"
 
 _failed_captures: list[str] = []
-"""Why a capture failed in this process, one entry at most. After a failed capture PyTorch before
-2.12 takes it for still under way, and every later one fails (pytorch 2.11, CUDAGraph::capture_end).
-It is the state of the process, so it is kept here.
+"""Why a capture failed in this process; at most one entry. PyTorch before 2.12 considers a failed
+capture to be still under way, so every later one fails (pytorch 2.11, CUDAGraph::capture_end). As
+this is the state of the process, it is kept in a module variable.
 """
 
 
@@ -72,7 +72,7 @@ class CaptureError(Exception):
 
 
 def build(backend: TorchBackend, workload: Workload) -> Program:
-    """The fastest program that fits: on CUDA a graph, unless the host draws inside the step."""
+    """Build the fastest program that fits: on CUDA a graph, unless the host draws in the step."""
     reason = ""
     if backend.fast and backend.device != "cpu":
         try:
@@ -81,7 +81,7 @@ def build(backend: TorchBackend, workload: Workload) -> Program:
             return StaticProgram(backend, workload, capture=True)
         except CaptureError as error:
             reason = f"the step cannot be captured: {error}"
-    # Out here, where the error no longer holds the memory of the program that failed.
+    # Outside the handler, where the error no longer keeps the failed program's memory alive.
     return StepProgram(backend, workload, autograd, reason)
 
 
@@ -102,20 +102,20 @@ class _CountingRandom(SharedRandom):
 
 
 def _must_list_generators() -> bool:
-    """Whether a graph is told which generators its step draws from. From 2.14 on it finds out by
-    itself (pytorch 176753), and telling it is deprecated.
+    """Whether a graph must be told which generators its step draws from. From 2.14 on it finds them
+    by itself (pytorch 176753), and telling it is deprecated.
     """
     major, minor = torch.__version__.split(".")[:2]
     return (int(major), int(minor)) < (2, 14)
 
 
 def _first(error: BaseException) -> BaseException:
-    """What went wrong in a captured step: to end the capture of one that failed fails too."""
+    """Return the error of the step itself: ending the capture of a failed step fails too."""
     return error.__context__ or error
 
 
 def _said(error: BaseException) -> str:
-    """The first line of an error, in words where PyTorch's are of its own inside."""
+    """Return an error's first line, explained where PyTorch's message needs it."""
     line = str(error).strip().partition("\n")[0] or type(error).__name__
     if "called a synchronizing CUDA operation" in line:
         return f"it waits for the GPU, as to read an array's value does (PyTorch: {line})"
@@ -139,15 +139,15 @@ class StaticProgram:
         self.mode = "cuda graph" if capture else "static"
         self._host_data = first_data(workload)
         if capture:
-            # One for life: up to 2.11 every stream that was captured on keeps a cuBLAS workspace.
-            # Not shared with other programs: the end of one graph frees the workspace that another
-            # of the same stream still uses (pytorch 193402).
+            # One stream for life: up to 2.11 each stream used for capture keeps a cuBLAS workspace.
+            # It is not shared with other programs: the end of one graph frees the workspace that
+            # another graph of the same stream still uses (pytorch 193402).
             self._side = torch.cuda.Stream(torch.device(backend.device))  # type: ignore[no-untyped-call]
         self.reallocate()
 
     def reallocate(self) -> None:
-        self._backend.synchronize()  # a graph must not go while it runs
-        # Let go first: old and new memory together may not fit.
+        self._backend.synchronize()  # a graph must not be freed while it runs
+        # Free the old arrays first: old and new together may not fit into memory.
         self._replay: Callable[[], object] = self._step
         self._data, self._params, self._state, self._result = {}, {}, {}, torch.empty(0)
         backend, workload = self._backend, self._workload
@@ -155,7 +155,7 @@ class StaticProgram:
         self._data = place(backend, self._host_data)
         self._params = place_params(backend, workload)
         self._state = first_state(backend, workload, self._params)
-        # A shared stream gets here only where no step draws.
+        # With a shared stream this program is built only if no step draws.
         self._random: TorchRandom = backend.random(workload.seed)
         self._losses = torch.zeros(workload.steps + 1, device=backend.device, dtype=torch.float64)
         self._at = torch.zeros(1, device=backend.device, dtype=torch.int64)
@@ -181,13 +181,13 @@ class StaticProgram:
             if owned.keys() != fresh.keys():
                 raise RuntimeError("state that init does not make cannot be kept in fixed memory")
             moved += [(x, fresh[name]) for name, x in owned.items() if fresh[name] is not x]
-        # All at once: what is stored may lie in what is written.
+        # Clone all values first: a value may lie in an array that is written.
         for array, value in [(array, value.clone()) for array, value in moved]:
             array.copy_(value)
         mark("update")
 
     def _captured(self) -> Callable[[], object]:
-        """The replay of one step, captured after it was tried eagerly."""
+        """Warm up eagerly, then capture one step and return the graph's replay."""
         if _failed_captures:
             raise CaptureError(
                 f"an earlier capture failed in this process ({_failed_captures[0]}), after which "
@@ -198,16 +198,17 @@ class StaticProgram:
                 self._warm_up()
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # step by step it works, or shows again
+            except Exception as error:  # the step-by-step program works, or raises it
                 raise CaptureError(_said(error)) from error
             self._at.zero_()
             return self._capture_step()
 
     def _warm_up(self) -> None:
-        """Three steps on the side stream, as capture asks; the last two may not wait for the GPU.
+        """Run three steps on the side stream, as a capture requires; the last two must not wait for
+        the GPU.
 
-        What a capture cannot hold fails here, where it does no harm. The first step may wait:
-        libraries set themselves up in it.
+        A step that cannot be captured fails here, where it does no harm. The first step may wait,
+        because libraries initialize themselves in it.
         """
         main, mode = torch.cuda.current_stream(), torch.cuda.get_sync_debug_mode()
         self._side.wait_stream(main)
@@ -227,14 +228,14 @@ class StaticProgram:
             for generator in self._random.generators:
                 graph.register_generator_state(generator)
         try:
-            # Around the graph's own stream, because where a capture fails that one stays current.
+            # The outer block restores the stream: a failed capture leaves the graph's current.
             with (
                 torch.cuda.stream(torch.cuda.current_stream()),
                 torch.cuda.graph(graph, stream=self._side),
             ):
                 self._step()
         except Exception as error:
-            # By no name of this frame: the error would keep the graph's memory, and itself, alive.
+            # Not kept in a local name: the error would keep the graph's memory, and itself, alive.
             _failed_captures.append(_said(_first(error)))
             if isinstance(_first(error), torch.OutOfMemoryError | KeyboardInterrupt):
                 raise _first(error) from None
@@ -269,7 +270,7 @@ class StaticProgram:
         replayed = self._result
         for _ in range(n):
             self._step(mark)
-        if self._capture:  # a replay leaves its result in memory of the graph's own
+        if self._capture:  # a replay leaves its result in the graph's own memory
             self._result = replayed.copy_(self._result)
         self._done += n
 
