@@ -179,11 +179,14 @@ class Trial(AbstractContextManager["Trial"]):
         if result.timed:
             self._watch(Now("warming up"))
             warm = subject.warm_up()
-            found = self._audits.early(warm)
+            first_seconds, found = warm.first_seconds, self._audits.early(warm)
+            while found is None and subject.enlarge(warm):
+                warm = subject.warm_up()
+                found = self._audits.enlarged(warm)
             if found is None:
-                fitted_warm = subject.fit_readings(warm)
-                ran = subject.run_before(fitted_warm, self._warmup_steps)
-                result.warm_up = dataclasses.replace(ran, first_seconds=warm.first_seconds)
+                subject.fit_readings(warm)
+                ran = subject.run_before(warm, self._warmup_steps)
+                result.warm_up = dataclasses.replace(ran, first_seconds=first_seconds)
                 result.chunk_ends = subject.chunk_ends
                 self._watch(Now("checking that all work is done on the clock"))
                 found = self._audits.before()

@@ -62,6 +62,12 @@ class Audits:
         return audit.all_left() or self._beside_steps(audit)
 
     @quick_switches()
+    def enlarged(self, warm: WarmUp) -> Finding | None:
+        """Look again at a program that was built for more steps: more of their work is left."""
+        short = warm.step_seconds * self._subject.room < CLOCKED_S
+        return self._audit(number_s=self._number_seconds).all_left() if short else None
+
+    @quick_switches()
     def before(self) -> Finding | None:
         """Audit the program that will be timed, without repeating all that `early` has done."""
         audit = self._audit(number_s=self._number_seconds)

@@ -15,6 +15,8 @@ from expkit.measure.warmup import WarmUp, run_before, warm_up
 
 DESCRIBED = ("device", "dtype", "threads")
 """The keys that `describe` of every backend must return."""
+MORE = 16
+"""A program is built for at most this many times as many steps at once."""
 
 
 class Subject:
@@ -79,18 +81,29 @@ class Subject:
     def warm_up(self) -> WarmUp:
         return warm_up(self.program, self.synchronize, self.room)
 
-    def fit_readings(self, warm: WarmUp) -> WarmUp:
-        """Make every reading long enough for the clock; returns how the program then warmed up."""
-        steps, needed = self.workload.steps, steps_of_a_reading(warm.step_seconds)
-        while needed > self.room:  # more than once: a step takes less time among many than alone
-            self.passes = -(-needed * 5 // (steps * 4))
-            del self.program  # two programs may not fit into memory
-            self.program = self.build(self.room)
-            warm = self.warm_up()
-            needed = steps_of_a_reading(warm.step_seconds)
+    def enlarge(self, warm: WarmUp) -> bool:
+        """Build the program for more passes if all its steps are too short for the clock.
+
+        A step takes less time among many than alone, and one that seems to take none may do its
+        work elsewhere. So the program gets room for at most `MORE` times as many steps at once, and
+        has to be warmed up again.
+
+        Returns:
+            Whether it was built anew.
+        """
+        needed = steps_of_a_reading(warm.step_seconds)
+        if needed <= self.room:
+            return False
+        self.passes = min(MORE * self.passes, -(-needed * 5 // (self.workload.steps * 4)))
+        del self.program  # two programs may not fit into memory
+        self.program = self.build(self.room)
+        return True
+
+    def fit_readings(self, warm: WarmUp) -> None:
+        """Make every reading long enough for the clock."""
+        needed = steps_of_a_reading(warm.step_seconds)
         more = self._log_every * -(-needed // self._log_every)
         self.every = self.room if self.passes > 1 else min(self.room, more)
-        return warm
 
     def run_before(self, warm: WarmUp, untimed: int) -> WarmUp:
         """Run every length that a repeat asks for, among them its `untimed` steps."""
