@@ -99,7 +99,7 @@ class CapturedProgram:
         if not first.same_step(recording):
             raise CaptureError("a step that depends on more than its arguments")
         recording.plan()
-        self._forms = recording.state
+        self._forms = recording.slots
         learns = self._workload.optimizer is not None
         self._replay = Replay(recording, kept, learns=learns)
 
