@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import signal
 import socket
 import sys
-import time
 import webbrowser
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from expkit import cache, child, guard
+from expkit import cache, child
 from expkit.cli.status import FAILED, OK, print_error
 from expkit.tracking import address
 
 HOST = "127.0.0.1"
-NOT_FROM_HERE = f"--app-dir {os.devnull}"
-"""uvicorn would look for modules in the current folder first."""
+EVERY_S = 0.2
+"""How often the server is asked whether it answers."""
 
 
 def ui(outputs: Path, port: int) -> int:
@@ -45,28 +43,33 @@ def ui(outputs: Path, port: int) -> int:
 
 def _serve(outputs: Path, port: int) -> int:
     """Serve the page until a signal comes; a server that ends by itself is a failure."""
-    from expkit.tracking import views
+    from expkit.tracking import server, views
 
     _end_by_signals()
     uri = address.local(outputs)
-    words = ["--workers", "1", "--host", HOST, "--port", str(port), "--backend-store-uri", uri]
-    command = child.command("mlflow", "server", *words, "--uvicorn-opts", NOT_FROM_HERE)
     try:
         page = f"http://{HOST}:{port}/{views.newest(uri)}"
-        server = guard.start(command)
-        try:
-            while server.poll() is None and not _answers(port):
-                time.sleep(0.2)
-            if server.poll() is None:
+        with closing(server.start(uri, HOST, port)) as started:
+            while (ended := _ended(started, EVERY_S)) is None and not _answers(port):
+                pass
+            if ended is None:
                 print(f"\n{page}\nCtrl-C ends it.", flush=True)
                 if sys.stdout.isatty():
                     webbrowser.open(page)
-            status = server.wait()
-            return print_error(f"the page's server ended by itself, with status {status}", FAILED)
-        finally:
-            guard.end(server)
+                ended = _ended(started, None)
+            return print_error(f"the page's server {ended}", FAILED)
     except KeyboardInterrupt:
         return OK
+
+
+def _ended(started: child.Child, within_s: float | None) -> str | None:
+    """How the server has ended; None where it has not, by then."""
+    try:
+        return f"ended by itself, with status {started.hear(within_s).status}"
+    except child.Late:
+        return None
+    except child.Gone as error:
+        return str(error)
 
 
 def _end_by_signals() -> None:
