@@ -231,7 +231,7 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
             if isinstance(error, UserError):  # its line names the file
                 said = str(error)
             else:
-                said = f"{folder}: {address.explain(one_line(error), whole)}"
+                said = f"{folder}: {address.explain(error, whole)}"
             status = max(status, print_error(said, FAILED))
             if is_unanswered(error):
                 mute[named] = 0

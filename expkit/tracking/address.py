@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from socket import gaierror
 from urllib.parse import SplitResult, quote, unquote, unquote_plus, urlsplit
 
 SQLITE = "sqlite:///"
@@ -136,11 +137,26 @@ def scrub(text: str, whole: Iterable[str] = ()) -> str:
     return ADDRESS.sub(lambda found: _shown(found[0]), text)
 
 
-def explain(error: str, uri: str) -> str:
-    """Explain why nothing could be sent to an address: the error, and a missing password."""
+def explain(error: BaseException, uri: str) -> str:
+    """Explain why nothing could be sent to an address: the error, and a missing password.
+
+    >>> explain(ConnectionRefusedError(111, "Connection refused"), "http://host:5000")
+    'no server answers at http://host:5000: Connection refused'
+    """
     parts = _split(readable(uri))
     hint = f"; a password is kept nowhere: give the whole address in {VARIABLE} or with --uri"
-    return scrub(error, [uri]) + (hint if parts.username and not parts.password else "")
+    deaf = _deaf(error)
+    said = f"no server answers at {_shown(uri)}: {deaf}" if deaf else scrub(one_line(error), [uri])
+    return said + (hint if parts.username and not parts.password else "")
+
+
+def _deaf(error: BaseException | None) -> str:
+    """Return what the system says of a server that cannot be reached; empty for other errors."""
+    while error is not None:
+        if isinstance(error, ConnectionError | TimeoutError | gaierror):
+            return error.strerror or str(error)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _shown(uri: str) -> str:

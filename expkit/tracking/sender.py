@@ -73,7 +73,7 @@ def serve(parent: Parent) -> None:
         try:
             return Sent(to_mlflow.send(folder, uri), None)
         except Exception as error:  # whatever MLflow or its server raises, the parent reports
-            failed[folder] = Sent(None, address.explain(address.one_line(error), uri))
+            failed[folder] = Sent(None, address.explain(error, uri))
             return failed[folder]
 
     while (request := parent.hear()) is not None:

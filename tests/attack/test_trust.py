@@ -572,11 +572,11 @@ def test_sync_takes_the_password_from_the_environment(expkit: Expkit, server: Se
 
 
 def test_where_a_password_may_be_missing_the_error_says_how_to_give_it() -> None:
-    said = address.explain("401", "http://me@host")
+    said = address.explain(RuntimeError("401"), "http://me@host")
     assert address.VARIABLE in said
     assert "--uri" in said
-    assert address.explain("401", "http://me:S3c@host") == "401"
-    assert address.explain("locked", "sqlite:////mlflow.db") == "locked"
+    for uri in ("http://me:S3c@host", "sqlite:////mlflow.db"):
+        assert address.explain(RuntimeError("401"), uri) == "RuntimeError: 401"
 
 
 def test_resume_sends_to_no_address_that_was_not_met_before(expkit: Expkit, server: Server) -> None:
