@@ -70,6 +70,16 @@ class Run:
         return self.stored.reason
 
     @property
+    def config(self) -> Mapping[str, object]:
+        """The flat configuration, and as `actual.*` what the backend said of itself."""
+        return self.stored.config
+
+    @property
+    def answer(self) -> str:
+        """How the answer was checked, or why it was not."""
+        return self.stored.answer
+
+    @property
     def unlike(self) -> Sequence[str]:
         """Where its program does not work with what its configuration says."""
         return self.stored.broken

@@ -28,6 +28,8 @@ class Stored:
     Attributes:
         outcome: as in the run's tag; `running` for one without an end.
         reason: what is wrong with one that is not ok.
+        config: its configuration, flat, and as `actual.*` what its backend said of itself.
+        answer: how the answer was checked, or why it was not; empty where it came to none.
         facts: see `expkit.measure.parity`.
         broken: where its program does not work with what its configuration says.
         processes: seconds of each repeat, by placement, by process.
@@ -42,6 +44,8 @@ class Stored:
     title: str
     outcome: Outcome
     reason: str
+    config: Mapping[str, object]
+    answer: str
     facts: Mapping[str, str]
     broken: list[str]
     processes: list[list[list[float]]]
@@ -86,6 +90,7 @@ def load(folder: Path) -> Stored:
     """
     file = folder / journal.FILE
     tags: dict[str, str] = {}
+    config: dict[str, object] = {}
     facts: dict[str, str] = {}
     broken: list[str] = []
     processes: dict[int, dict[int, list[float]]] = {}
@@ -95,8 +100,8 @@ def load(folder: Path) -> Stored:
     threshold = Measure().threshold
     for record, _ in journal.read(folder):
         if record["kind"] == "run":
-            title = record["name"]
-            threshold = _threshold(record["params"].get("measure.threshold", threshold), file)
+            title, config = record["name"], record["params"]
+            threshold = _threshold(config.get("measure.threshold", threshold), file)
         if record["kind"] in ("run", "tags"):
             tags |= record["tags"]
         elif record["kind"] == "facts":
@@ -127,6 +132,8 @@ def load(folder: Path) -> Stored:
         title=title,
         outcome=outcome,
         reason=tags.get("reason", ""),
+        config=config,
+        answer=tags.get("answer", ""),
         facts=facts,
         broken=broken,
         processes=[list(rounds.values()) for rounds in processes.values()],
