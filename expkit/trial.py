@@ -367,7 +367,6 @@ class Trial(AbstractContextManager["Trial"]):
             self._check_again()
         if result.reason is not None:
             return
-        self._watch(Now("tracing where a step's time goes"))
         result.outcome, result.stopped_by = Outcome.OK, stopped_by
         if not result.timed:
             return
@@ -377,10 +376,12 @@ class Trial(AbstractContextManager["Trial"]):
         result.unstable = unstable_because(measure, summary, result.rounds, activity, paused)
         result.unstable += recompiled(result.processes[0], result.chunk_seconds)
         result.unstable += worked_meanwhile(self._at_work)
+        self._watch(Now("comparing the time with the machine's limit"))
         if not self._beyond_threads() and self._beyond_limit(
             summary.median / (result.chunk_ends[-1] + 1)
         ):
             return
+        self._watch(Now("tracing where a step's time goes"))
         subject = self._subject
         result.breakdown = breakdown(
             subject.program, subject.synchronize, subject.room, result.step_seconds, subject.every

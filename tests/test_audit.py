@@ -209,6 +209,29 @@ def test_work_done_ahead_is_found(call: str, share: float) -> None:
     assert audited({"advance": 1 - share, call: share}) == "off_the_clock"
 
 
+class InHundreds(Working):
+    """Computes a hundred steps together on the clock; whoever reads losses computes the rest."""
+
+    def advance(self, n: int) -> None:
+        self.left += n
+        while self.left >= 100:
+            spin(100 * STEP_S)
+            self.left -= 100
+
+    def losses(self, start: int = 0) -> HostArray:
+        spin(self.left * STEP_S)
+        return np.empty(0)
+
+
+def test_a_burst_while_a_step_was_timed_hides_nothing_that_is_left() -> None:
+    """The audit is told that a step takes a hundred times as long as it does."""
+    program = InHundreds(1000, {})
+    audit = Audit(cast(Program, program), program.synchronize, program.room, lambda: 1e-9)
+    found = audit.left([50], 100 * STEP_S)
+    assert found is not None
+    assert found.outcome == "not_synchronized"
+
+
 @pytest.mark.parametrize("asked", [10, 11, 12])
 def test_what_is_left_of_a_few_steps_is_found(asked: int) -> None:
     """However little it is beside the noise of reading the clock once."""
@@ -659,8 +682,10 @@ def test_the_answer_line_tells_which_steps_were_checked(
     ended, said = outcome(StepProgram, tmp_path, monkeypatch, *QUICK)
     assert ended == "ok"
     assert "the first 12 of 600 steps, and on a few from step" in said
-    places = [int(word) for word in said.replace(",", "").split() if word.isdigit()][2:]
-    assert places
+    places = [int(word) for word in said.split() if word.isdigit()][2:]
+    drawn, at_the_end = places[:-1], places[-1]
+    assert ("(drawn at random)" in said) == bool(drawn), "the last stretch is not drawn"
+    assert at_the_end == max(places)
     assert all(12 <= place < 600 for place in places)
 
 

@@ -287,7 +287,8 @@ class Child:
         status = self._process.wait()
         if status >= 0:
             return f"ended with status {status}"
-        name = signal.Signals(-status).name
+        known = {number.value: number.name for number in signal.Signals}
+        name = known.get(-status, f"signal {-status}")
         hint = " (out of memory?)" if -status == signal.SIGKILL else ""
         return f"was killed by {name}{hint}"
 
@@ -314,9 +315,9 @@ class Parent:
         self.pid = pid
         self.requests: Sequence[type] = ()
         """The kinds of messages that the parent may send."""
-        _die_with(self.pid, signal.SIGCONT if outlives else signal.SIGKILL)
+        _die_with_parent(signal.SIGCONT if outlives else signal.SIGKILL)
         if os.getppid() != self.pid and not outlives:
-            os._exit(1)  # it died before `_die_with`: no signal would ever end this process
+            os._exit(1)  # it died before `_die_with_parent`: no signal would ever end this process
         if WATCHER in os.environ:
             _watch(self.pid, int(os.environ.pop(WATCHER)))
         self._from: BinaryIO = os.fdopen(os.dup(0), "rb")
@@ -349,7 +350,7 @@ class Parent:
         return decode(line, kinds) if line.endswith(b"\n") else None
 
 
-def _die_with(parent: int, number: signal.Signals) -> None:
+def _die_with_parent(number: signal.Signals) -> None:
     """Have the kernel send this process a signal when its parent dies (Linux)."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):

@@ -152,7 +152,7 @@ def covered(answer: Answer, steps: int, dtype: str, places: Sequence[int] = ()) 
         answer: the answer that every repeat has to match.
         steps: the number of steps of a repeat.
         dtype: the dtype of the program that is checked.
-        places: the steps from which on a few more were checked.
+        places: the steps from which on a few more were checked, the last of them not drawn.
     """
     if not answer.tight:
         return f"not checked: rounding in {dtype} explains any answer"
@@ -168,11 +168,12 @@ def covered(answer: Answer, steps: int, dtype: str, places: Sequence[int] = ()) 
             "kept short: the rest is not checked)"
         )
         if places:
-            at = " and ".join(str(place) for place in places)
-            steps_at = "step" if len(places) == 1 else "steps"
+            *drawn, last = map(str, places)
+            at = f"steps {' and '.join(drawn)} (drawn at random) and {last}"
+            at = at if drawn else f"step {last}"
             text = (
                 f"matches float64 NumPy on the first {answer.steps} of {steps} steps, and on a "
-                f"few from {steps_at} {at} on, drawn at random"
+                f"few from {at} on"
             )
     if answer.tight < answer.steps:
         unclear = answer.steps - answer.tight

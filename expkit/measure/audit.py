@@ -158,7 +158,8 @@ class Audit:
             lengths: the numbers of steps that are timed; one more is drawn at random.
             step_seconds: seconds of a step on the clock.
         """
-        each = max(step_seconds, 1e-9)
+        # The less of two: a burst of load while one was measured would make the lengths too short.
+        each = max(min(step_seconds, self._step_seconds), 1e-9)
         least = min(self.room, 2 + int(max(CLOCKED_S, READINGS * self._reading) / each))
         most = max(least, min(self.room, int(CYCLE_S / each)))
         drawn = int(self._rng.integers(least, most, endpoint=True))

@@ -104,7 +104,7 @@ class Audits:
         if found := left_in_readings(clocked, beside):
             return found
         audit = self._audit(number_s=number_s)
-        found = audit.left(subject.lengths, subject.step_seconds) or audit.meanwhile()
+        found = audit.left(subject.lengths, step_seconds) or audit.meanwhile()
         if not found and self._ahead_s > AHEAD * step_seconds:  # steps may have been slower then
             found = audit.ahead(subject.build, step_seconds)
         if found or not self._start():

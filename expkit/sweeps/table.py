@@ -260,7 +260,7 @@ def _ranked(
 def _verdict(cell: Planned, run: Stored, runs: dict[int, Stored | None]) -> tuple[str, str]:
     if cell.baseline is None:
         return "", "baseline"
-    base = runs[cell.baseline]
+    base = runs.get(cell.baseline)  # none of a damaged cell
     if base is None or base.outcome != Outcome.OK:
         return "", "the baseline has no time"
     found = hold(base, run, cell.cell.measure.threshold)
@@ -290,7 +290,7 @@ def _unstable(cells: Sequence[Planned], runs: dict[int, Stored | None]) -> list[
 def _differences(cell: Planned, runs: dict[int, Stored | None]) -> list[str]:
     """Return where a cell's work differs from its baseline's, or from what the cell states."""
     run = runs[cell.index]
-    base = None if cell.baseline is None else runs[cell.baseline]
+    base = None if cell.baseline is None else runs.get(cell.baseline)
     if run is None or run.outcome != Outcome.OK:
         return []
     if base is None or base.outcome != Outcome.OK:

@@ -404,17 +404,26 @@ def everything(sweep: Path) -> set[Path]:
     return set(sweep.parent.rglob("*"))
 
 
+LOST: dict[str, Callable[[dict[str, Any]], object]] = {
+    "its number": lambda record: record["cells"][0].update(index="../../../etc"),
+    "its configuration": config(0, backend=None),
+}
+
+
+@pytest.mark.parametrize("lose", LOST.values(), ids=LOST)
 def test_those_held_against_a_damaged_cell_are_resumed(
-    sweep: Path, capsys: pytest.CaptureFixture[str]
+    lose: Callable[[dict[str, Any]], object], sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def change(record: dict[str, Any]) -> None:
         for other in record["cells"][1:]:
             other["baseline"] = 0
-        record["cells"][0]["index"] = "../../../etc"
+        record["sweep"]["timing"] = True
+        lose(record)
 
     edit(sweep, change)
     assert main(["resume"]) == 1
-    assert "2 cells finished; 1 damaged; " in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "2 cells finished; 1 damaged; " in shown.out, shown
 
 
 WHOLE: dict[str, Callable[[dict[str, Any]], object]] = {
