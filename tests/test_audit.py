@@ -214,6 +214,7 @@ class InHundreds(Working):
 
     def advance(self, n: int) -> None:
         self.left += n
+        spin(0.2 * n * STEP_S)  # to note what is to be done
         while self.left >= 100:
             spin(100 * STEP_S)
             self.left -= 100
