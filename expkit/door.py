@@ -160,8 +160,17 @@ class Runs(Sequence[Run]):
         return len(self._runs)
 
     def rows(self) -> list[Row]:
-        """Each run in plain values."""
-        return [run.row() for run in self._runs]
+        """Each run in plain values, and the keys of the configuration that tell it from others."""
+        keys = dict.fromkeys(key for run in self for key in run.config)
+        own = [
+            key
+            for key in keys
+            if not key.startswith("actual.") and len({str(run.config.get(key)) for run in self}) > 1
+        ]
+        return [
+            {"run": run.title, **{key: run.config.get(key) for key in own}, **run.row()}
+            for run in self
+        ]
 
     def frame(self) -> DataFrame:
         """The rows as a frame of pandas.

@@ -240,6 +240,25 @@ def test_what_is_left_of_a_few_steps_is_found(asked: int) -> None:
     assert audited({"advance": 1.0}, asked=asked, fixed=2e-5) is None
 
 
+class Dozing(Working):
+    """Honest, and slow to wake up when nobody has asked it for anything for a while."""
+
+    asked = 0.0
+
+    def reset(self) -> None:
+        super().reset()
+        self.asked = perf_counter()
+
+    def losses(self, start: int = 0) -> HostArray:
+        if perf_counter() - self.asked > 5e-4:
+            spin(4e-4)
+        return super().losses(start)
+
+
+def test_what_waking_up_takes_after_a_few_steps_is_no_work() -> None:
+    assert audited({"advance": 1.0}, made=Dozing) is None
+
+
 class Blocks(Working):
     """Works half a reading and more at a time; what is left is done when losses are read."""
 

@@ -55,6 +55,8 @@ def test_a_run_is_a_view_of_its_record(here: bool, outputs: Path) -> None:
     assert found.losses.shape == (50,)
     assert np.isfinite(found.losses).all()
     assert sum(value.size for value in found.params.values()) == 2
+    assert (found.config["problem"], found.config["steps"]) == ("linear", 50)
+    assert found.answer == "matches float64 NumPy on all 50 steps"
     again = door.load(found.folder)
     assert isinstance(again, door.Run)
     assert again.row() == found.row()
@@ -87,6 +89,9 @@ def test_a_sweep_gives_a_run_for_every_combination(outputs: Path) -> None:
     assert [run.title for run in found] == ["linear · numpy · sgd", "linear · numpy · adam"] * 2
     assert {run.outcome for run in found} == {Outcome.OK}
     assert [row["loss"] for row in found.rows()] == [run.losses[-1] for run in found]
+    told_by = [(row["seed"], row["optimizer"]) for row in found.rows()]
+    assert told_by == [(1, "sgd"), (1, "adam"), (2, "sgd"), (2, "adam")]
+    assert "problem" not in found.rows()[0], "it is one for all"
     assert "median" in str(found)
     again = door.load("/".join(found.folder.parts[-2:]))
     assert isinstance(again, door.Sweep)

@@ -220,12 +220,18 @@ class Audit:
     def _left_after_few(self, n: int) -> Finding | None:
         """Do the same for too few steps to stand out from noise: take the median of many tries, and
         read only the losses, which are read first and are few.
+
+        Where more than that seems to be left, it may be what waking up takes after steps in which
+        this process or one that it has started had nothing to do. So the one step that they are
+        compared with is then followed by as long a rest.
         """
+        rest_s = 0.0
         for _ in _hearings():
             turns: list[tuple[float, float, float]] = []
             started = perf_counter()
             while len(turns) < HEARINGS or perf_counter() - started < CYCLE_S:
-                turns.append((*self._cycle(n, params=False), self._cycle(1, params=False)[1]))
+                one = self._cycle(1, params=False, rest_s=rest_s)
+                turns.append((*self._cycle(n, params=False), one[1]))
                 # One or two long tries may be interruptions. With more of them, the steps only
                 # seemed short, because the other tries left out the work.
                 if sum(clocked > CLOCKED_S for clocked, *_ in turns) > HEARINGS // 2:
@@ -234,6 +240,7 @@ class Audit:
             beyond = after - after_one
             if beyond <= SHARE * clocked + (n - 1) * self._fetch_seconds + FEW_NOISE * after_one:
                 return None
+            rest_s = clocked
             self._price_fetches()
         return Finding(
             Outcome.NOT_SYNCHRONIZED,
@@ -377,8 +384,10 @@ class Audit:
         program.params()
         return building, started.seconds()
 
-    def _cycle(self, n: int, *, params: bool = True) -> tuple[float, float]:
-        """Seconds of n steps on the clock, and of reading their results and waiting in a reset."""
+    def _cycle(self, n: int, *, params: bool = True, rest_s: float = 0.0) -> tuple[float, float]:
+        """Seconds of n steps on the clock; and of reading their results, `rest_s` after it stopped,
+        and waiting in a reset.
+        """
         program, synchronize = self._program, self._synchronize
         synchronize()
         # Wall time alone: while this thread waits for a core, the program's others may work.
@@ -388,6 +397,8 @@ class Audit:
         clocked = perf_counter() - start
         if n:
             self._step_seconds = min(self._step_seconds, clocked / n)
+        if rest_s:
+            sleep(rest_s)
         with _no_collection():
             started = _Stopwatch()
             program.losses()
