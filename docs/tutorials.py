@@ -349,7 +349,8 @@ def vector(notebook: Notebook, scale: Scale) -> Fill:
         run = once("large_dot", side, dtype, size, f"steps={steps}", f"optimizer.lr={lr}")
         finite = run.losses[np.isfinite(run.losses)]
         lost = f"{steps - finite.size} ({1 - finite.size / steps:.0%})"
-        rows.append([f"{side.label}, {dtype}", f"{run.outcome} {run.reason}", lost])
+        outcome = ": ".join(filter(None, (run.outcome, run.reason)))
+        rows.append([f"{side.label}, {dtype}", outcome, lost])
         rows[-1].append(f"{finite[-1]:.3g}" if finite.size else "")
         if side is NUMPY:
             curves[f"rate {lr:g}, {dtype}"] = run.losses

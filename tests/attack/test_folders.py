@@ -417,13 +417,22 @@ def test_those_held_against_a_damaged_cell_are_resumed(
     def change(record: dict[str, Any]) -> None:
         for other in record["cells"][1:]:
             other["baseline"] = 0
-        record["sweep"]["timing"] = True
         lose(record)
 
     edit(sweep, change)
     assert main(["resume"]) == 1
     shown = capsys.readouterr()
     assert "2 cells finished; 1 damaged; " in shown.out, shown
+
+
+def test_a_cell_whose_baseline_is_damaged_keeps_its_time(expkit: Expkit) -> None:
+    assert expkit("-m", *FAST, "optimizer=sgd,momentum").status == 0
+    [file] = expkit.outputs.rglob("sweep.json")
+    edit(file.parent, config(0, backend=None))
+    done = expkit("resume")
+    assert done.status == 1
+    assert "the baseline has no time" in done.out, done
+    assert "1 cell finished; 1 damaged; " in done.out, done
 
 
 WHOLE: dict[str, Callable[[dict[str, Any]], object]] = {
