@@ -142,6 +142,7 @@ def test_what_is_unlike_is_listed_and_can_be_forbidden(expkit: Expkit) -> None:
     assert "dtype: float64 against float32" in done.err
 
 
+@pytest.mark.alone  # the processors in use are counted
 def test_threads_are_each_sides_own(expkit: Expkit) -> None:
     """They are the process's, which both sides share."""
     words = ("problem=matmul", "problem.n=64", NONE, "measure.repeats_min=2")
