@@ -221,9 +221,8 @@ class Audit:
         """Do the same for too few steps to stand out from noise: take the median of many tries, and
         read only the losses, which are read first and are few.
 
-        Where more than that seems to be left, it may be what waking up takes after steps in which
-        this process or one that it has started had nothing to do. So the one step that they are
-        compared with is then followed by as long a rest.
+        A process that has just waited is slower to read results, because it has to wake up. So if
+        work seems to be left, the steps are compared with one step and a rest as long as theirs.
         """
         rest_s = 0.0
         for _ in _hearings():

@@ -145,12 +145,12 @@ def explain(error: BaseException, uri: str) -> str:
     """
     parts = _split(readable(uri))
     hint = f"; a password is kept nowhere: give the whole address in {VARIABLE} or with --uri"
-    deaf = _deaf(error)
-    said = f"no server answers at {_shown(uri)}: {deaf}" if deaf else scrub(one_line(error), [uri])
+    why = _unreachable(error)
+    said = f"no server answers at {_shown(uri)}: {why}" if why else scrub(one_line(error), [uri])
     return said + (hint if parts.username and not parts.password else "")
 
 
-def _deaf(error: BaseException | None) -> str:
+def _unreachable(error: BaseException | None) -> str:
     """Return what the system says of a server that cannot be reached; empty for other errors."""
     while error is not None:
         if isinstance(error, ConnectionError | TimeoutError | gaierror):

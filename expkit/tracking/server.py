@@ -40,7 +40,7 @@ REQUESTS = (Serve,)
 
 
 def start(uri: str, host: str, port: int) -> Child:
-    """Start the server of a database. It answers `Ended` once, or nothing."""
+    """Start the server of a database. The child answers `Ended` if the server ends by itself."""
     server = Child(__name__, [Ended])
     address = ["--host", host, "--port", str(port), "--backend-store-uri", uri]
     server.tell(Serve(["--workers", "1", *address, "--uvicorn-opts", OPTIONS]))
