@@ -62,6 +62,8 @@ class Scale:
 TINY = ("measure.repeats_min=6", "measure.repeats_per_placement=1", "measure.budget_s=0")
 SCALES = {"full": Scale(), "tiny": Scale(200, 40, 500, 1, TINY, TINY)}
 ONCE = ("measure.repeats_min=1", "measure.repeats_max=1", "measure.warmup=0")
+UNSENT = "tracking=none"
+"""The page is all that is kept."""
 
 
 # ---------------------------------------------------------------------------- expkit's way
@@ -70,13 +72,13 @@ ONCE = ("measure.repeats_min=1", "measure.repeats_max=1", "measure.warmup=0")
 def measure(experiment: str, *words: str) -> expkit.Sweep:
     """Every side that is here in both dtypes, in turn, the arrays of all placed anew."""
     backends, dtypes = [side.backend for side in SIDES], f"backend.dtype={','.join(DTYPES)}"
-    return expkit.sweep(f"+experiment={experiment}", dtypes, *words, backend=backends)
+    return expkit.sweep(f"+experiment={experiment}", dtypes, UNSENT, *words, backend=backends)
 
 
 def once(experiment: str, side: Side, dtype: str, *words: str) -> expkit.Run:
     """One repeat of one cell, for its answer."""
     chosen = (f"+experiment={experiment}", f"backend={side.backend}", f"backend.dtype={dtype}")
-    return expkit.run(expkit.cell(*chosen, *ONCE, *words), here=True)
+    return expkit.run(expkit.cell(*chosen, UNSENT, *ONCE, *words), here=True)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,10 @@ Watch = Callable[[int, Now], None]
 """Called off the clock with a cell's number among those run together, and what is being done."""
 
 
+def silent(number: int, now: Now) -> None:
+    """Show nothing."""
+
+
 class AnyTrial(Protocol):
     """One attempt to measure a cell, in this process or in another.
 
@@ -89,7 +93,7 @@ def conduct(
     compared: bool,
     timed: bool = True,
     processes: int = 1,
-    watch: Watch = lambda number, now: None,
+    watch: Watch = silent,
 ) -> None:
     """Measure cells in turn, from their preparation to their end.
 
@@ -123,28 +127,18 @@ def conduct(
         trial.wait()
 
 
-def run(cell: Cell, folder: Path, tracker: Tracker | None, watch: Watch) -> Result:
-    """Run a cell in its folder, journal first. An error is recorded, then raised.
-
-    Raises:
-        UserError: before anything is written, where this machine cannot run the backend or the
-            folder holds a run.
-    """
-    return run_together([(cell, folder)], tracker, watch, tags={})[0]
-
-
 def run_together(
     jobs: Sequence[tuple[Cell, Path]],
     tracker: Tracker | None,
-    watch: Watch,
+    watch: Watch = silent,
     *,
     tags: Mapping[str, str],
     timed: bool = True,
 ) -> list[Result]:
     """Run cells in this process, each in its folder, their repeats interleaved.
 
-    The first cell's configuration says how long to measure. The caller has to see that the runs
-    reach MLflow.
+    Journals are written first, and an error is recorded before it is raised. The first cell's
+    configuration says how long to measure. The caller has to see that the runs reach MLflow.
 
     Args:
         tags: tags of every run.
@@ -172,7 +166,7 @@ def run_together(
 def run_apart(
     jobs: Sequence[tuple[Cell, Path]],
     tracker: Tracker | None,
-    watch: Watch,
+    watch: Watch = silent,
     *,
     tags: Mapping[str, str],
 ) -> None:

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from expkit import config
-from expkit.conduct import check_runnable, run_apart, run_together
+from expkit.conduct import Watch, check_runnable, run_apart, run_together, silent
 from expkit.config import Cell
 from expkit.error_messages import explained
 from expkit.errors import UserError
-from expkit.measure.statistics import Summary, summarize
 from expkit.measure.verdict import Verdict
 from expkit.outcome import Outcome
 from expkit.record.stored import Stored, find, metrics_of, params_of
 from expkit.record.stored import load as load_stored
 from expkit.report import comparison as comparisons
 from expkit.report import plots
+from expkit.report import table as tables
 from expkit.report.units import seconds
 from expkit.tracking import address, journal, known
 from expkit.tracking.tracker import Tracker
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from expkit.contracts import HostArray
 
 Row = dict[str, object]
+Job = tuple[Cell, Path]
+"""A cell, and the folder of its run."""
 
 
 @dataclass(frozen=True)
@@ -84,20 +86,17 @@ class Run:
         """Where its program does not work with what its configuration says."""
         return self.stored.broken
 
-    @cached_property
-    def _summary(self) -> Summary | None:
-        timed = self.outcome == Outcome.OK and self.stored.timed
-        return summarize(self.stored.rounds) if timed else None
-
     @property
     def seconds(self) -> float | None:
         """The median repeat's, of all steps; None where no time may be shown."""
-        return self._summary.median if self._summary else None
+        summary = self.stored.summary
+        return summary.median if summary else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % confidence interval of `seconds`; of few rounds, the least and the greatest."""
-        return (self._summary.low, self._summary.high) if self._summary else None
+        summary = self.stored.summary
+        return (summary.low, summary.high) if summary else None
 
     @property
     def stable(self) -> str:
@@ -118,6 +117,10 @@ class Run:
     def params(self) -> dict[str, HostArray]:
         """The parameters that it came to, by name; empty where they were too many to keep."""
         return params_of(self.folder)
+
+    def table(self, *, verbose: bool = False) -> str:
+        """What the command line prints after a run; `verbose` adds how the figures came about."""
+        return tables.table(self.stored, verbose=verbose)
 
     def row(self) -> Row:
         """The run in plain values, for a table."""
@@ -212,30 +215,46 @@ class Sweep(Runs):
 
 @dataclass(frozen=True)
 class Comparison:
-    """B held against A.
+    """B held against A."""
 
-    Attributes:
-        a, b: the runs.
-        unlike: where they do not do the same work.
-        barriers: why their times may not be compared; empty where they may.
-        verdict: None where there are barriers.
-    """
+    held: comparisons.Comparison
 
-    a: Run
-    b: Run
-    unlike: Sequence[str]
-    barriers: Sequence[str]
-    verdict: Verdict | None
-    threshold: float
+    @property
+    def a(self) -> Run:
+        """The run that B is compared with."""
+        return Run(self.held.a)
+
+    @property
+    def b(self) -> Run:
+        """The run that is compared."""
+        return Run(self.held.b)
+
+    @property
+    def unlike(self) -> Sequence[str]:
+        """Where they do not do the same work."""
+        return self.held.unlike
+
+    @property
+    def barriers(self) -> Sequence[str]:
+        """Why their times may not be compared; empty where they may."""
+        return self.held.barriers
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """None where there are barriers."""
+        return self.held.verdict
 
     @property
     def word(self) -> str:
         """FASTER, SLOWER, SAME, CAN'T TELL, UNLIKE, or that they may not be compared."""
         return self.verdict.word if self.verdict else comparisons.MAY_NOT
 
+    def table(self, *, verbose: bool = False) -> str:
+        """What `expkit compare` prints; `verbose` adds how the figures came about."""
+        return comparisons.table(self.held, verbose=verbose)
+
     def __str__(self) -> str:
-        found = comparisons.hold(self.a.stored, self.b.stored, self.threshold)
-        return comparisons.table(found, self.threshold)
+        return self.table()
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
@@ -277,32 +296,29 @@ def run(
     """
     check(cell)
     folder = folder or cell.outputs / "runs" / _now()
-    _measure([(cell, folder)], here=here, tags={})
-    return Run(load_stored(folder))
+    [found] = _measured_and_sent([(cell, folder)], here=here, tags={})
+    return found
 
 
-def compare(a: Side, b: Side, *, here: bool = False) -> Comparison:
+def compare(a: Side, b: Side, *, here: bool = False, threshold: float | None = None) -> Comparison:
     """Hold B against A: two cells, measured in turn now, or two runs that were.
 
     Args:
         here: as `run` has it.
+        threshold: the smallest difference that matters, as a share; by default what A's run was
+            configured with.
 
     Raises:
         UserError: this machine cannot run one of them, they are to be measured in two ways, or
             there is no such run.
     """
     if isinstance(a, Cell) and isinstance(b, Cell):
-        if a.measure != b.measure:
-            raise UserError("measure: got two, takes one for both cells")
         check(a)
         check(b)
-        name = _now()
-        place = a.outputs / "comparisons" / name
-        jobs = [(a, place / "a"), (b, place / "b")]
-        _measure(jobs, here=here, tags={"interleaved": name})
-        return _held(*map(_stored, (place / "a", place / "b")), threshold=a.measure.threshold)
-    sides = [_stored(side) for side in (a, b)]
-    return _held(*sides, threshold=sides[0].threshold)
+        jobs, tags = in_turn(a, b, here=here)
+        a, b = _measured_and_sent(jobs, here=here, tags=tags)
+    first, second = _stored(a), _stored(b)
+    return Comparison(comparisons.hold(first, second, threshold or first.threshold))
 
 
 def sweep(*words: str, **values: object) -> Sweep:
@@ -328,7 +344,7 @@ def sweep(*words: str, **values: object) -> Sweep:
         manifest.save()
         cells = [planned.cell for planned in manifest.cells]
         with _tracker(cells, manifest.folder) as tracker:
-            engine.run(manifest, manifest.cells, tracker, engine.Silent())
+            engine.run(manifest, manifest.cells, tracker)
     return Sweep(manifest.folder)
 
 
@@ -375,17 +391,48 @@ def _now() -> str:
     return f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
 
 
-def _measure(jobs: Sequence[tuple[Cell, Path]], *, here: bool, tags: Mapping[str, str]) -> None:
+def in_turn(a: Cell, b: Cell, *, here: bool) -> tuple[list[Job], Mapping[str, str]]:
+    """The folders of two cells that are to be measured in turn, and the tags of their runs.
+
+    Raises:
+        UserError: they are to be measured in two ways.
+    """
+    if a.measure != b.measure:
+        raise UserError("measure: got two, takes the same for both cells")
+    name = _now()
+    place = a.outputs / "comparisons" / name
+    tags = {"interleaved": name} if here else {"interleaved": name, "isolated": "yes"}
+    return [(a, place / "a"), (b, place / "b")], tags
+
+
+def measured(
+    jobs: Sequence[Job],
+    tracker: Tracker | None,
+    watch: Watch = silent,
+    *,
+    here: bool,
+    tags: Mapping[str, str],
+) -> list[Run]:
+    """Measure cells in turn, each into its folder, here or each in a process of its own.
+
+    Pictures are not drawn yet, and MLflow need not have the runs yet.
+    """
+    measure = run_together if here else run_apart
+    measure(jobs, tracker, watch, tags=tags)
+    return [Run(load_stored(folder)) for _, folder in jobs]
+
+
+def _measured_and_sent(jobs: Sequence[Job], *, here: bool, tags: Mapping[str, str]) -> list[Run]:
     """Measure cells in turn; what keeps their pictures or MLflow from being there is a warning."""
     cells, folders = zip(*jobs, strict=True)
     with _tracker(cells, folders[0]) as tracker:
-        measure = run_together if here else run_apart
-        measure(jobs, tracker, lambda number, now: None, tags=tags)
+        runs = measured(jobs, tracker, here=here, tags=tags)
         missing = [plots.draw_wanted(cell, folder) for cell, folder in jobs]
         sent = [tracker.update(folder, last=True) for folder in folders] if tracker else []
     missing += [f"not in MLflow: {one.error}" for one in sent if one.error]
     for what in filter(None, missing):
         warnings.warn(what, stacklevel=3)
+    return runs
 
 
 @contextmanager
@@ -412,11 +459,6 @@ def _stored(side: Side) -> Stored:
     if isinstance(side, Cell):
         raise UserError("compare: got a cell and a run, takes two of a kind")
     return load_stored(find(str(side), config.default_outputs()))
-
-
-def _held(a: Stored, b: Stored, *, threshold: float) -> Comparison:
-    found = comparisons.hold(a, b, threshold)
-    return Comparison(Run(a), Run(b), found.unlike, found.barriers, found.verdict, threshold)
 
 
 def _html(rows: Sequence[Row]) -> str:

@@ -80,7 +80,7 @@ def _outcome(begin: Begin, folder: Path, parent: Parent) -> tuple[str, str]:
     try:
         if not begin.timed:
             job = [(cell, folder)]
-            [result] = run_together(job, None, lambda *_: None, tags=begin.tags, timed=False)
+            [result] = run_together(job, None, tags=begin.tags, timed=False)
         else:
             with Trial(cell, folder, begin.tags, None, lambda now: None) as trial, as_a_program():
                 result = trial.result

@@ -22,7 +22,7 @@ from expkit.measure.audits import Audits
 from expkit.measure.breakdown import breakdown
 from expkit.measure.clock import timed
 from expkit.measure.environment import Activity
-from expkit.measure.idle import threads_at_work, worked_meanwhile
+from expkit.measure.idle import Lookout, worked_meanwhile
 from expkit.measure.roofline import hold_to_limit, optimizer_elements
 from expkit.measure.stability import pauses, recompiled, unstable_because
 from expkit.measure.statistics import Rounds, summarize
@@ -82,8 +82,8 @@ class Trial(AbstractContextManager["Trial"]):
         """Seconds that all threads, and this one alone, waited for a core in the repeats, which
         include reading losses.
         """
-        self._at_work: list[int] = []
-        """How many other threads worked before each placement, where cells share this process."""
+        self._lookout = Lookout()
+        """Looks for other threads that work before a placement, where cells share this process."""
 
     def __enter__(self) -> Trial:
         """Begin the run.
@@ -218,7 +218,7 @@ class Trial(AbstractContextManager["Trial"]):
         """Begin a round: put the program into fresh, shifted memory."""
         self.configure()
         if not self._alone:
-            self._at_work.append(threads_at_work())
+            self._lookout.look()
         self._watch(self._next("placing the arrays elsewhere"))
         self._subject.program.reallocate()
         self.result.processes[0].append([])
@@ -375,7 +375,7 @@ class Trial(AbstractContextManager["Trial"]):
         paused = pauses(result.chunk_seconds, result.cpu_seconds)
         result.unstable = unstable_because(measure, summary, result.rounds, activity, paused)
         result.unstable += recompiled(result.processes[0], result.chunk_seconds)
-        result.unstable += worked_meanwhile(self._at_work)
+        result.unstable += worked_meanwhile(self._lookout.found)
         self._watch(Now("comparing the time with the machine's limit"))
         if not self._beyond_threads() and self._beyond_limit(
             summary.median / (result.chunk_ends[-1] + 1)

@@ -34,6 +34,8 @@ from expkit.measure.audit import (
     quick_switches,
     remembered,
 )
+from expkit.measure.subject import MORE, Subject
+from expkit.measure.warmup import WarmUp
 
 pytestmark = pytest.mark.alone
 
@@ -634,7 +636,7 @@ def outcome(
     monkeypatch.setattr(
         type(cell.backend), "build", lambda self, w: program(self, w, manual(np)), raising=True
     )
-    found = conduct.run(cell, tmp_path / "run", None, lambda *_: None)
+    found = conduct.run_together([(cell, tmp_path / "run")], None, tags={})[0]
     return found.outcome, found.checked
 
 
@@ -658,14 +660,14 @@ def test_data_that_were_moved_are_put_back(
     """An operation is tried on other data, and its later steps on its own."""
     monkeypatch.setattr(answer, "ELEMENT_STEPS", 1)
     cell = compose_cell("problem=matmul", "problem.n=30", *words.split(), "tracking=none", *QUICK)
-    found = conduct.run(cell, tmp_path / "run", None, lambda *_: None)
+    found = conduct.run_together([(cell, tmp_path / "run")], None, tags={})[0]
     assert (found.outcome, found.reason) == ("ok", None)
     assert "from steps" in found.checked
 
 
 def test_the_picture_is_of_what_the_last_repeat_learnt(tmp_path: Any) -> None:
     cell = compose_cell("problem=sine", "steps=600", "tracking=none", *QUICK)
-    found = conduct.run(cell, tmp_path / "run", None, lambda *_: None)
+    found = conduct.run_together([(cell, tmp_path / "run")], None, tags={})[0]
     program = cell.backend.build(cell.workload)
     program.advance(600)
     for name, learnt in program.params().items():
@@ -693,6 +695,21 @@ def test_no_program_is_asked_for_more_steps_than_it_has_room_for(
     monkeypatch.setattr("expkit.measure.audits.CLOCKED_S", 0.0)
     words = ("steps=90", "log_every=100", *QUICK)
     assert outcome(Roomy, tmp_path, monkeypatch, *words)[0] == "ok"
+
+
+def test_steps_that_seem_to_take_no_time_are_asked_for_a_few_more_at_once() -> None:
+    """Their work may be done elsewhere: of a hundred thousand at once it would take minutes."""
+    cell = compose_cell("problem=linear", "steps=1", "tracking=none")
+    subject = Subject(cell.backend, cell.workload, 1, "numpy")
+    subject.begin()
+    rooms = [subject.room]
+    for _ in range(3):
+        assert subject.enlarge(WarmUp(0.0, 0.0, 1, 1e-12, settled=True))
+        rooms.append(subject.room)
+    assert rooms == [1, MORE, MORE**2, MORE**3]
+    assert not subject.enlarge(WarmUp(0.0, 0.0, 1, 1.0, settled=True))
+    subject.program.advance(subject.room)
+    assert subject.losses().shape == (MORE**3,)
 
 
 def test_the_answer_line_tells_which_steps_were_checked(

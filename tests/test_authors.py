@@ -20,7 +20,7 @@ from expkit_plugins.numpy.backend import NumpyBackend
 
 from expkit import authors
 from expkit.authors import StepProgram, first_data, first_params, first_state, manual
-from expkit.conduct import run
+from expkit.conduct import run_together
 from expkit.config import compose_cell
 from expkit.contracts import Backend, Mark, Program, Recommended, Workload
 from expkit.errors import PluginError
@@ -29,7 +29,7 @@ from expkit.optimizers.adam import Adam
 from expkit.optimizers.sgd import Sgd
 from expkit.problems.sine import Sine
 from expkit.record.result import Result
-from expkit.report.breakdown import rows
+from expkit.report.breakdown import parts_in, rows
 from expkit.testing import BackendContract, ProblemContract, cells
 from expkit.testing.backend import DEVICE, SHARED, TOLERANCE, assert_traces
 
@@ -143,7 +143,7 @@ def measured(folder: Path, backend: Backend, *words: str) -> Result:
     """One run in this process of a backend that is no installed option."""
     cell = compose_cell("backend=numpy", "measure=quick", "tracking=none", *words)
     cell = dataclasses.replace(cell, backend=backend)
-    return run(cell, folder / "run", None, lambda *_: None)
+    return run_together([(cell, folder / "run")], None, tags={})[0]
 
 
 def test_what_an_import_takes_is_no_set_up_of_the_program(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_a_scalar_passes_every_gate(tmp_path: Path) -> None:
         cell = compose_cell("backend=numpy", "measure=quick", "tracking=none", "steps=10")
         case = Workload(Scalars(), Counting(0.1), 10, 0, "shared")
         cell = dataclasses.replace(cell, backend=backend, workload=case)
-        result = run(cell, tmp_path / str(number), None, lambda *_: None)
+        result = run_together([(cell, tmp_path / str(number))], None, tags={})[0]
         assert (result.outcome, result.reason) == ("ok", None)
         assert "all 10 steps" in result.checked
 
@@ -528,8 +528,8 @@ def test_a_trace_that_does_nothing_costs_the_parts_alone(tmp_path: Path) -> None
     result = measured(tmp_path, Odd(program=NoTrace), "problem=sine", *WORDS)
     assert (result.outcome, result.reason) == ("ok", None)
     assert result.breakdown is not None
-    [(_, text)] = rows(result.breakdown)
-    assert text.startswith("its parts are not shown: trace() made 0 marks in 1 step")
+    text = result.breakdown.hidden
+    assert text.startswith("not shown: trace() made 0 marks in 1 step")
 
 
 # What a compiler can keep
@@ -593,11 +593,9 @@ def test_a_trace_that_is_slow_out_of_all_proportion_is_given_up(kind: type[SlowT
     found = breakdown(program, backend.synchronize, case.steps, 1e-3)
     assert perf_counter() - started < 2.5
     assert not found.adds_up
-    [(name, text)] = rows(found)
-    said = r"its parts are not shown: traced one by one they take over [\d,]+ times as long as the"
-    assert name == "a step"
-    assert re.match(said, text), text
-    assert found.metrics() == {}
+    said = r"not shown: traced one by one they take over [\d,]+ times as long as the timed step"
+    assert re.match(said, found.hidden), found.hidden
+    assert parts_in(found.metrics())[0] == {}
     assert program.losses().size == 0
     program.advance(case.steps)  # whole again, wherever it was stopped
     np.testing.assert_array_equal(program.losses(), reference_losses(case))
@@ -612,8 +610,7 @@ def reference_losses(case: Workload) -> Any:
 def test_a_step_of_one_part_has_no_breakdown_to_show() -> None:
     for took in (1e-3, 5e-2):
         whole = Breakdown({"step": took}, 1e-3, 9, 1, 1e-7, 1e-3, 1e-4)
-        assert rows(whole) == []
-        assert whole.metrics() == {}
+        assert rows(whole.metrics(), whole.hidden) == []
 
 
 # A plugin's problem and optimizer, beside those of others

@@ -17,7 +17,7 @@ from expkit.measure import clock
 from expkit.measure.breakdown import Breakdown, breakdown
 from expkit.optimizers.sgd import Sgd
 from expkit.problems.sine import Sine
-from expkit.report.breakdown import bar, rows
+from expkit.report.breakdown import bar, parts_in, rows
 from expkit.testing.backend import assert_traces
 
 pytestmark = pytest.mark.alone
@@ -204,9 +204,14 @@ def test_marks_that_tell_no_parts_are_named(
             super().trace(n, lambda part: mark(part) if next(marks, None) is not None else None)
 
     found = measured(planted := Forgetful(step))
-    assert (found.parts, found.metrics(), planted.done) == ({}, {}, 0)
+    assert (found.parts, parts_in(found.metrics())[0], planted.done) == ({}, {}, 0)
     takes = "takes the same ones in every step"
-    assert rows(found) == [("a step", f"its parts are not shown: trace() made {made}, {takes}")]
+    assert shown(found) == [("a step", f"its parts are not shown: trace() made {made}, {takes}")]
+
+
+def shown(found: Breakdown, *, verbose: bool = False) -> list[tuple[str, str]]:
+    """Its rows, from what a run records of it."""
+    return rows(found.metrics(), found.hidden, verbose=verbose)
 
 
 FOUND = Breakdown(
@@ -223,14 +228,14 @@ FOUND = Breakdown(
 def test_rows_tell_every_share_and_the_rest() -> None:
     parts = "draw 0%, forward 50%, backward 25%, update 12%"
     said = f"{parts} (traced one by one; together 12% less than the timed step)"
-    assert rows(FOUND) == [("a step", said)]
-    over = rows(replace(FOUND, step_seconds=3e-6))[0][1]
+    assert shown(FOUND) == [("a step", said)]
+    over = shown(replace(FOUND, step_seconds=3e-6))[0][1]
     assert over.endswith("together 17% more than the timed step)")
-    assert "together" not in rows(replace(FOUND, step_seconds=3.499e-6))[0][1]
-    told = dict(rows(FOUND, verbose=True))
+    assert "together" not in shown(replace(FOUND, step_seconds=3.499e-6))[0][1]
+    told = dict(shown(FOUND, verbose=True))
     assert told["placing"] == "the data takes 300 µs, untimed"
-    assert told["fetching"] == "the losses of 2000 traced steps takes 20 µs, untimed"
-    assert "fetching" not in dict(rows(replace(FOUND, fetching_seconds=None), verbose=True))
+    assert told["fetching"] == "the losses of the traced steps takes 20 µs, untimed"
+    assert "fetching" not in dict(shown(replace(FOUND, fetching_seconds=None), verbose=True))
 
 
 @pytest.mark.parametrize(("step_seconds", "end"), [(4e-6, 4e-6), (2.5e-6, 3.5e-6)])

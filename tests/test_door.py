@@ -60,6 +60,7 @@ def test_a_run_is_a_view_of_its_record(here: bool, outputs: Path) -> None:
     again = door.load(found.folder)
     assert isinstance(again, door.Run)
     assert again.row() == found.row()
+    assert again.table(verbose=True) == found.table(verbose=True)
     assert str(found.folder) in found._repr_html_()
 
 

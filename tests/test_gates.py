@@ -156,7 +156,7 @@ SMALLER = {"large_dot": ("problem.n=2000",), "matmul": ("problem.n=60",), "add":
 def test_no_right_answer_is_refused(tmp_path: Path, words: tuple[str, ...]) -> None:
     words += SMALLER.get(words[0].partition("=")[2], ())
     cell = compose_cell(*words, "tracking=none", "measure.repeats_min=1", "measure.repeats_max=1")
-    found = conduct.run(cell, tmp_path / "run", None, lambda *_: None)
+    found = conduct.run_together([(cell, tmp_path / "run")], None, tags={})[0]
     assert (found.outcome, found.reason) == ("ok", None)
     assert found.checked.startswith("matches float64 NumPy on "), found.checked
     assert found.broken == []
@@ -276,7 +276,7 @@ def test_no_program_is_too_short_for_the_gates(tmp_path: Path, backend: str, wor
     for trial in range(8):
         cell = compose_cell(f"backend={backend}", *words.split(), "tracking=none", *QUICK)
         folder = tmp_path / str(trial)
-        found = conduct.run(cell, folder, None, lambda *_: None)
+        found = conduct.run_together([(cell, folder)], None, tags={})[0]
         assert (found.outcome, found.reason) == ("ok", None)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from expkit.conduct import run
+from expkit.conduct import run_together
 from expkit.config import compose_cell
 from expkit.errors import UserError
 from expkit.record import quantities
@@ -32,18 +32,18 @@ def test_a_row_more_is_in_the_journal_the_table_and_what_is_loaded(
     )
     monkeypatch.setattr(quantities, "QUANTITIES", (*quantities.QUANTITIES, more))
     cell = compose_cell(*WORDS)
-    found = run(cell, tmp_path / "run", None, lambda *_: None)
+    found = run_together([(cell, tmp_path / "run")], None, tags={})[0]
     fell = found.losses[0] - found.losses[-1]
     assert metrics_of(tmp_path / "run")["final/fall"] == [fell]
     assert load(tmp_path / "run").quantities["final/fall"] == fell
-    assert f"final/fall {fell:.6g} (how far it fell)" in table(cell, found, tmp_path, verbose=True)
+    assert f"final/fall {fell:.6g} (how far it fell)" in table(load(tmp_path / "run"), verbose=True)
 
 
 def test_every_figure_of_a_run_is_named_once_and_read_back(tmp_path: Path) -> None:
     names = [quantity.name for quantity in quantities.QUANTITIES]
     assert len(set(names)) == len(names)
-    found = run(compose_cell(*WORDS), tmp_path / "run", None, lambda *_: None)
-    told = {quantity.name: value for quantity, value in quantities.found(found)}
+    found = run_together([(compose_cell(*WORDS), tmp_path / "run")], None, tags={})[0]
+    told = dict(quantities.found(found))
     stored = load(tmp_path / "run")
     assert stored.quantities == {name: told[name] for name in names if name in told}
     assert {
@@ -95,6 +95,6 @@ def test_a_torn_note_of_another_run_does_not_hide_one(tmp_path: Path) -> None:
 
 def test_one_round_has_no_spread_to_show(tmp_path: Path) -> None:
     run = load(_stored(tmp_path / "run", SAMPLE, OK_TAG))
-    shown = comparison.table(comparison.hold(run, run, 0.02), 0.02)
+    shown = comparison.table(comparison.hold(run, run, 0.02))
     assert "\u00b1" not in shown
     assert "1 s (its spread is not known: the arrays were placed once)" in shown

@@ -137,7 +137,7 @@ def test_a_short_program_repeats_within_a_reading_until_the_clock_can_tell(
     real = clock.timed
     monkeypatch.setattr(trial, "timed", timed)
     cell = compose_cell(*words.split(), "steps=1", NONE, *TWELVE)
-    found = conduct.run(cell, tmp_path / "run", None, lambda *_: None)
+    found = conduct.run_together([(cell, tmp_path / "run")], None, tags={})[0]
     assert found.outcome == "ok"
     readings = sorted(readings[:12])  # after them it is timed once more from another start
     assert len(readings) == 12

@@ -33,6 +33,7 @@ from expkit.measure.stopping import (
 )
 from expkit.measure.warmup import run_before, warm_up
 from expkit.record.result import Now, Result
+from expkit.record.stored import load
 from expkit.report.table import table
 from expkit.tracking import journal
 
@@ -84,8 +85,8 @@ def measured(place: Path, made: type[Compiled], *words: str) -> tuple[Result, st
     cell = compose_cell("problem=sine", "tracking=none", *words)
     backend = Compiling(made=made)
     cell = replace(cell, backend=backend)
-    found = conduct.run(cell, place / "run", None, lambda *_: None)
-    return found, table(cell, found, place), max(backend.seen, key=len)
+    found = conduct.run_together([(cell, place / "run")], None, tags={})[0]
+    return found, table(load(place / "run")), max(backend.seen, key=len)
 
 
 SIX = ("measure.repeats_min=6", "measure.repeats_max=6", "measure.repeats_per_placement=1")
@@ -163,12 +164,13 @@ def test_a_short_program_is_warmed_up_at_the_length_that_fills_a_reading(tmp_pat
 
 def test_where_nothing_is_compiled_nothing_is_said_of_it(tmp_path: Path) -> None:
     cell = compose_cell("problem=sine", "tracking=none", *SIX)
-    found = conduct.run(cell, tmp_path / "run", None, lambda *_: None)
+    found = conduct.run_together([(cell, tmp_path / "run")], None, tags={})[0]
     assert found.warm_up is not None
     assert found.warm_up.compile_seconds < 0.1
-    rows = [line.split()[0] for line in table(cell, found, tmp_path).splitlines()]
+    run = load(tmp_path / "run")
+    rows = [line.split()[0] for line in table(run).splitlines()]
     assert "compile" not in rows
-    verbose = table(cell, found, tmp_path, verbose=True).splitlines()
+    verbose = table(run, verbose=True).splitlines()
     assert "compile" in [line.split()[0] for line in verbose]
 
 

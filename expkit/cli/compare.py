@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from expkit import door
 from expkit.cli.session import (
     draw,
     interruptible,
@@ -25,8 +25,6 @@ from expkit.cli.words import check_words
 from expkit.errors import UserError
 from expkit.measure import verdict
 from expkit.outcome import Outcome
-from expkit.record.stored import find, load
-from expkit.report.comparison import Comparison, hold, table
 
 if TYPE_CHECKING:
     from expkit.config import Cell
@@ -59,8 +57,8 @@ def compare(
         isolate: whether each cell is measured in a process of its own; if None, only where a
             backend is not expkit's own.
     """
+    os.environ["EXPKIT_OUTPUTS"] = str(outputs)  # not as a word, which Hydra would parse
     if all("=" in side and not Path(side).exists() for side in (a, b)):
-        os.environ["EXPKIT_OUTPUTS"] = str(outputs)  # not as a word, which Hydra would parse
         words = ["measure=standard", *both]
         if threshold is not None:
             words.append(f"measure.threshold={threshold}")
@@ -73,12 +71,10 @@ def compare(
     if both:
         return print_error(f"compare: got {both[0]!r} after two runs, takes nothing there")
     try:
-        first, second = (load(find(side, outputs)) for side in (a, b))
-        threshold = threshold or first.threshold
-        found = hold(first, second, threshold)
+        found = door.compare(a, b, threshold=threshold)
     except UserError as error:
         return print_error(error)
-    return _tell(found, threshold, verbose=verbose)
+    return _tell(found, verbose=verbose)
 
 
 def _split(side: str) -> list[str]:
@@ -92,7 +88,6 @@ def _now(sides: Sequence[Sequence[str]], isolate: bool | None, *, verbose: bool)
     """Measure both, here or each in a process of its own, record both, and compare."""
     from expkit.cli import COMMANDS
     from expkit.cli.progress import progress
-    from expkit.conduct import run_apart, run_together
     from expkit.config import compose_cell, default_outputs
     from expkit.error_messages import explained
 
@@ -103,25 +98,17 @@ def _now(sides: Sequence[Sequence[str]], isolate: bool | None, *, verbose: bool)
             check_words(words)
             with explained(words, COMMANDS):
                 cells.append(compose_cell(*words))
-        first = cells[0]
-        if first.measure != cells[1].measure:
-            raise UserError("measure: got two, takes one for both cells, after the two sides")
-        apart = _is_apart(cells, isolate)
-        name = f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"
-        place = first.outputs / "comparisons" / name
-        folders = [place / "a", place / "b"]
+        here = not _is_apart(cells, isolate)
+        jobs, tags = door.in_turn(*cells, here=here)
+        folders = [folder for _, folder in jobs]
+        place = folders[0].parent
 
         def work() -> int:
-            jobs = list(zip(cells, folders, strict=True))
-            tags = {"interleaved": name}
-            steps = first.workload.steps
+            first = cells[0]
             with used_by(cells, place, tracker) as used:
-                with progress(first.measure, steps, 2) as watch:
-                    measure = run_apart if apart else run_together
-                    measure(jobs, used, watch, tags=tags)
-                threshold = first.measure.threshold
-                found = hold(load(folders[0]), load(folders[1]), threshold)
-                status = _tell(found, threshold, apart=apart, verbose=verbose)
+                with progress(first.measure, first.workload.steps, 2) as watch:
+                    runs = door.measured(jobs, used, watch, here=here, tags=tags)
+                status = _tell(door.compare(*runs), verbose=verbose)
                 draw(jobs)
                 for run in send(folders, used):
                     if run.error:
@@ -139,10 +126,8 @@ def _is_apart(cells: Sequence[Cell], isolate: bool | None) -> bool:
     return isolate
 
 
-def _tell(
-    found: Comparison, threshold: float, *, apart: bool = False, verbose: bool = False
-) -> int:
-    show(table(found, threshold, apart=apart, verbose=verbose))
+def _tell(found: door.Comparison, *, verbose: bool = False) -> int:
+    show(found.table(verbose=verbose))
     if found.verdict is None:
         refused = any(run.outcome != Outcome.OK for run in (found.a, found.b))
         return FAILED if refused else MAY_NOT_COMPARE

@@ -263,10 +263,9 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: boo
     """Run one cell in the folder that Hydra chose for it; return the exit status."""
     from hydra.core.hydra_config import HydraConfig
 
-    from expkit import config
+    from expkit import config, door
     from expkit.cli.progress import progress
-    from expkit.conduct import run as run_cell
-    from expkit.report.table import in_mlflow, table
+    from expkit.report.table import in_mlflow
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir).absolute()
@@ -275,14 +274,15 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: boo
         words = config.as_typed(hydra_config.overrides.task)
         cell = config.build_cell(composed, dict(hydra_config.runtime.choices), words)
         with used_by([cell], folder, tracker) as used:
+            jobs = [(cell, folder)]
             with progress(cell.measure, cell.workload.steps) as watch:
-                result = run_cell(cell, folder, used, watch)
-            show(table(cell, result, folder, verbose=verbose))
-            draw([(cell, folder)])
+                [found] = door.measured(jobs, used, watch, here=True, tags={})
+            show(found.table(verbose=verbose))
+            draw(jobs)
             for sent in send([folder], used):
                 if sent.error:
                     return not_in_mlflow(sent.error, folder)
                 show(in_mlflow(str(sent.run_id)))
-        return OK if result.outcome == Outcome.OK else FAILED
+        return OK if found.outcome == Outcome.OK else FAILED
 
     return reported(work, folder)

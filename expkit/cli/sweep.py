@@ -46,7 +46,7 @@ REDRAW_S = 0.2
 NO_NAMES: Mapping[int, str] = {}
 
 
-class Lines:
+class Lines(engine.ProgressReporter):
     """Prints a line for every cell that has ended and, on a terminal, one with the progress."""
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -88,11 +89,23 @@ class Breakdown:
         """Whether the parts take many times as long as the timed step."""
         return sum(self.parts.values()) > FAR * self.step_seconds
 
+    @property
+    def hidden(self) -> str:
+        """That its parts are not shown, and why; empty where they are, or where there are none."""
+        rest = self.unattributed / self.step_seconds
+        off = f"{abs(rest):.0%} {'less' if rest > 0 else 'more'} than the timed step"
+        if self.is_far:
+            off = f"over {math.floor(1 - rest):,} times as long as the timed step"
+        if self.unmarked:
+            return f"not shown: {self.unmarked}"
+        shown = self.adds_up or not self.divides
+        return "" if shown else f"not shown: traced one by one they take {off}"
+
     def metrics(self) -> dict[str, float]:
-        """The figures by metric name; none if the parts do not add up or do not divide a step."""
-        if not self.adds_up or not self.divides:
-            return {}
-        shown = {**self.parts, UNATTRIBUTED: self.unattributed, PLACING: self.placing_seconds}
+        """The figures by metric name, without parts that do not add up or do not divide a step."""
+        shown = {PLACING: self.placing_seconds}
+        if self.adds_up and self.divides:
+            shown = {**self.parts, UNATTRIBUTED: self.unattributed, **shown}
         if self.fetching_seconds is not None:
             shown[FETCHING] = self.fetching_seconds
         return {f"{PREFIX}{name.replace(' ', '_')}{SUFFIX}": s for name, s in shown.items()}

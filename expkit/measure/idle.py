@@ -18,9 +18,34 @@ from time import perf_counter, sleep
 LOOKS = 3
 LOOK_S = 1e-3
 """A thread is at work if it works between each two of LOOKS looks, LOOK_S seconds apart."""
-PATIENCE_S = 0.05
+PATIENCE_S = 0.2
 """How long threads may spin after a parallel loop, waiting for the next one: those of OpenMP and
-BLAS do so for some 30 ms at most."""
+BLAS do so for some 30 ms, or 100 ms where another process takes their core half of the time.
+"""
+SHARE = 0.02
+"""The share of the time that looking may take, as that is time without repeats."""
+
+
+class Lookout:
+    """Looks at the other threads of this process now and then.
+
+    Attributes:
+        found: how many threads worked at each look.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[int] = []
+        self._began = self._spent_s = 0.0
+
+    def look(self) -> None:
+        """Look, unless looking has taken more than its share of the time since the first look."""
+        started = perf_counter()
+        if not self.found:
+            self._began = started
+        elif self._spent_s > SHARE * (started - self._began):
+            return
+        self.found.append(threads_at_work())
+        self._spent_s += perf_counter() - started
 
 
 def threads_at_work() -> int:
@@ -61,7 +86,7 @@ def _worked(before: tuple[bool, float], now: tuple[bool, float]) -> bool:
 
 
 def worked_meanwhile(threads: Sequence[int]) -> list[str]:
-    """The warning about threads that worked before most placements, if any.
+    """The warning about threads that worked at most looks, if any.
 
     >>> worked_meanwhile([0, 1, 0, 0]), worked_meanwhile([])
     ([], [])

@@ -84,11 +84,10 @@ QUANTITIES = (
 )
 
 
-def found(result: Result) -> Iterator[tuple[Quantity, float]]:
-    """Yield each figure that a result has, and those of its breakdown of a step."""
+def found(result: Result) -> Iterator[tuple[str, float]]:
+    """Yield the name and value of each figure that a result has, and of its breakdown of a step."""
     for quantity in QUANTITIES:
         if (value := quantity.of(result)) is not None:
-            yield quantity, value
-    parts = result.breakdown.metrics() if result.summary and result.breakdown else {}
-    for name, seconds in parts.items():
-        yield Quantity(name, lambda _: None, "s", "of a step"), seconds
+            yield quantity.name, value
+    if result.summary and result.breakdown:
+        yield from result.breakdown.metrics().items()

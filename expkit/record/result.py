@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from statistics import median
 
 import numpy as np
 
@@ -109,8 +108,3 @@ class Result:
     def rounds(self) -> Rounds:
         """The repeats by placement or, if several processes measured, by process."""
         return nested(self.processes)
-
-    @property
-    def middles(self) -> list[float]:
-        """Each round's median."""
-        return [median(repeats) for repeats in self.rounds if repeats]

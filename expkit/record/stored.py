@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -14,7 +15,8 @@ import numpy as np
 from expkit.checks import WHOLE, misfit, short
 from expkit.contracts import HostArray
 from expkit.errors import UserError
-from expkit.measure.statistics import Rounds, nested
+from expkit.measure.breakdown import PREFIX
+from expkit.measure.statistics import Rounds, Summary, nested, summarize
 from expkit.measure.stopping import Measure
 from expkit.outcome import FINISHED, Outcome
 from expkit.record import quantities
@@ -27,33 +29,72 @@ class Stored:
 
     Attributes:
         outcome: as in the run's tag; `running` for one without an end.
-        reason: what is wrong with one that is not ok.
         config: its configuration, flat, and as `actual.*` what its backend said of itself.
-        answer: how the answer was checked, or why it was not; empty where it came to none.
+        tags: the last value of each.
         facts: see `expkit.measure.parity`.
         broken: where its program does not work with what its configuration says.
         processes: seconds of each repeat, by placement, by process.
         quantities: those of `expkit.record.quantities` that it has, by name.
+        parts: seconds of the parts of a step, by the names of their metrics.
+        first_loss: of the first step; None where there is none.
         threshold: of a comparison, as it was configured.
-        interleaved: the name that runs share whose rounds were measured in turn; else None.
-        timed: false where other things ran meanwhile, by intent.
-        stable: `yes`, or every reason to distrust the times.
     """
 
     folder: Path
     title: str
     outcome: Outcome
-    reason: str
     config: Mapping[str, object]
-    answer: str
+    tags: Mapping[str, str]
     facts: Mapping[str, str]
     broken: list[str]
     processes: list[list[list[float]]]
     quantities: Mapping[str, float]
+    parts: Mapping[str, float]
+    first_loss: float | None
     threshold: float
-    interleaved: str | None
-    timed: bool
-    stable: str
+
+    @property
+    def reason(self) -> str:
+        """What is wrong with a run that is not ok."""
+        return self.tags.get("reason", "")
+
+    @property
+    def answer(self) -> str:
+        """How the answer was checked, or why it was not; empty where it came to none."""
+        return self.tags.get("answer", "")
+
+    @property
+    def stable(self) -> str:
+        """`yes`, or every reason to distrust the times."""
+        return self.tags.get("stable", "yes")
+
+    @property
+    def interleaved(self) -> str | None:
+        """The name that runs share whose rounds were measured in turn; else None."""
+        return self.tags.get("interleaved")
+
+    @property
+    def timed(self) -> bool:
+        """False where other things ran meanwhile, by intent."""
+        return self.tags.get("timed") != "no"
+
+    @cached_property
+    def summary(self) -> Summary | None:
+        """Of its repeats; None where no time may be shown."""
+        return summarize(self.rounds) if self.outcome == Outcome.OK and self.timed else None
+
+    @property
+    def steps(self) -> int:
+        """How many a repeat has.
+
+        Raises:
+            UserError: the record says none.
+        """
+        steps = self.config.get("steps")
+        if not isinstance(steps, int) or steps < 1:
+            file = self.folder / journal.FILE
+            raise UserError(f"{file}: steps: got {short(steps)}, takes a whole number above 0")
+        return steps
 
     @property
     def loss(self) -> float | None:
@@ -96,7 +137,8 @@ def load(folder: Path) -> Stored:
     processes: dict[int, dict[int, list[float]]] = {}
     once = {quantity.name for quantity in quantities.QUANTITIES}
     figures: dict[str, float] = {}
-    title = None
+    parts: dict[str, float] = {}
+    title = first_loss = None
     threshold = Measure().threshold
     for record, _ in journal.read(folder):
         if record["kind"] == "run":
@@ -106,10 +148,14 @@ def load(folder: Path) -> Stored:
             tags |= record["tags"]
         elif record["kind"] == "facts":
             facts, broken = record["facts"], record["broken"]
-        elif record["kind"] == "metric" and record["key"] in once:
-            if len(record["values"]) != 1:
-                raise UserError(f"{file}: {record['key']}: got {len(record['values'])}, takes one")
-            figures[record["key"]] = float(record["values"][0])
+        elif record["kind"] == "metric":
+            key, values = record["key"], record["values"]
+            if key in once or key.startswith(PREFIX):
+                if len(values) != 1:
+                    raise UserError(f"{file}: {key}: got {len(values)}, takes one")
+                (figures if key in once else parts)[key] = float(values[0])
+            elif key == "train/loss" and first_loss is None and values:
+                first_loss = float(values[0])
         elif record["kind"] == "sample":
             if "process" not in record or "placement" not in record:
                 raise UserError(f"{folder}: an older expkit wrote it, without placements")
@@ -119,30 +165,28 @@ def load(folder: Path) -> Stored:
             rounds.setdefault(record["placement"], []).append(sum(record["seconds"]))
     if title is None:
         raise UserError(f"{folder}: its journal has no beginning")
-    timed = tags.get("timed") != "no"
     try:
         outcome = Outcome(tags.get("outcome", ""))
     except ValueError:
         got, takes = short(tags.get("outcome")), ", ".join(Outcome)
         raise UserError(f"{file}: outcome: got {got}, takes one of {takes}") from None
-    if outcome == Outcome.OK and timed and not processes:
-        raise UserError(f"{folder}: its journal has no times")
-    return Stored(
+    found = Stored(
         folder=folder,
         title=title,
         outcome=outcome,
-        reason=tags.get("reason", ""),
         config=config,
-        answer=tags.get("answer", ""),
+        tags=tags,
         facts=facts,
         broken=broken,
         processes=[list(rounds.values()) for rounds in processes.values()],
         quantities=figures,
+        parts=parts,
+        first_loss=first_loss,
         threshold=threshold,
-        interleaved=tags.get("interleaved"),
-        timed=timed,
-        stable=tags.get("stable", "yes"),
     )
+    if outcome == Outcome.OK and found.timed and not processes:
+        raise UserError(f"{folder}: its journal has no times")
+    return found
 
 
 PARAMS = "params.npz"

@@ -85,14 +85,29 @@ def opening(
 
 def write_result(journal: Journal, result: Result) -> None:
     """Write the metrics of a run that was measured or refused."""
-    for quantity, value in quantities.found(result):
-        journal.metric(quantity.name, [value])
+    for name, value in quantities.found(result):
+        journal.metric(name, [value])
     if result.first_bad_step is not None:
         journal.tags({"first_bad_step": str(result.first_bad_step)})
     if result.summary:
         journal.tags({"stopped_by": str(result.stopped_by)})
         journal.tags({"stable": "; ".join(result.unstable) or "yes"})
+        journal.tags(_remarks(result))
         _write_step_seconds(journal, result)
+
+
+def _remarks(result: Result) -> dict[str, str]:
+    """The tags that the figures of a run need beside them."""
+    found = {}
+    if warm := result.warm_up:
+        found["lengths"] = f"{', '.join(map(str, warm.first_passes))} steps"
+        if not warm.settled:
+            found["warm_up"] = "a step's time did not settle"
+    if result.limit:
+        found["limited_by"] = result.limit.binds
+    if result.breakdown and result.breakdown.hidden:
+        found["parts"] = result.breakdown.hidden
+    return found
 
 
 def write_files(cell: Cell, journal: Journal, result: Result) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from expkit.contracts import HostArray
-from expkit.measure.breakdown import BESIDE, PREFIX, SUFFIX, UNATTRIBUTED, Breakdown
+from expkit.measure.breakdown import BESIDE, FETCHING, PLACING, PREFIX, SUFFIX, UNATTRIBUTED
 from expkit.report.units import percent, seconds
 
 if TYPE_CHECKING:
@@ -26,41 +24,39 @@ UNKNOWN = "C7"
 """Colour of a part that `Mark` does not name, which a run may have nevertheless."""
 
 
-def rows(breakdown: Breakdown, *, verbose: bool = False) -> list[tuple[str, str]]:
-    """Lines for the table: name and text."""
-    whole = breakdown.step_seconds
-    rest = breakdown.unattributed / whole
-    off = f"{percent(abs(rest))} {'less' if rest > 0 else 'more'} than the timed step"
-    shares = ((name, took / whole) for name, took in breakdown.parts.items())
-    if breakdown.is_far:
-        off = f"over {math.floor(1 - rest):,} times as long as the timed step"
-    if breakdown.adds_up:
-        text = ", ".join(f"{name} {percent(share)}" for name, share in shares)
+def rows(
+    figures: Mapping[str, float], hidden: str = "", *, verbose: bool = False
+) -> list[tuple[str, str]]:
+    """Return lines for the table, name and text.
+
+    Args:
+        figures: those of a breakdown, by metric name.
+        hidden: why the parts are not shown, if they are not.
+    """
+    found = [("a step", f"its parts are {hidden}")] if hidden else []
+    parts, whole = parts_in(figures)
+    if parts:
+        text = ", ".join(f"{name} {percent(took / whole)}" for name, took in parts.items())
+        rest = 1 - sum(parts.values()) / whole
         if abs(rest) >= 0.01:  # else it says "less than 1% less"
+            off = f"{percent(abs(rest))} {'less' if rest > 0 else 'more'} than the timed step"
             text += f" (traced one by one; together {off})"
-    else:
-        text = f"its parts are not shown: traced one by one they take {off}"
-    if breakdown.unmarked:
-        text = f"its parts are not shown: {breakdown.unmarked}"
-    found = [("a step", text)] if breakdown.divides else []
-    if verbose:
-        found.append(("placing", f"the data takes {seconds(breakdown.placing_seconds)}, untimed"))
-        if breakdown.fetching_seconds is not None:
-            losses = f"the losses of {breakdown.steps} traced steps"
-            found.append(
-                ("fetching", f"{losses} takes {seconds(breakdown.fetching_seconds)}, untimed")
-            )
+        found = [("a step", text)]
+    for name, what in ((PLACING, "the data"), (FETCHING, "the losses of the traced steps")):
+        took = figures.get(f"{PREFIX}{name}{SUFFIX}")
+        if verbose and took is not None:
+            found.append((name, f"{what} takes {seconds(took)}, untimed"))
     return found
 
 
-def parts_in(metrics: Mapping[str, HostArray]) -> tuple[dict[str, float], float]:
-    """Return the seconds of a step's parts, and of the timed step, from a run's metrics.
+def parts_in(figures: Mapping[str, float]) -> tuple[dict[str, float], float]:
+    """Return the seconds of a step's parts, and of the timed step, from a breakdown's figures.
 
     There are no parts if they did not add up to the timed step, see `Breakdown.metrics`.
     """
     found = {
-        key.removeprefix(PREFIX).removesuffix(SUFFIX).replace("_", " "): float(values[-1])
-        for key, values in metrics.items()
+        key.removeprefix(PREFIX).removesuffix(SUFFIX).replace("_", " "): took
+        for key, took in figures.items()
         if key.startswith(PREFIX)
     }
     parts = {name: took for name, took in found.items() if name not in BESIDE}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from expkit.measure import parity
-from expkit.measure.statistics import summarize
 from expkit.measure.verdict import CANT_TELL, FASTER, SLOWER, UNLIKE, Verdict, held
 from expkit.outcome import Outcome
 from expkit.record.stored import Stored
@@ -22,6 +21,7 @@ class Comparison:
         unlike: where their work differs, or where one does not do what its configuration says.
         barriers: why their times may not be compared; empty if they may.
         verdict: None if there are barriers.
+        threshold: the smallest difference that matters, as a share.
     """
 
     a: Stored
@@ -29,6 +29,7 @@ class Comparison:
     unlike: list[str]
     barriers: list[str]
     verdict: Verdict | None
+    threshold: float
 
 
 def hold(a: Stored, b: Stored, threshold: float) -> Comparison:
@@ -47,30 +48,25 @@ def hold(a: Stored, b: Stored, threshold: float) -> Comparison:
         barriers += unlike  # separate runs may not have been meant to be compared
     barriers += parity.differences(a.facts, b.facts, parity.PLACE)
     if barriers:
-        return Comparison(a, b, unlike, barriers, None)
-    return Comparison(a, b, unlike, [], held(a, b, threshold))
+        return Comparison(a, b, unlike, barriers, None, threshold)
+    return Comparison(a, b, unlike, [], held(a, b, threshold), threshold)
 
 
-def table(
-    found: Comparison, threshold: float, *, apart: bool = False, verbose: bool = False
-) -> str:
-    """Return a table of both sides, the ratio, the verdict and what speaks against it.
-
-    Args:
-        apart: whether each was measured in a process of its own.
-    """
+def table(found: Comparison, *, verbose: bool = False) -> str:
+    """Return a table of both sides, the ratio, the verdict and what speaks against it."""
     sides = (("A", found.a), ("B", found.b))
     rows = [(name, _side(run)) for name, run in sides]
     if found.verdict:
         unit = "processes" if len(found.a.processes) > 1 else "placements"
         rows.append(("ratio", _ratio(found.verdict, unit)))
-        rows.append(("verdict", _in_words(found.verdict, threshold)))
+        rows.append(("verdict", _in_words(found.verdict, found.threshold)))
         rows += [("unstable", f"{name}: {run.stable}") for name, run in sides if not run.is_stable]
         rows += [("unlike", f"not like for like: {line}") for line in found.unlike]
     else:
         rows.append(("verdict", MAY_NOT))
         rows += [("because", line) for line in found.barriers]
-    rows += [("measured", "each cell in a process of its own")] * apart
+    if all("isolated" in run.tags for _, run in sides):
+        rows.append(("measured", "each cell in a process of its own"))
     rows += [("saved to", f"{name}: {run.folder}") for name, run in sides]
     if verbose:
         rows += [row for name, run in sides for row in _details(name, run)]
@@ -79,9 +75,9 @@ def table(
 
 def _side(run: Stored) -> str:
     text = f"{run.title}: "
-    if run.outcome != Outcome.OK:
+    summary = run.summary
+    if summary is None:
         return text + f"{run.outcome}, no time is given"
-    summary = summarize(run.rounds)
     what = "95% interval" if summary.interval else "least to greatest"
     spread = f"{what}: {seconds(summary.low)} to {seconds(summary.high)}"
     if summary.rounds == 1:
@@ -92,11 +88,10 @@ def _side(run: Stored) -> str:
 def _details(name: str, run: Stored) -> list[tuple[str, str]]:
     """Return rows that explain how a side's time was obtained."""
     rows: list[tuple[str, str]] = []
-    if run.outcome == Outcome.OK and run.timed:
-        summary = summarize(run.rounds)
+    if run.summary:
         units = "processes" if len(run.processes) > 1 else "placements of the arrays"
         repeats = sum(len(repeats) for rounds in run.processes for repeats in rounds)
-        rows.append((f"{name} repeats", f"{repeats} in {summary.rounds} {units}"))
+        rows.append((f"{name} repeats", f"{repeats} in {run.summary.rounds} {units}"))
         if run.share_of_limit is not None:
             share = percent(run.share_of_limit)
             rows.append((f"{name} speed", f"{share} of the most that this machine allows"))

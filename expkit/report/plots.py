@@ -94,7 +94,8 @@ def draw_wanted(cell: Cell, folder: Path) -> str | None:
 def shown(folder: Path, problem: object) -> Shown:
     """Return the data for the pictures of a run."""
     title, metrics, params = title_of(folder), metrics_of(folder), params_of(folder)
-    parts, step_seconds = breakdown.parts_in(metrics)
+    figures = {name: float(values[-1]) for name, values in metrics.items() if values.size}
+    parts, step_seconds = breakdown.parts_in(figures)
     finite = all(np.isfinite(array).all() for array in params.values())
     curves = problem.curves(params) if isinstance(problem, HasCurves) and params and finite else {}
     return Shown(title, metrics.get("train/loss", np.empty(0)), parts, step_seconds, curves)

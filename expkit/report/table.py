@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from expkit.config import Cell
 from expkit.measure.statistics import Summary
-from expkit.measure.warmup import WarmUp
 from expkit.record import quantities
-from expkit.record.result import Result
+from expkit.record.stored import Stored
 from expkit.report import breakdown
 from expkit.report.units import percent, seconds
 
@@ -20,39 +16,31 @@ LEAST_SHARE = 0.01
 Rows = list[tuple[str, str]]
 
 
-def table(cell: Cell, result: Result, folder: Path, *, verbose: bool = False) -> str:
+def table(run: Stored, *, verbose: bool = False) -> str:
     """Return the results of a run, one per line, for a terminal.
 
     Args:
         verbose: also show how the figures were obtained.
     """
-    rows = [("", cell.title)]
-    if result.losses.size:
-        first, last = result.losses[0], result.losses[-1]
-        rows.append(("loss", f"{first:.6g} -> {last:.6g}"))
-    if result.summary:
-        rows += _times(result.summary, result, cell.workload.steps, verbose=verbose)
-    if result.breakdown:
-        rows += breakdown.rows(result.breakdown, verbose=verbose)
-    if result.summary and result.warm_up and result.setup_seconds is not None:
-        first_step, warm = seconds(result.warm_up.first_seconds), seconds(result.warm_up.seconds)
-        parts = f"{seconds(result.setup_seconds)} to build, {first_step} for the first step"
-        unsettled = "" if result.warm_up.settled else ", in which a step's time did not settle"
-        rows.append(("untimed", f"{parts}, {warm} of warm-up{unsettled}"))
-        if verbose or result.warm_up.compile_seconds > LEAST_COMPILE_S:
-            rows.append(("compile", _compiling(result.warm_up)))
-    if result.mode_reason:
-        rows.append(("path", f"{result.mode}, because {result.mode_reason}"))
-    if result.summary:
-        rows.append(("answer", result.checked))
-        rows.append(("stable", "no: " + "; ".join(result.unstable) if result.unstable else "yes"))
+    rows = [("", run.title)]
+    if run.first_loss is not None and run.loss is not None:
+        rows.append(("loss", f"{run.first_loss:.6g} -> {run.loss:.6g}"))
+    if run.summary:
+        rows += _times(run, run.summary, verbose=verbose)
+        rows += breakdown.rows(run.parts, run.tags.get("parts", ""), verbose=verbose)
+        rows += _untimed(run, verbose=verbose)
+    if "path_reason" in run.tags:
+        rows.append(("path", f"{run.tags.get('path')}, because {run.tags['path_reason']}"))
+    if run.summary:
+        rows.append(("answer", run.answer))
+        rows.append(("stable", "yes" if run.is_stable else f"no: {run.stable}"))
         if verbose:
-            rows.append(("stopped by", f"measure.{result.stopped_by}"))
-            rows += _recorded(result)
-    rows += [("unlike", difference) for difference in result.broken]
-    reason = f": {result.reason}; no time is given" if result.reason else ""
-    rows.append(("outcome", result.outcome + reason))
-    rows.append(("saved to", str(folder)))
+            rows.append(("stopped by", f"measure.{run.tags.get('stopped_by')}"))
+            rows += _recorded(run)
+    rows += [("unlike", difference) for difference in run.broken]
+    reason = f": {run.reason}; no time is given" if run.reason else ""
+    rows.append(("outcome", run.outcome + reason))
+    rows.append(("saved to", str(run.folder)))
     return _shown(rows)
 
 
@@ -65,25 +53,35 @@ def _shown(rows: Rows) -> str:
     return "\n".join(f"{name:>10}  {text}" for name, text in rows)
 
 
-def _compiling(warm: WarmUp) -> str:
-    """Say how much longer than their steps the first calls of the timed lengths took."""
-    lengths = ", ".join(map(str, warm.first_passes))
-    what = f"the first call of each length that is timed ({lengths} steps)"
-    return f"{seconds(warm.compile_seconds)} in {what}, beyond the time of its steps"
+def _untimed(run: Stored, *, verbose: bool) -> Rows:
+    """Return rows on what came before the repeats."""
+    names = ("setup", "first_step", "warmup", "compile")
+    took = [run.quantities.get(f"time/{name}_seconds") for name in names]
+    if None in took:
+        return []
+    build, first_step, warm, compiling = (seconds(value or 0.0) for value in took)
+    unsettled = f", in which {run.tags['warm_up']}" if "warm_up" in run.tags else ""
+    parts = f"{build} to build, {first_step} for the first step, {warm} of warm-up{unsettled}"
+    rows = [("untimed", parts)]
+    if verbose or (took[-1] or 0.0) > LEAST_COMPILE_S:
+        lengths = run.tags.get("lengths", "")
+        what = f"the first call of each length that is timed ({lengths})"
+        rows.append(("compile", f"{compiling} in {what}, beyond the time of its steps"))
+    return rows
 
 
-def _times(summary: Summary, result: Result, steps: int, *, verbose: bool) -> Rows:
-    rate = steps / summary.median
+def _times(run: Stored, summary: Summary, *, verbose: bool) -> Rows:
+    rate = run.steps / summary.median
     shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-    several = len(result.processes) > 1
+    several = len(run.processes) > 1
     rows = [
         ("wall time", f"{seconds(summary.median)}{_spread(summary, several=several)}"),
-        ("steps/s", f"{shown} ({seconds(summary.median / steps)} a step, {steps} steps)"),
+        ("steps/s", f"{shown} ({seconds(summary.median / run.steps)} a step, {run.steps} steps)"),
     ]
-    share = result.limit_share
-    if result.limit is not None and share is not None and (verbose or share >= LEAST_SHARE):
-        best = f"of the most that this machine's {result.limit.binds} allows"
-        rows.append(("speed", f"{percent(share)} {best}"))
+    share = run.share_of_limit
+    if share is not None and (verbose or share >= LEAST_SHARE):
+        by = f"machine's {run.tags['limited_by']}" if "limited_by" in run.tags else "machine"
+        rows.append(("speed", f"{percent(share)} of the most that this {by} allows"))
     if summary.outliers:
         count = f"{summary.outliers} of {summary.repeats} {'placements' if several else 'repeats'}"
         slowest = f"the slowest took {summary.worst:.3g} times the median"
@@ -91,12 +89,14 @@ def _times(summary: Summary, result: Result, steps: int, *, verbose: bool) -> Ro
     return rows + _about_repeats(summary, several=several) * verbose
 
 
-def _recorded(result: Result) -> Rows:
+def _recorded(run: Stored) -> Rows:
     """Return rows of all figures as they are recorded in MLflow."""
     lines = [
         f"{quantity.name} {seconds(value) if quantity.unit else f'{value:.6g}'} ({quantity.label})"
-        for quantity, value in quantities.found(result)
+        for quantity in quantities.QUANTITIES
+        if (value := run.quantities.get(quantity.name)) is not None
     ]
+    lines += [f"{name} {seconds(took)} (traced)" for name, took in run.parts.items()]
     return [("" if number else "recorded", line) for number, line in enumerate(lines)]
 
 

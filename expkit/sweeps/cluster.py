@@ -196,7 +196,7 @@ def run_there(composed: DictConfig) -> dict[str, Files]:
         with closing(Tracker()) if reachable else nullcontext() as tracker:
             if tracker and kept:
                 tracker.allow(kept, address.whole(kept, [address.given()]))
-            engine.run(manifest, [planned], tracker, engine.Silent())
+            engine.run(manifest, [planned], tracker)
     files = {file.name: file.read_bytes() for file in attempt.iterdir() if file.is_file()}
     return {attempt.name: files}
 

@@ -18,7 +18,6 @@ from functools import partial
 from itertools import takewhile
 from time import monotonic
 from types import FrameType
-from typing import Protocol
 
 from expkit.child import Child, Gone, Late
 from expkit.conduct import conduct
@@ -34,8 +33,8 @@ ALIVE = 8
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-class ProgressReporter(Protocol):
-    """Reports the progress of a sweep."""
+class ProgressReporter:
+    """Reports the progress of a sweep; this one shows nothing."""
 
     def begins(self, planned: Planned) -> None: ...
 
@@ -46,16 +45,7 @@ class ProgressReporter(Protocol):
     def says(self, text: str) -> None: ...
 
 
-class Silent:
-    """A reporter that shows nothing."""
-
-    def begins(self, planned: Planned) -> None: ...
-
-    def measures(self, planned: Planned, rounds: int) -> None: ...
-
-    def ends(self, planned: Planned, outcome: str, reason: str) -> None: ...
-
-    def says(self, text: str) -> None: ...
+SILENT = ProgressReporter()
 
 
 class GracefulInterrupt:
@@ -94,7 +84,10 @@ class SweepContext:
 
 
 def run(
-    manifest: Manifest, todo: Sequence[Planned], tracker: Tracker | None, reporter: ProgressReporter
+    manifest: Manifest,
+    todo: Sequence[Planned],
+    tracker: Tracker | None,
+    reporter: ProgressReporter = SILENT,
 ) -> bool:
     """Run these cells of a sweep; return whether Ctrl-C asked to stop it.
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expkit.measure import parity
-from expkit.measure.statistics import summarize
 from expkit.outcome import FINISHED, Outcome
 from expkit.record.stored import Stored
 from expkit.remote import SAID
@@ -189,7 +188,9 @@ def _rounded(word: str) -> str:
 
 def objective(run: Stored, kind: str) -> float | None:
     """Return the objective of a run that ended well: its final loss or its median seconds."""
-    return run.loss if kind == "loss" else summarize(run.rounds).median
+    if kind == "loss":
+        return run.loss
+    return run.summary.median if run.summary else None
 
 
 def name(manifest: Manifest, cell: Planned) -> str:
@@ -241,19 +242,19 @@ def _ranked(
         run = runs[cell.index]
         outcome = run.outcome if run else "not run"
         loss = f"{run.loss:.6g}" if run and run.loss is not None else ""
-        if run is None or outcome != Outcome.OK:
-            empty = [""] * (4 if manifest.sweep.timing else 0)
-            rows.append((float("inf"), (cell.title, *empty, "", outcome)))
-        elif not manifest.sweep.timing:
-            rank = float("inf") if run.loss is None else run.loss
-            rows.append((rank, (cell.title, loss, outcome)))
-        else:
-            summary = summarize(run.rounds)
+        if run and run.summary and manifest.sweep.timing:
+            summary = run.summary
             ends = f"{seconds(summary.low)} to {seconds(summary.high)}"
             ratio, verdict = _verdict(cell, run, runs)
             stable = outcome if run.is_stable else f"{outcome}, unstable"
             row = (cell.title, seconds(summary.median), ends, ratio, verdict, loss, stable)
             rows.append((summary.median, row))
+        elif run and outcome == Outcome.OK and not manifest.sweep.timing:
+            rank = float("inf") if run.loss is None else run.loss
+            rows.append((rank, (cell.title, loss, outcome)))
+        else:
+            empty = [""] * (4 if manifest.sweep.timing else 0)
+            rows.append((float("inf"), (cell.title, *empty, "", outcome)))
     return [row for _, row in sorted(rows, key=lambda ranked: ranked[0])]
 
 

@@ -18,7 +18,9 @@ from expkit.measure.breakdown import ADDS_UP, Breakdown, breakdown
 from expkit.measure.roofline import StepLimit
 from expkit.measure.warmup import WarmUp
 from expkit.outcome import Outcome
+from expkit.record import writing
 from expkit.record.result import Result
+from expkit.record.stored import Stored, load
 from expkit.report.breakdown import parts_in, rows
 from expkit.report.table import table
 
@@ -42,12 +44,22 @@ def found(step_seconds: float = 1e-3) -> Result:
     )
 
 
-def shown(result: Result, *, verbose: bool = False) -> str:
-    return table(compose_cell("steps=10"), result, Path("there"), verbose=verbose)
+def stored(result: Result, folder: Path) -> Stored:
+    """The result as a run records it."""
+    journal = writing.begin(compose_cell("steps=10"), folder, {})
+    for placement, repeats in enumerate(result.processes[0]):
+        for seconds in repeats:
+            journal.write("sample", process=0, placement=placement, seconds=[seconds])
+    journal.metric("train/loss", result.losses)
+    journal.tags({"answer": result.checked, "outcome": result.outcome})
+    writing.write_result(journal, result)
+    journal.end("FINISHED")
+    return load(folder)
 
 
-def test_the_table_is_plain_and_the_rest_is_asked_for() -> None:
-    plain, verbose = shown(found()), shown(found(), verbose=True)
+def test_the_table_is_plain_and_the_rest_is_asked_for(tmp_path: Path) -> None:
+    run = stored(found(), tmp_path)
+    plain, verbose = table(run), table(run, verbose=True)
     assert [word for word in JARGON if word in plain] == []
     assert "95% interval: 10 ms to 10.6 ms, of 12 repeats" in plain
     assert "±" not in plain
@@ -57,9 +69,23 @@ def test_the_table_is_plain_and_the_rest_is_asked_for() -> None:
         assert word in verbose
 
 
-def test_a_share_of_what_the_machine_can_do_is_shown_from_one_percent_on() -> None:
-    result = replace(found(), limit=StepLimit(5e-5, "memory"))
-    assert "5% of the most that this machine's memory allows" in shown(result)
+def test_a_share_of_what_the_machine_can_do_is_shown_from_one_percent_on(tmp_path: Path) -> None:
+    run = stored(replace(found(), limit=StepLimit(5e-5, "memory")), tmp_path)
+    assert "5% of the most that this machine's memory allows" in table(run)
+
+
+def test_what_was_odd_is_in_the_table_of_the_record_too(tmp_path: Path) -> None:
+    warm = WarmUp(0.01, 0.1, 20, 1e-3, settled=False, compile_seconds=0.4)
+    slow = Breakdown({"forward": 1e-3, "update": 5e-4}, 1e-3, 9, 2, 1e-7, 1e-3, 1e-4)
+    odd = replace(found(), warm_up=warm, breakdown=slow, unstable=["wide", "load"])
+    told = table(stored(odd, tmp_path))
+    for said in (
+        "100 ms of warm-up, in which a step's time did not settle",
+        "compile  400 ms in the first call",
+        "its parts are not shown: traced one by one they take 50% more than the timed step",
+        "no: wide; load",
+    ):
+        assert said in told
 
 
 @pytest.mark.parametrize(
@@ -84,18 +110,17 @@ def test_parts_that_do_not_make_the_step_are_not_shown_but_why(share: float) -> 
     whole = 1e-3
     parts = {"forward": (1 - share) * whole / 2, "backward": (1 - share) * whole / 2}
     off = Breakdown(parts, whole, 9, 2, 1e-7, 1e-3, 1e-4)
-    [(name, text)] = rows(off)
     more = "less" if share > 0 else "more"
+    [(name, text)] = rows(off.metrics(), off.hidden)
     assert (name, text) == (
         "a step",
         f"its parts are not shown: traced one by one they take {abs(share):.0%}"
         + f" {more} than the timed step",
     )
-    assert off.metrics() == {}, "nothing in MLflow either, nor in the picture, which is drawn of it"
+    assert parts_in(off.metrics())[0] == {}, "nor in MLflow, nor in the picture, drawn of it"
     within = replace(off, step_seconds=sum(parts.values()) / (1 - 0.9 * ADDS_UP))
-    assert "forward" in rows(within)[0][1]
-    recorded = {key: np.array([value]) for key, value in within.metrics().items()}
-    drawn, step_seconds = parts_in(recorded)
+    assert "forward" in rows(within.metrics(), within.hidden)[0][1]
+    drawn, step_seconds = parts_in(within.metrics())
     assert drawn == parts
     assert step_seconds == pytest.approx(within.step_seconds)
 
