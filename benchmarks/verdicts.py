@@ -124,7 +124,7 @@ def pair(words: tuple[str, ...], share: float) -> Pair:
 def busy() -> Iterator[None]:
     """Another process that takes a core about half of the time.
 
-    It is no child of this one, as an audit counts what children do as work of the program.
+    It is not a child of this one: an audit counts the work of children as the program's.
     """
     command = '"$0" -c "$1" "$2" > /dev/null 2>&1 & echo $!'
     words = ["sh", "-c", command, sys.executable, BURNER, str(os.getpid())]

@@ -119,7 +119,7 @@ class Run:
         return params_of(self.folder)
 
     def table(self, *, verbose: bool = False) -> str:
-        """What the command line prints after a run; `verbose` adds how the figures came about."""
+        """The table that a run prints; `verbose` adds how the figures were obtained."""
         return tables.table(self.stored, verbose=verbose)
 
     def row(self) -> Row:
@@ -241,7 +241,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict | None:
-        """None where there are barriers."""
+        """The verdict; None where there are barriers."""
         return self.held.verdict
 
     @property
@@ -250,7 +250,7 @@ class Comparison:
         return self.verdict.word if self.verdict else comparisons.MAY_NOT
 
     def table(self, *, verbose: bool = False) -> str:
-        """What `expkit compare` prints; `verbose` adds how the figures came about."""
+        """The table that `expkit compare` prints; `verbose` adds how the figures were obtained."""
         return comparisons.table(self.held, verbose=verbose)
 
     def __str__(self) -> str:
@@ -305,8 +305,8 @@ def compare(a: Side, b: Side, *, here: bool = False, threshold: float | None = N
 
     Args:
         here: as `run` has it.
-        threshold: the smallest difference that matters, as a share; by default what A's run was
-            configured with.
+        threshold: the smallest difference that matters, as a share; by default the one in A's
+            configuration.
 
     Raises:
         UserError: this machine cannot run one of them, they are to be measured in two ways, or
@@ -392,7 +392,7 @@ def _now() -> str:
 
 
 def in_turn(a: Cell, b: Cell, *, here: bool) -> tuple[list[Job], Mapping[str, str]]:
-    """The folders of two cells that are to be measured in turn, and the tags of their runs.
+    """Choose the folders of two cells that will be measured in turn, and the tags of their runs.
 
     Raises:
         UserError: they are to be measured in two ways.

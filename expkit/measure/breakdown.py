@@ -91,7 +91,7 @@ class Breakdown:
 
     @property
     def hidden(self) -> str:
-        """That its parts are not shown, and why; empty where they are, or where there are none."""
+        """Why its parts are not shown; empty where they are, or where there are none."""
         rest = self.unattributed / self.step_seconds
         off = f"{abs(rest):.0%} {'less' if rest > 0 else 'more'} than the timed step"
         if self.is_far:

@@ -23,7 +23,7 @@ PATIENCE_S = 0.2
 BLAS do so for some 30 ms, or 100 ms where another process takes their core half of the time.
 """
 SHARE = 0.02
-"""The share of the time that looking may take, as that is time without repeats."""
+"""The share of the time that looking may take: no repeat is measured meanwhile."""
 
 
 class Lookout:

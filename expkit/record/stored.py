@@ -36,7 +36,7 @@ class Stored:
         processes: seconds of each repeat, by placement, by process.
         quantities: those of `expkit.record.quantities` that it has, by name.
         parts: seconds of the parts of a step, by the names of their metrics.
-        first_loss: of the first step; None where there is none.
+        first_loss: the loss of the first step; None where there is none.
         threshold: of a comparison, as it was configured.
     """
 
@@ -80,12 +80,12 @@ class Stored:
 
     @cached_property
     def summary(self) -> Summary | None:
-        """Of its repeats; None where no time may be shown."""
+        """The summary of its repeats; None where no time may be shown."""
         return summarize(self.rounds) if self.outcome == Outcome.OK and self.timed else None
 
     @property
     def steps(self) -> int:
-        """How many a repeat has.
+        """The number of steps in a repeat.
 
         Raises:
             UserError: the record says none.

@@ -97,7 +97,7 @@ def write_result(journal: Journal, result: Result) -> None:
 
 
 def _remarks(result: Result) -> dict[str, str]:
-    """The tags that the figures of a run need beside them."""
+    """Return the tags that explain the figures of a run."""
     found = {}
     if warm := result.warm_up:
         found["lengths"] = f"{', '.join(map(str, warm.first_passes))} steps"
