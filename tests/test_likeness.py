@@ -232,6 +232,21 @@ def test_more_processors_than_threads_are_named(
     assert overused(claimed, wall_s, cpu_s) == used
 
 
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_one_thread_draws_in_the_thread_that_calls_and_draws_the_same_as_two(name: str) -> None:
+    """A helper would wait for a core beside the thread that waits for it, as two at work do."""
+    if name == "torch":
+        pytest.importorskip("torch")
+    words = f"backend={name}", "problem=large_dot"
+    one, two = (compose_cell(*words, f"backend.threads={n}").backend for n in (1, 2))
+    before = set(threading.enumerate())
+    alone = one.to_numpy(one.random(0).normal((600_000,)))
+    assert set(threading.enumerate()) == before
+    shared = two.to_numpy(two.random(0).normal((600_000,)))
+    assert set(threading.enumerate()) != before
+    np.testing.assert_array_equal(alone, shared)
+
+
 class Helped(StepProgram):
     """A second thread that computes as long as a chunk is on the clock."""
 

@@ -87,6 +87,11 @@ class NumpyBackend:
         return self.threads or len(os.sched_getaffinity(0))
 
     @cached_property
-    def pool(self) -> ThreadPoolExecutor:
-        """The threads for draws and for elementwise calls on long arrays."""
+    def pool(self) -> ThreadPoolExecutor | None:
+        """The threads for draws and for elementwise calls on long arrays.
+
+        None for one thread: a helper would wait for a core beside the thread that waits for it.
+        """
+        if self.thread_count == 1:
+            return None
         return ThreadPoolExecutor(self.thread_count, thread_name_prefix="expkit")

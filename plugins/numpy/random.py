@@ -21,8 +21,9 @@ class BlockRandom:
     normals are its ziggurat (Marsaglia and Tsang, 2000).
     """
 
-    def __init__(self, seed: int, dtype: np.dtype[Any], pool: ThreadPoolExecutor) -> None:
-        self._seed, self._dtype, self._pool = seed, dtype, pool
+    def __init__(self, seed: int, dtype: np.dtype[Any], pool: ThreadPoolExecutor | None) -> None:
+        self._seed, self._dtype = seed, dtype
+        self._map = map if pool is None else pool.map
         self._generators: list[np.random.Generator] = []
 
     def normal(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -38,7 +39,7 @@ class BlockRandom:
             return
         blocks = list(self._blocks(flat))
         self._generator(len(blocks) - 1)  # make them here: threads only draw
-        for _ in self._pool.map(self._fill_block, *zip(*blocks, strict=True)):
+        for _ in self._map(self._fill_block, *zip(*blocks, strict=True)):
             pass
 
     def rewind(self) -> None:

@@ -230,7 +230,7 @@ def _in_parts(
     alike = all(w or np.ndim(x) == 0 for w, x in zip(whole, inputs, strict=True))
     # One thread must not read what another writes.
     apart = all(x is out or not np.may_share_memory(x, out) for x in inputs)
-    if pool is None or threads == 1 or not alike or not apart:
+    if pool is None or not alike or not apart:
         ufunc(*inputs, out=out)
         return
 

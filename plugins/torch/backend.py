@@ -168,5 +168,8 @@ class TorchBackend:
         return self.threads or len(os.sched_getaffinity(0))
 
     @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
+    def _pool(self) -> ThreadPoolExecutor | None:
+        """The threads for draws; None for one, which are made by the calling thread."""
+        if self._threads == 1:
+            return None
         return ThreadPoolExecutor(self._threads, thread_name_prefix="expkit-draw")

@@ -19,9 +19,14 @@ class TorchRandom:
     """
 
     def __init__(
-        self, seed: int, dtype: torch.dtype, device: torch.device, pool: ThreadPoolExecutor
+        self,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        pool: ThreadPoolExecutor | None,
     ) -> None:
-        self._seed, self._dtype, self._device, self._pool = seed, dtype, device, pool
+        self._seed, self._dtype, self._device = seed, dtype, device
+        self._map = map if pool is None else pool.map
         self.generators = [self._generator(0)]
 
     def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
@@ -31,7 +36,7 @@ class TorchRandom:
         blocks = torch.split(array.view(-1), BLOCK)
         while len(self.generators) < len(blocks):
             self.generators.append(self._generator(len(self.generators)))
-        for _ in self._pool.map(_fill, blocks, self.generators):
+        for _ in self._map(_fill, blocks, self.generators):
             pass
         return array
 
