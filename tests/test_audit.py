@@ -427,6 +427,7 @@ def test_what_is_done_before_it_can_be_asked_for_now_and_then_is_found(
     program = HurryingUnseen(400, {"advance": 1.0})
     audit = Audit(cast(Program, program), program.synchronize, program.room, lambda: 1e-9)
     program.left_over, program.resets = left_over, 0
+    audit._rng = np.random.default_rng(0)
     found = audit.meanwhile()
     assert found is not None
     assert found.outcome == "off_the_clock"
@@ -434,23 +435,39 @@ def test_what_is_done_before_it_can_be_asked_for_now_and_then_is_found(
 
 @dataclass
 class Alternating(Working):
-    """Honest steps of which every stretch in so many takes five times as long, as for memory."""
+    """Honest steps: of every few stretches some take longer, steps and reading, as for memory."""
 
     period: int = 2
+    slow: int = 1
+    turn: int = 0
     asked: int = 0
 
-    def advance(self, n: int) -> None:
+    def reset(self) -> None:
+        self.turn = (self.turn + 1) % self.period
         self.asked += 1
-        spin(n * STEP_S * (5 if self.asked % self.period == 1 else 1))
+
+    def advance(self, n: int) -> None:
+        spin(n * STEP_S * self._factor)
+
+    def losses(self, start: int = 0) -> HostArray:
+        spin(2e-4 * self._factor)
+        return np.empty(0)
+
+    @property
+    def _factor(self) -> float:
+        return 3.0 if self.turn < self.slow else 1.0
 
 
-@pytest.mark.parametrize("period", [2, 3, 4])
-def test_what_alternates_is_believed_in_the_end(period: int) -> None:
-    program = Alternating(200, {"advance": 1.0}, period=period)
-    audit = Audit(cast(Program, program), program.synchronize, program.room, lambda: 1e-9)
-    program.asked = 0
-    assert audit.meanwhile() is None
-    assert program.asked < 100
+@pytest.mark.parametrize(("period", "slow"), [(2, 1), (3, 1), (3, 2), (4, 3)])
+def test_what_alternates_is_believed(period: int, slow: int) -> None:
+    """In whichever turn the audit begins."""
+    for turn in range(period):
+        program = Alternating(200, {"advance": 1.0}, period=period, slow=slow)
+        audit = Audit(cast(Program, program), program.synchronize, program.room, lambda: 1e-9)
+        program.turn = program.asked = turn
+        assert audit.left([100], STEP_S) is None
+        assert audit.meanwhile() is None
+        assert program.asked < 150
 
 
 def test_what_is_computed_while_the_audit_reads_its_clock_is_found() -> None:

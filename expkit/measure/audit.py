@@ -74,8 +74,10 @@ and one that does not subtracts up to 1. A program is refused at CONVINCED and c
 -SPARED_OFTEN, or at -SPARED where its steps take long, as their times are little disturbed. Other
 processes make a fault look honest in some of the tries, and an honest program look faulty in few.
 """
-TRIES = 60
+TRIES = 100
 """The most tries of that test."""
+TURNS = 4
+"""At most one time less are steps taken that are not compared."""
 SHORT_TRIES = 7
 """By how many the tries that are too short may outnumber the rest before more steps are taken."""
 REMEMBERED = 3.0
@@ -190,6 +192,7 @@ class Audit:
             if hearing:
                 sleep(PAUSE_S * hearing)
                 self._program.reset()  # discards what was computed during the pause
+                self._change_turn(n)
             clocked, after = self._cycle(n)
             beyond = after - self._reading
             blatant = beyond > BLATANT * clocked + BLATANT_S
@@ -263,15 +266,20 @@ class Audit:
         while -doubt < score < CONVINCED and tries < TRIES:
             tries += 1
             sleep(PAUSE_S * max(0, score))
-            this, later = self._whole(n, 0.0), 0.0
-            if this >= TOLD_S:
-                # Part of the work may be done before the clock starts, so rest longer the closer
-                # the program is to being cleared.
-                rest = RESTS * (1 + max(0.0, -score))
-                later = self._whole(n, rest * median([*at_once, this]))
-                # Freeing memory may slow down every other stretch, rested or not: take the best.
-                if later <= (1 - RESTED) * this:
-                    this = min(this, self._whole(n, 0.0), self._whole(n, 0.0))
+            # Part of the work may be done before the clock starts, so rest longer the closer the
+            # program is to being cleared.
+            rest = RESTS * (1 + max(0.0, -score))
+            # In a fixed order, the rests could keep step with quick turns: see `_change_turn`.
+            if at_once and self._rng.random() < 0.5:
+                later = self._whole(n, rest * median(at_once))
+                this = self._whole(n, 0.0)
+            else:
+                this, later = self._whole(n, 0.0), 0.0
+                if this >= TOLD_S:
+                    later = self._whole(n, rest * median([*at_once, this]))
+            if this >= TOLD_S and later <= (1 - RESTED) * this:
+                this = min(this, self._whole(n, 0.0), self._whole(n, 0.0))
+                self._change_turn(n)
             if this >= TOLD_S:
                 at_once.append(max(this, later))
                 rested.append(later)
@@ -295,6 +303,13 @@ class Audit:
             f"{n} steps and reading what they leave take {took} right after a reset, and {left} "
             "after a rest: they are computed while nobody asks for them",
         )
+
+    def _change_turn(self, n: int) -> None:
+        """Take n steps a random number of times, or not at all. Where memory is freed and taken
+        again, stretches are quick and slow in turn, and no comparison may keep step with that.
+        """
+        for _ in range(int(self._rng.integers(TURNS))):
+            self._cycle(n)
 
     def _whole(self, n: int, rest_s: float) -> float:
         """Seconds of n steps and of reading their results, begun `rest_s` after a reset."""

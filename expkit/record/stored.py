@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -130,63 +132,82 @@ def load(folder: Path) -> Stored:
             expkit, which does not say where a repeat was placed.
     """
     file = folder / journal.FILE
-    tags: dict[str, str] = {}
-    config: dict[str, object] = {}
-    facts: dict[str, str] = {}
-    broken: list[str] = []
-    processes: dict[int, dict[int, list[float]]] = {}
-    once = {quantity.name for quantity in quantities.QUANTITIES}
-    figures: dict[str, float] = {}
-    parts: dict[str, float] = {}
-    title = first_loss = None
-    threshold = Measure().threshold
-    for record, _ in journal.read(folder):
-        if record["kind"] == "run":
-            title, config = record["name"], record["params"]
-            threshold = _threshold(config.get("measure.threshold", threshold), file)
-        if record["kind"] in ("run", "tags"):
-            tags |= record["tags"]
-        elif record["kind"] == "facts":
-            facts, broken = record["facts"], record["broken"]
-        elif record["kind"] == "metric":
-            key, values = record["key"], record["values"]
-            if key in once or key.startswith(PREFIX):
-                if len(values) != 1:
-                    raise UserError(f"{file}: {key}: got {len(values)}, takes one")
-                (figures if key in once else parts)[key] = float(values[0])
-            elif key == "train/loss" and first_loss is None and values:
-                first_loss = float(values[0])
-        elif record["kind"] == "sample":
-            if "process" not in record or "placement" not in record:
-                raise UserError(f"{folder}: an older expkit wrote it, without placements")
-            if reason := misfit(record, {"process": WHOLE, "placement": WHOLE}):
-                raise UserError(f"{file}: {reason}")
-            rounds = processes.setdefault(record["process"], {})
-            rounds.setdefault(record["placement"], []).append(sum(record["seconds"]))
-    if title is None:
+    records = _by_kind(folder)
+    if not records["run"]:
         raise UserError(f"{folder}: its journal has no beginning")
+    opening = records["run"][-1]
+    config = opening["params"]
+    threshold = config.get("measure.threshold", Measure().threshold)
+    tags: dict[str, str] = {}
+    for record in (opening, *records["tags"]):
+        tags |= record["tags"]
+    claims = records["facts"][-1] if records["facts"] else {"facts": {}, "broken": []}
+    metrics = _metrics(records["metric"])
+    once = {quantity.name for quantity in quantities.QUANTITIES}
+    found = Stored(
+        folder=folder,
+        title=opening["name"],
+        outcome=_outcome(tags, file),
+        config=config,
+        tags=tags,
+        facts=claims["facts"],
+        broken=claims["broken"],
+        processes=_processes(records["sample"], file),
+        quantities={key: _one(metrics, key, file) for key in metrics if key in once},
+        parts={key: _one(metrics, key, file) for key in metrics if key.startswith(PREFIX)},
+        first_loss=next(iter(metrics.get("train/loss", ())), None),
+        threshold=_threshold(threshold, file),
+    )
+    if found.outcome == Outcome.OK and found.timed and not found.processes:
+        raise UserError(f"{folder}: its journal has no times")
+    return found
+
+
+Record = Mapping[str, Any]
+"""A line of a journal."""
+
+
+def _by_kind(folder: Path) -> Mapping[str, Sequence[Record]]:
+    found = defaultdict[str, list[Record]](list)
+    for record, _ in journal.read(folder):
+        found[record["kind"]].append(record)
+    return found
+
+
+def _metrics(records: Sequence[Record]) -> dict[str, list[float]]:
+    """All values of each metric, in the order in which they were written."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        found.setdefault(record["key"], []).extend(map(float, record["values"]))
+    return found
+
+
+def _one(metrics: Mapping[str, Sequence[float]], key: str, file: Path) -> float:
+    """The value of a metric that a run has once."""
+    if len(metrics[key]) != 1:
+        raise UserError(f"{file}: {key}: got {len(metrics[key])}, takes one")
+    return metrics[key][0]
+
+
+def _processes(records: Sequence[Record], file: Path) -> list[list[list[float]]]:
+    """Seconds of each repeat, by placement, by process."""
+    found: dict[int, dict[int, list[float]]] = {}
+    for record in records:
+        if "process" not in record or "placement" not in record:
+            raise UserError(f"{file.parent}: an older expkit wrote it, without placements")
+        if reason := misfit(record, {"process": WHOLE, "placement": WHOLE}):
+            raise UserError(f"{file}: {reason}")
+        rounds = found.setdefault(record["process"], {})
+        rounds.setdefault(record["placement"], []).append(sum(record["seconds"]))
+    return [list(rounds.values()) for rounds in found.values()]
+
+
+def _outcome(tags: Mapping[str, str], file: Path) -> Outcome:
     try:
-        outcome = Outcome(tags.get("outcome", ""))
+        return Outcome(tags.get("outcome", ""))
     except ValueError:
         got, takes = short(tags.get("outcome")), ", ".join(Outcome)
         raise UserError(f"{file}: outcome: got {got}, takes one of {takes}") from None
-    found = Stored(
-        folder=folder,
-        title=title,
-        outcome=outcome,
-        config=config,
-        tags=tags,
-        facts=facts,
-        broken=broken,
-        processes=[list(rounds.values()) for rounds in processes.values()],
-        quantities=figures,
-        parts=parts,
-        first_loss=first_loss,
-        threshold=threshold,
-    )
-    if outcome == Outcome.OK and found.timed and not processes:
-        raise UserError(f"{folder}: its journal has no times")
-    return found
 
 
 PARAMS = "params.npz"
@@ -211,11 +232,8 @@ def metrics_of(folder: Path) -> dict[str, HostArray]:
     Raises:
         UserError: its journal is damaged.
     """
-    found: dict[str, list[float]] = {}
-    for record, _ in journal.read(folder):
-        if record["kind"] == "metric":
-            found.setdefault(record["key"], []).extend(map(float, record["values"]))
-    return {key: np.array(values) for key, values in found.items()}
+    metrics = _metrics(_by_kind(folder)["metric"])
+    return {key: np.array(values) for key, values in metrics.items()}
 
 
 def params_of(folder: Path) -> dict[str, HostArray]:
