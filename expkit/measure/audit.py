@@ -68,13 +68,13 @@ FEW_NOISE = 0.05
 RESTS, RESTED = 1.5, 0.25
 """A rest lasts at least RESTS times as long as the steps. It has spared time where the steps after
 it take less by the share RESTED."""
-CONVINCED, SPARED, SPARED_OFTEN = 6, 1, 3
+CONVINCED, SPARED, SPARED_OFTEN = 8, 1, 3
 """The bounds of a sequential test, as in Wald (1945). A rest that spares time adds 1 to a score,
 and one that does not subtracts up to 1. A program is refused at CONVINCED and cleared at
 -SPARED_OFTEN, or at -SPARED where its steps take long, as their times are little disturbed. Other
 processes make a fault look honest in some of the tries, and an honest program look faulty in few.
 """
-TRIES = 100
+TRIES = 120
 """The most tries of that test."""
 TURNS = 4
 """At most one time less are steps taken that are not compared."""
@@ -191,8 +191,8 @@ class Audit:
         while hearing < HEARINGS:
             if hearing:
                 sleep(PAUSE_S * hearing)
-                self._program.reset()  # discards what was computed during the pause
                 self._change_turn(n)
+                self._program.reset()  # discards what was computed during the pause
             clocked, after = self._cycle(n)
             beyond = after - self._reading
             blatant = beyond > BLATANT * clocked + BLATANT_S
@@ -309,7 +309,7 @@ class Audit:
         again, stretches are quick and slow in turn, and no comparison may keep step with that.
         """
         for _ in range(int(self._rng.integers(TURNS))):
-            self._cycle(n)
+            self._whole(n, 0.0)
 
     def _whole(self, n: int, rest_s: float) -> float:
         """Seconds of n steps and of reading their results, begun `rest_s` after a reset."""
