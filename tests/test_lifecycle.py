@@ -51,7 +51,7 @@ TIMES = {
     "time/wall_seconds",
     "time/step_seconds",
 }
-SHORT = ("steps=50", "log_every=10")
+SHORT = ("steps=50", "log_every=10", "measure.settle_s=0")
 LONG = ("problem.n=20000", "measure.repeats_min=100000", "measure.repeats_max=100000")
 LONG_FIRST_REPEAT = ("problem.n=200000", "steps=1000000", "log_every=10")
 """What is measured before the end is losses only."""
