@@ -26,14 +26,6 @@ DEADLINE_S = 60.0
 """A command that takes longer than this hangs."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Give each of several processes that run tests which measure times a processor of its own."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    if worker and config.option.markexpr == "alone":
-        usable = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, [usable[int(worker.removeprefix("gw")) % len(usable)]])
-
-
 class Done(NamedTuple):
     """How a process ended and what it said."""
 
