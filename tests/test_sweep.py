@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,9 @@ from expkit.tracking import journal
 
 if TYPE_CHECKING:
     from conftest import Done, Expkit
+
+Run = Callable[..., "Done"]
+"""The command line in this process."""
 
 QUICK = ("measure.repeats_min=2", "measure.budget_s=0", "measure.warmup=0")
 LINEAR = ("-m", "problem=linear", "steps=20", *QUICK)
@@ -126,19 +130,19 @@ def samples(run: Stored) -> list[dict[str, Any]]:
 # Composing and checking
 
 
-def test_every_cell_is_checked_before_the_first_runs(expkit: Expkit) -> None:
-    done = expkit(*LINEAR, "optimizer=sgd,adam", "optimizer.lr=0.1,abc", "tracking=none")
+def test_every_cell_is_checked_before_the_first_runs(run: Run, tmp_path: Path) -> None:
+    done = run(*LINEAR, "optimizer=sgd,adam", "optimizer.lr=0.1,abc", "tracking=none")
     assert done.status == 2
     assert done.err == "expkit: optimizer.lr: got 'abc', takes a number\n"
-    assert not expkit.outputs.exists() or not list(expkit.outputs.rglob("*.json*"))
+    assert not (tmp_path / "outputs").exists() or not list((tmp_path / "outputs").rglob("*.json*"))
 
 
-def test_a_dry_run_says_what_would_run_and_runs_nothing(expkit: Expkit) -> None:
-    done = expkit(*LINEAR, "backend=numpy", "seed=range(3)", "sweep.dry_run=true", "tracking=none")
+def test_a_dry_run_says_what_would_run_and_runs_nothing(run: Run, tmp_path: Path) -> None:
+    done = run(*LINEAR, "backend=numpy", "seed=range(3)", "sweep.dry_run=true", "tracking=none")
     assert done.status == 0, done.err
     assert "3 cells" in done.out
     assert all(f"numpy · sgd, seed={seed}" in done.out for seed in range(3))
-    assert not list(expkit.outputs.rglob("*.json*"))
+    assert not list((tmp_path / "outputs").rglob("*.json*"))
 
 
 def test_what_cannot_run_is_skipped_with_its_reason(expkit: Expkit) -> None:
@@ -237,15 +241,15 @@ def test_what_cannot_be_composed_is_told_as_hydra_tells_it(words: tuple[str, ...
 
 
 @pytest.mark.parametrize("word", ["sweep.workers=0", "sweep.limit_s=-1", "sweep.objective=luck"])
-def test_bad_settings_of_a_sweep_are_one_line(expkit: Expkit, word: str) -> None:
-    done = expkit(*LINEAR, "seed=1,2", word, "tracking=none")
+def test_bad_settings_of_a_sweep_are_one_line(run: Run, word: str) -> None:
+    done = run(*LINEAR, "seed=1,2", word, "tracking=none")
     assert done.status == 2
     assert done.err.startswith(f"expkit: {word.partition('=')[0]}: got")
     assert done.err.count("\n") == 1
 
 
-def test_an_unknown_baseline_is_one_line(expkit: Expkit) -> None:
-    done = expkit(*LINEAR, "seed=1,2", "sweep.baseline=jax", "tracking=none")
+def test_an_unknown_baseline_is_one_line(run: Run) -> None:
+    done = run(*LINEAR, "seed=1,2", "sweep.baseline=jax", "tracking=none")
     assert (done.status, done.err) == (
         2,
         "expkit: sweep.baseline: got 'jax', takes one of numpy, sgd\n",
@@ -441,8 +445,8 @@ def test_seeds_are_not_held_against_each_other(expkit: Expkit) -> None:
     assert [cell.baseline for cell in sweep_of(expkit).cells] == [None, None]
 
 
-def test_an_unknown_key_among_lists_is_told_what_there_is(expkit: Expkit) -> None:
-    done = expkit("-m", "problem=linear,sine", "optimzer=sgd", "tracking=none")
+def test_an_unknown_key_among_lists_is_told_what_there_is(run: Run) -> None:
+    done = run("-m", "problem=linear,sine", "optimzer=sgd", "tracking=none")
     assert done.status == 2
     assert done.err.startswith("expkit: optimzer: no such key; the top level takes problem, ")
 
@@ -643,8 +647,8 @@ def test_what_an_earlier_sweep_finished_is_skipped_on_demand(expkit: Expkit) -> 
 
 
 @pytest.mark.parametrize("words", [("resume",), ("resume", "2020-01-01/00-00-00-000000")])
-def test_resuming_what_is_not_there_is_one_line(expkit: Expkit, words: tuple[str, ...]) -> None:
-    done = expkit(*words)
+def test_resuming_what_is_not_there_is_one_line(run: Run, words: tuple[str, ...]) -> None:
+    done = run(*words)
     assert done.status == 2
     assert done.err.startswith("expkit: resume: ")
     assert done.err.count("\n") == 1
@@ -825,18 +829,16 @@ def test_unlike_work_is_told_in_the_table(expkit: Expkit) -> None:
     assert "unlike work" not in alike.out
 
 
-def test_cells_of_two_measures_are_told_apart(expkit: Expkit) -> None:
-    done = expkit(
+def test_cells_of_two_measures_are_told_apart(run: Run) -> None:
+    done = run(
         "-m", "problem=linear", "measure=quick,standard", "sweep.dry_run=true", "tracking=none"
     )
     assert "linear, measure=quick · numpy · sgd\n" in done.out
     assert "linear, measure=standard · numpy · sgd\n" in done.out
 
 
-def test_what_a_preset_changes_tells_cells_apart(expkit: Expkit) -> None:
-    done = expkit(
-        "-m", "+experiment=large_dot,large_dot_small", "sweep.dry_run=true", "tracking=none"
-    )
+def test_what_a_preset_changes_tells_cells_apart(run: Run) -> None:
+    done = run("-m", "+experiment=large_dot,large_dot_small", "sweep.dry_run=true", "tracking=none")
     lines = [line[8:] for line in done.out.splitlines() if line.startswith("    ")]
     assert len(set(lines)) == 2
     assert all("problem.n=" in line for line in lines)
