@@ -72,6 +72,7 @@ def test_what_went_wrong_is_in_the_record_or_raised() -> None:
         door.check(door.cell(backend="torch_cuda", tracking="none"))
 
 
+@pytest.mark.alone  # the verdict is of few repeats
 @pytest.mark.parametrize("here", [True, False])
 def test_two_cells_are_compared_and_their_runs_may_be_again(here: bool) -> None:
     fast = door.cell(*QUICK, **LINE)
