@@ -68,6 +68,7 @@ def refuses(expkit: Expkit, done: Done, *names: str) -> None:
 # Measured now
 
 
+@pytest.mark.alone  # the verdict is of few repeats
 @pytest.mark.skipif(not find_spec("torch"), reason="needs two backends")
 def test_two_backends_measured_in_turn(expkit: Expkit) -> None:
     words = ("backend=numpy", "backend=torch", "problem=linear", NONE, *TWELVE)
@@ -82,6 +83,7 @@ def test_two_backends_measured_in_turn(expkit: Expkit) -> None:
     assert "not like for like" not in done.out
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("a", "b", "word"),
     [(FAST, SLOW, "SLOWER"), (SLOW, FAST, "FASTER")],
