@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing import Process
+from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter
 
 import expkit
+from benchmarks.load import load
 from expkit.report.units import seconds
 
 COMMAND = (sys.executable, "-m", "expkit", "problem=sine", "tracking=none")
@@ -30,29 +28,6 @@ SHORTEST_S, LONGEST_S = 0.3, 1.0
 NEAR = 0.1
 """The share by which two medians may differ."""
 KEPT = 18 / 20
-
-
-def work_in_bursts() -> None:
-    """Work and rest by turns, for good."""
-    while True:
-        ends = perf_counter() + random.uniform(SHORTEST_S, LONGEST_S)
-        while perf_counter() < ends:
-            pass
-        sleep(random.uniform(SHORTEST_S, LONGEST_S))
-
-
-@contextmanager
-def bursts() -> Iterator[None]:
-    """One process that works in bursts for each core that this one may use."""
-    processes = [Process(target=work_in_bursts, daemon=True) for _ in os.sched_getaffinity(0)]
-    for process in processes:
-        process.start()
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
 
 
 def default_run(folder: Path) -> expkit.Run:
@@ -86,7 +61,8 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=20)
     runs = parser.parse_args().runs
     found: list[tuple[expkit.Run, float]] = []
-    with tempfile.TemporaryDirectory() as place, bursts():
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as place, load(SHORTEST_S, LONGEST_S, cores):
         for number in range(runs):
             begun = perf_counter()
             found.append((default_run(Path(place, str(number))), perf_counter() - begun))

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.util import find_spec
@@ -25,6 +25,7 @@ from time import perf_counter
 
 import expkit
 from benchmarks import planted
+from benchmarks.load import load
 from benchmarks.machine import machine
 from benchmarks.planted.kinds import CELLS
 
@@ -57,8 +58,7 @@ HEAD = [
 COLUMNS = ["| kind | problem | outcome | reason |", "| --- | --- | --- | --- |"]
 METADATA = "Metadata-Version: 2.1\nName: planted\nVersion: 1.0\n"
 ENTRY = "[expkit.plugins]\nplanted = planted_plugin\n"
-BUSY = "from time import perf_counter as now, sleep\nwhile True:\n    end = now() + 0.05\n"
-BUSY += "    while now() < end: pass\n    sleep(0.05)\n"
+BURST_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -188,20 +188,6 @@ def run_command(case: Case, folder: Path, deadline_s: float) -> Found:
     return Found(tags["outcome"], tags.get("reason", ""))
 
 
-@contextmanager
-def load(busy: bool) -> Iterator[None]:
-    """If `busy`, run another process that uses one core half of the time."""
-    if not busy:
-        yield
-        return
-    process = subprocess.Popen([sys.executable, "-c", BUSY])
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
-
-
 def main() -> int:
     """Run all cases, print the table and, if asked, write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults")
@@ -218,7 +204,7 @@ def main() -> int:
     lines: list[str] = []
     wrong: list[str] = []
     started, tried = perf_counter(), 0
-    with TemporaryDirectory() as place, load(given.load):
+    with TemporaryDirectory() as place, load(BURST_S, BURST_S, processes=int(given.load)):
         install(Path(place) / "site")
         sys.path.insert(0, str(Path(place) / "site"))
         run = run_command if given.command else run_here

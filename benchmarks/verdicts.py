@@ -8,14 +8,9 @@ a planted delay should be SLOWER. The delay has a fixed length: a share of A's u
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -23,6 +18,7 @@ from time import monotonic, perf_counter
 from typing import Any
 
 import expkit
+from benchmarks.load import load
 from benchmarks.machine import machine
 from expkit.config import Cell
 from expkit.contracts import Program, Workload
@@ -39,19 +35,6 @@ CASES = {
 """Steps are such that a repeat takes some 10 ms."""
 PLANTED = {0.0: (FASTER, SLOWER), 0.05: (SLOWER,), 0.2: (SLOWER,)}
 """The delay as a share of a step, and the verdicts that are counted."""
-
-
-BURNER = """
-import os, random, sys
-from time import monotonic, sleep
-
-rng = random.Random(0)
-while os.path.exists(f"/proc/{sys.argv[1]}"):  # a benchmark that is killed leaves nothing behind
-    end = monotonic() + rng.uniform(0.01, 0.5)
-    while monotonic() < end:
-        pass
-    sleep(rng.uniform(0.01, 0.5))
-"""
 
 
 class Slowed:
@@ -120,21 +103,6 @@ def pair(words: tuple[str, ...], share: float) -> Pair:
     return Pair(found.verdict.word, found.verdict.ratio, seconds)
 
 
-@contextmanager
-def busy() -> Iterator[None]:
-    """Another process that takes a core about half of the time.
-
-    It is not a child of this one: an audit counts the work of children as the program's.
-    """
-    command = '"$0" -c "$1" "$2" > /dev/null 2>&1 & echo $!'
-    words = ["sh", "-c", command, sys.executable, BURNER, str(os.getpid())]
-    burner = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-    try:
-        yield
-    finally:
-        os.kill(burner, signal.SIGKILL)
-
-
 def rows(pairs: int, tell: Callable[[str], None]) -> list[str]:
     """The table's lines."""
     lines = []
@@ -180,7 +148,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--output", type=Path, help="a Markdown file to write")
     given = parser.parse_args()
-    with busy():
+    with load(0.01, 0.5):
         lines = rows(given.pairs, lambda line: print(line, flush=True))
     if given.output:
         given.output.write_text(report(lines, given.pairs))

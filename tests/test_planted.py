@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,3 +96,29 @@ def test_the_table_tells_faults_from_twins() -> None:
     assert [row[0][2:] for row in rows] == list(kinds), done
     assert [row[2] == "ok" for row in rows] == [True, True, False, False, False]
     assert done.returncode == 0
+
+
+def test_a_benchmark_that_is_killed_leaves_no_load_behind() -> None:
+    """It is no child that dies with it, as an audit would count a child's work."""
+    code = "from benchmarks.load import load\nwith load(0.01, 0.1):\n    input(print(flush=True))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as benchmark:
+        assert benchmark.stdout is not None
+        benchmark.stdout.readline()
+        [burner] = started_by(benchmark.pid)
+        os.kill(benchmark.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while burner.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def started_by(benchmark: int) -> list[Path]:
+    """The processes that were given this one's id as a word, by their folder in /proc."""
+    found = []
+    for words in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it ended meanwhile
+            if str(benchmark).encode() in words.read_bytes().split(b"\0")[1:]:
+                found.append(words.parent)
+    return found
