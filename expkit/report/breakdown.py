@@ -22,6 +22,8 @@ COLOURS = {
 """Colours of the parts, the same in every picture."""
 UNKNOWN = "C7"
 """Colour of a part that `Mark` does not name, which a run may have nevertheless."""
+HEIGHT = 1.4
+"""The height of the bar in a picture 3 high; above it is the legend."""
 
 
 def rows(
@@ -68,17 +70,17 @@ def bar(axes: Axes, parts: Mapping[str, float], step_seconds: float) -> None:
     whole, left = step_seconds, 0.0
     for part, took in parts.items():
         label = f"{part}, {seconds(took)} ({took / whole:.0%})"
-        axes.barh(0, took, left=left, color=COLOURS.get(part, UNKNOWN), label=label)
+        axes.barh(0, took, HEIGHT, left, color=COLOURS.get(part, UNKNOWN), label=label)
         left += took
     rest = whole - left
     if rest > 0:
         label = f"not attributed, {seconds(rest)} ({rest / whole:.0%})"
-        axes.barh(0, rest, left=left, color="0.9", edgecolor="0.6", hatch="//", label=label)
+        axes.barh(0, rest, HEIGHT, left, color="0.9", edgecolor="0.6", hatch="//", label=label)
     label = f"the timed step, {seconds(whole)}"
     if rest < 0:
         label += f": {seconds(-rest)} ({-rest / whole:.0%}) less than its parts"
-    axes.axvline(whole, ymax=0.4, color="black", linestyle="--", label=label)
-    axes.set(xlabel="time of a step", ylabel="", yticks=[], ylim=(-0.6, 2.4))
+    axes.axvline(whole, ymax=0.56, color="black", linestyle="--", label=label)
+    axes.set(xlabel="time of a step", ylabel="", yticks=[], ylim=(-0.85, 2.15))
     axes.xaxis.set_major_formatter(lambda value, _: seconds(value) if value else "0")
     axes.spines["left"].set_visible(False)
     axes.legend(frameon=False, loc="upper left")
