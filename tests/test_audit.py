@@ -435,7 +435,7 @@ def test_what_is_done_before_it_can_be_asked_for_now_and_then_is_found(
 
 @dataclass
 class Alternating(Working):
-    """Honest steps: of every few stretches some take longer, steps and reading, as for memory."""
+    """Honest, but some of its stretches take longer in turn, as where memory is taken again."""
 
     period: int = 2
     slow: int = 1
@@ -464,7 +464,7 @@ class Alternating(Working):
 
 @pytest.mark.parametrize(("period", "slow"), [(2, 1), (3, 1), (3, 2), (4, 3)])
 def test_what_alternates_is_believed(period: int, slow: int) -> None:
-    """In whichever turn the audit begins."""
+    """Whichever turn the audit begins with."""
     for turn in range(period):
         program = Alternating(200, {"advance": 1.0}, period=period, slow=slow)
         audit = Audit(cast(Program, program), program.synchronize, program.room, lambda: 1e-9)

@@ -83,7 +83,7 @@ def test_two_backends_measured_in_turn(expkit: Expkit) -> None:
     assert "not like for like" not in done.out
 
 
-@pytest.mark.alone
+@pytest.mark.alone  # the verdict is of few repeats
 @pytest.mark.parametrize(
     ("a", "b", "word"),
     [(FAST, SLOW, "SLOWER"), (SLOW, FAST, "FASTER")],

@@ -234,7 +234,7 @@ def test_more_processors_than_threads_are_named(
 
 @pytest.mark.parametrize("name", ["numpy", "torch"])
 def test_one_thread_draws_in_the_thread_that_calls_and_draws_the_same_as_two(name: str) -> None:
-    """A helper would wait for a core beside the thread that waits for it, as two at work do."""
+    """A helper and the caller would both wait for a core, as two threads that compute do."""
     if name == "torch":
         pytest.importorskip("torch")
     words = f"backend={name}", "problem=large_dot"

@@ -77,7 +77,7 @@ processes make a fault look honest in some of the tries, and an honest program l
 TRIES = 120
 """The most tries of that test."""
 TURNS = 4
-"""At most one time less are steps taken that are not compared."""
+"""Steps that are not compared are taken a random number of times, fewer than this."""
 SHORT_TRIES = 7
 """By how many the tries that are too short may outnumber the rest before more steps are taken."""
 REMEMBERED = 3.0

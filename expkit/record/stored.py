@@ -183,7 +183,7 @@ def _metrics(records: Sequence[Record]) -> dict[str, list[float]]:
 
 
 def _one(metrics: Mapping[str, Sequence[float]], key: str, file: Path) -> float:
-    """The value of a metric that a run has once."""
+    """Return the value of a metric that a run records only once."""
     if len(metrics[key]) != 1:
         raise UserError(f"{file}: {key}: got {len(metrics[key])}, takes one")
     return metrics[key][0]

@@ -90,7 +90,8 @@ class NumpyBackend:
     def pool(self) -> ThreadPoolExecutor | None:
         """The threads for draws and for elementwise calls on long arrays.
 
-        None for one thread: a helper would wait for a core beside the thread that waits for it.
+        None where there is one thread: the calling thread then does the work itself, as a helper
+        would compete with it for a core.
         """
         if self.thread_count == 1:
             return None

@@ -169,7 +169,7 @@ class TorchBackend:
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor | None:
-        """The threads for draws; None for one, which are made by the calling thread."""
+        """The threads that draw; None where there is one: the calling thread then draws."""
         if self._threads == 1:
             return None
         return ThreadPoolExecutor(self._threads, thread_name_prefix="expkit-draw")
