@@ -48,10 +48,14 @@ HARDLY = 5.0
 """`number_seconds` counts fetching numbers singly up to this multiple of fetching them stacked."""
 AHEAD = 0.15
 """By what share of the clocked time building, placing and resetting may take longer for steps."""
-HEARINGS = 7
-"""How many times in a row (each is a hearing) a fault is seen before a program is refused."""
+HEARINGS, CLEARED = 7, 2
+"""Each look at a program is a hearing. It is refused where a fault is seen in HEARINGS more of them
+than it is not; it is cleared where nothing is seen in CLEARED more, or once in a look in which
+there is far less than a fault: a disturbed look may hide one.
+"""
 PAUSE_S = 0.01
-"""The pause before the second hearing; it is twice as long before the third, and so on."""
+"""The pause where a fault has been seen once; it is twice as long after the second time, and so on.
+"""
 CLOCKED_S = 4e-3
 """A shorter time on the clock tells nothing: more steps are taken, where there is room."""
 TOLD_S = 1e-3
@@ -149,9 +153,12 @@ class Audit:
         # After one step, so that a loss is fetched here too; after none if only one fits.
         self._reading = median(self._cycle(min(1, room - 1))[1] for _ in range(often))
 
-    def _price_fetches(self) -> None:
-        """Allow more time to fetch a loss where the machine has become slower."""
-        self._fetch_seconds = max(self._fetch_seconds, FETCHES * self._fetching())
+    def _price_fetches(self) -> float:
+        """Measure the time allowed to fetch a loss again, as the machine becomes slower and faster;
+        return the greater of it and the one before.
+        """
+        before, self._fetch_seconds = self._fetch_seconds, FETCHES * self._fetching()
+        return max(before, self._fetch_seconds)
 
     def left(self, lengths: Sequence[int], step_seconds: float) -> Finding | None:
         """Look for work that is left to be done when losses and parameters are read.
@@ -187,11 +194,12 @@ class Audit:
         return found
 
     def _left_after(self, n: int, *, longer: bool = True) -> Finding | None:
-        hearing = 0
-        while hearing < HEARINGS:
-            if hearing:
-                sleep(PAUSE_S * hearing)
+        score = hearings = 0
+        while -CLEARED < score < HEARINGS and hearings < TRIES:
+            if hearings:
+                sleep(PAUSE_S * max(0, score))
                 self._change_turn(n)
+                self._price_fetches()
                 self._program.reset()  # discards what was computed during the pause
             clocked, after = self._cycle(n)
             beyond = after - self._reading
@@ -200,19 +208,21 @@ class Audit:
                 more = 1.5 * CLOCKED_S / max(clocked, 1e-9)
                 n = min(self.room, 1 + int(n * min(more, MORE)))
                 continue
-            allowed = SHARE * max(clocked, CLOCKED_S) + n * self._fetch_seconds
-            allowed = max(allowed, NOISE * self._reading)
+            share = SHARE * max(clocked, CLOCKED_S)
+            allowed = max(share + n * self._fetch_seconds, NOISE * self._reading)
+            if beyond > allowed:
+                allowed = max(allowed, share + n * self._price_fetches())
             if beyond > allowed and not blatant:
                 # A long stretch of steps evicts from the caches what reading needs, but so does a
                 # quarter of it: compare with the reading after that.
                 fewer = max(1, n // 4)
                 after_fewer = median(self._cycle(fewer)[1] for _ in range(3))
                 beyond = min(beyond, (after - after_fewer) * n / max(1, n - fewer))
-            if beyond <= allowed:
-                return None
+            hearings += 1
             # Extra time this long is no burst of load: two hearings are enough.
-            hearing += -(-HEARINGS // 2) if blatant else 1
-            self._price_fetches()
+            score += -(-HEARINGS // 2) if blatant else _heard(beyond, allowed)
+        if score < HEARINGS:
+            return None
         return Finding(
             Outcome.NOT_SYNCHRONIZED,
             f"{_seconds(beyond)} of work was left when synchronize had returned: {n} steps took "
@@ -227,8 +237,12 @@ class Audit:
         A process that has just waited is slower to read results, because it has to wake up. So if
         work seems to be left, the steps are compared with one step and a rest as long as theirs.
         """
-        rest_s = 0.0
-        for _ in _hearings():
+        rest_s, score, hearings = 0.0, 0, 0
+        while -CLEARED < score < HEARINGS and hearings < TRIES:
+            if hearings:
+                sleep(PAUSE_S * max(0, score))
+                self._price_fetches()
+            hearings += 1
             turns: list[tuple[float, float, float]] = []
             started = perf_counter()
             while len(turns) < HEARINGS or perf_counter() - started < CYCLE_S:
@@ -240,10 +254,14 @@ class Audit:
                     return self._left_after(n, longer=False)
             clocked, after, after_one = (median(seconds) for seconds in zip(*turns, strict=True))
             beyond = after - after_one
-            if beyond <= SHARE * clocked + (n - 1) * self._fetch_seconds + FEW_NOISE * after_one:
-                return None
-            rest_s = clocked
-            self._price_fetches()
+            share = SHARE * clocked + FEW_NOISE * after_one
+            allowed = share + (n - 1) * self._fetch_seconds
+            if beyond > allowed:
+                rest_s = clocked
+                allowed = max(allowed, share + (n - 1) * self._price_fetches())
+            score += _heard(beyond, allowed)
+        if score < HEARINGS:
+            return None
         return Finding(
             Outcome.NOT_SYNCHRONIZED,
             f"{_seconds(beyond)} of work was left when synchronize had returned, in the median of "
@@ -361,22 +379,26 @@ class Audit:
             building, placing = self._made(build, steps)
             return placing + (building if quick else 0.0)
 
+        # The best of each is the least disturbed.
+        this, one, more = once, once, math.inf
         allowed = max(AHEAD * clocked * times, once / 2)
-        this, one, more = once, math.inf, math.inf
-        hearing = 0
-        while hearing < HEARINGS:
-            sleep(PAUSE_S * hearing)
+        score = hearings = 0
+        while -CLEARED < score < HEARINGS and hearings < TRIES:
+            sleep(PAUSE_S * max(0, score))
             larger = seconds((1 + times) * self.room)
-            grown = larger - this
-            if grown > allowed:
+            if hearings or not 0 <= larger - this <= allowed / 2:  # it may have been disturbed
                 this = seconds(self.room)
-                one, more = min(one, this), min(more, larger)
-                grown = min(larger - this, more - one)  # of this pair, and of the best of each
-            if grown <= allowed:
-                self.ahead_s = grown / (times * self.room)
-                return None
+            hearings += 1
+            one, more = min(one, this), min(more, larger)
+            allowed = max(AHEAD * clocked * times, one / 2)
+            grown = min(larger - this, more - one)
             # A difference this long is no burst of load: a few hearings are enough.
-            hearing += -(-HEARINGS // 3) if grown > BUILDING_S else 1
+            blatant = grown > max(allowed, BUILDING_S)
+            fewer = 1 if quick else CLEARED  # a program that takes long to build is built once more
+            score += -(-HEARINGS // 3) if blatant else 1 if grown > allowed else -fewer
+        if score < HEARINGS:
+            self.ahead_s = grown / (times * self.room)
+            return None
         return Finding(
             Outcome.OFF_THE_CLOCK,
             f"{times * self.room} steps take {_seconds(times * clocked)} on the clock; a program "
@@ -524,6 +546,11 @@ def remembered(timed_s: float, seen: Take, unseen: Take) -> Finding | None:
         f"the timed steps took {_seconds(timed_s)}, and as many steps from a start not seen before "
         f"took {_seconds(other)}: the program remembers instead of computing",
     )
+
+
+def _heard(beyond: float, allowed: float) -> int:
+    """What a hearing adds to a score, in which extra time `beyond` what is clocked was seen."""
+    return 1 if beyond > allowed else -1 if 2 * beyond > allowed else -CLEARED
 
 
 def _hearings() -> Iterator[None]:
