@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -26,7 +25,6 @@ from expkit.measure import parity
 from expkit.measure.environment import Activity, Snapshot
 from expkit.measure.looking import Look
 from expkit.measure.rounds import run_rounds
-from expkit.measure.statistics import Rounds
 from expkit.measure.verdict import held
 from expkit.record import writing
 from expkit.record.result import Now, Result
@@ -43,47 +41,8 @@ def silent(number: int, now: Now) -> None:
     """Show nothing."""
 
 
-class AnyTrial(Protocol):
-    """One attempt to measure a cell, in this process or in another.
-
-    Once it has ended, requests have no effect. In another process `find_answer` and `finish` only
-    begin, so that trials do this work side by side; `wait` waits until it is done.
-
-    Attributes:
-        lives: whether it may still give valid times.
-        facts: what its program works with.
-        broken: where that differs from what it claims.
-        rounds: the seconds of its repeats so far.
-        expected_s: about how long the least number of them takes.
-        pid: the id of its process.
-    """
-
-    cell: Cell
-    folder: Path
-    tracker: Tracker | None
-
-    @property
-    def lives(self) -> bool: ...
-    @property
-    def facts(self) -> parity.Facts: ...
-    @property
-    def broken(self) -> Sequence[str]: ...
-    @property
-    def rounds(self) -> Rounds: ...
-    @property
-    def expected_s(self) -> float: ...
-    @property
-    def pid(self) -> int: ...
-
-    def prepare(self) -> None: ...
-    def find_answer(self) -> None: ...
-    def place(self) -> None: ...
-    def repeat(self) -> float | None: ...
-    def take_in(self, outcome: str, reason: str, rounds: Rounds) -> None: ...
-    def conclude(self, stopped_by: str | None, activity: Activity) -> None: ...
-    def refuse(self, unlike: Sequence[str]) -> None: ...
-    def finish(self, tags: Mapping[str, str]) -> None: ...
-    def wait(self) -> None: ...
+AnyTrial = Trial | RemoteTrial
+"""One attempt to measure a cell. Once it has ended, requests have no effect."""
 
 
 def conduct(

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from expkit import remote
 from expkit.child import Message, Parent
 from expkit.conduct import as_a_program, check_runnable, run_together
 from expkit.config import thaw
@@ -19,21 +20,7 @@ from expkit.errors import UserError, is_disk_full
 from expkit.measure.environment import Activity
 from expkit.outcome import Outcome
 from expkit.remote import REQUESTS as REQUESTS
-from expkit.remote import (
-    SAID,
-    Begin,
-    Conclude,
-    Done,
-    FindAnswer,
-    Finish,
-    Place,
-    Prepare,
-    Refuse,
-    Repeat,
-    Repeated,
-    State,
-    TakeIn,
-)
+from expkit.remote import Begin, Done
 from expkit.tracking.address import one_line
 from expkit.trial import Trial
 
@@ -52,7 +39,7 @@ def _run(begin: Begin, parent: Parent) -> Done:
     folder, full = Path(begin.folder), False
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / SAID).open("ab") as said:
+        with (folder / remote.SAID).open("ab") as said:
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
         outcome, reason = _outcome(begin, folder, parent)
@@ -61,8 +48,8 @@ def _run(begin: Begin, parent: Parent) -> Done:
     with suppress(OSError):  # what it printed may not fit on the disk
         sys.stdout.flush()
         sys.stderr.flush()
-        if not (folder / SAID).stat().st_size:
-            (folder / SAID).unlink()
+        if not (folder / remote.SAID).stat().st_size:
+            (folder / remote.SAID).unlink()
     if not begin.timed:  # else this process ends
         gc.collect()
     return Done(outcome, reason, full)
@@ -98,29 +85,29 @@ def _obey(trial: Trial, parent: Parent) -> None:
         match parent.hear():
             case None:
                 os._exit(0)  # the parent has hung up
-            case Prepare():
+            case remote.Prepare():
                 trial.prepare()
-            case FindAnswer():
+            case remote.FindAnswer():
                 trial.find_answer()
-            case Place():
+            case remote.Place():
                 trial.place()
-            case Repeat():
-                answer = Repeated(trial.repeat())
+            case remote.Repeat():
+                answer = remote.Repeated(trial.repeat())
                 continue
-            case TakeIn(outcome, reason, rounds):
+            case remote.TakeIn(outcome, reason, rounds):
                 trial.take_in(outcome, reason, rounds)
-            case Conclude(stopped_by, activity):
+            case remote.Conclude(stopped_by, activity):
                 trial.conclude(stopped_by, Activity(**activity))
-            case Refuse(unlike):
+            case remote.Refuse(unlike):
                 trial.refuse(unlike)
-            case Finish(tags):
+            case remote.Finish(tags):
                 trial.finish(tags)
                 return
         answer = _state(trial)
 
 
-def _state(trial: Trial) -> State:
-    return State(trial.lives, trial.facts, trial.broken, trial.expected_s)
+def _state(trial: Trial) -> remote.State:
+    return remote.State(trial.lives, trial.facts, trial.broken, trial.expected_s)
 
 
 def _log(folder: Path, how: Mapping[str, Any] | None) -> None:

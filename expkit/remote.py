@@ -222,6 +222,9 @@ class Attempt:
 class RemoteTrial(AbstractContextManager["RemoteTrial"]):
     """A trial in a process of its own. Whatever goes wrong in it is recorded as its outcome.
 
+    `find_answer` and `finish` only begin, so that trials do this work side by side; `wait` waits
+    until it is done.
+
     Args:
         env: variables that its process has besides this process's own.
         placed: called with the number of each round when it begins.
@@ -271,8 +274,7 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
         return self._lives and self.attempt.outcome is None
 
     def prepare(self) -> None:
-        self._ask(Prepare())
-        self.wait()
+        self._answered(Prepare())
 
     def find_answer(self) -> None:
         """Ask for the answer to be computed; `wait` waits for that."""
@@ -283,12 +285,10 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
         if self.attempt.outcome is None:
             self.rounds.append([])
             self._placed(len(self.rounds))
-            self._ask(Place())
-            self.wait()
+            self._answered(Place())
 
     def repeat(self) -> float | None:
-        self._ask(Repeat())
-        answer = self.wait()
+        answer = self._answered(Repeat())
         seconds = answer.seconds if isinstance(answer, Repeated) else None
         if seconds is None:
             self._lives = False
@@ -299,16 +299,13 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
         return seconds
 
     def take_in(self, outcome: str, reason: str, rounds: Rounds) -> None:
-        self._ask(TakeIn(outcome, reason, rounds))
-        self.wait()
+        self._answered(TakeIn(outcome, reason, rounds))
 
     def conclude(self, stopped_by: str | None, activity: Activity) -> None:
-        self._ask(Conclude(stopped_by, asdict(activity)))
-        self.wait()
+        self._answered(Conclude(stopped_by, asdict(activity)))
 
     def refuse(self, unlike: Sequence[str]) -> None:
-        self._ask(Refuse(unlike))
-        self.wait()
+        self._answered(Refuse(unlike))
 
     def finish(self, tags: Mapping[str, str]) -> None:
         """Ask the trial to finish; `wait` waits for that."""
@@ -319,6 +316,10 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
         if self.attempt.outcome is None:
             with suppress(Gone):  # `Child.hear` will raise it again
                 self._child.tell(request)
+
+    def _answered(self, request: Message) -> Message | None:
+        self._ask(request)
+        return self.wait()
 
     def wait(self) -> Message | None:
         """Wait for the answer to the last request, then stop the process until the next one."""

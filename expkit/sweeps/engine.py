@@ -10,8 +10,8 @@ import os
 import select
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -48,12 +48,21 @@ class ProgressReporter:
 SILENT = ProgressReporter()
 
 
-class GracefulInterrupt:
+class GracefulInterrupt(AbstractContextManager["GracefulInterrupt"]):
     """Handles Ctrl-C: the first lets the running cells finish, the second ends them."""
 
     def __init__(self, reporter: ProgressReporter, tracker: Tracker | None) -> None:
         self.asked, self._reporter, self._tracker = False, reporter, tracker
         self._before = signal.getsignal(signal.SIGINT)
+
+    def __enter__(self) -> GracefulInterrupt:
+        with suppress(ValueError):  # not the main thread, so no signal comes here
+            signal.signal(signal.SIGINT, self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(ValueError):
+            signal.signal(signal.SIGINT, self._before)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
@@ -96,7 +105,7 @@ def run(
         OSError: the disk is full. The running cells are ended as well.
     """
     context = SweepContext(manifest, tracker, reporter)
-    with _interruptible(GracefulInterrupt(reporter, tracker)) as stop:
+    with GracefulInterrupt(reporter, tracker) as stop:
         if manifest.sweep.timing:
             for team in teams(todo, manifest.sweep.workers or ALIVE):
                 if stop.asked:
@@ -105,19 +114,6 @@ def run(
         else:
             _fill(todo, context, stop)
     return stop.asked
-
-
-@contextmanager
-def _interruptible(stop: GracefulInterrupt) -> Iterator[GracefulInterrupt]:
-    try:
-        before = signal.signal(signal.SIGINT, stop)
-    except ValueError:  # not the main thread, so no signal comes here
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def teams(todo: Iterable[Planned], most: int) -> list[list[Planned]]:
@@ -170,57 +166,59 @@ def _measure(team: Sequence[Planned], context: SweepContext) -> None:
                 context.reporter.says(f"{trial.cell.title}: {missing}")
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """The CPUs and the GPU that one worker has to itself."""
+@dataclass
+class _Post:
+    """A share of the CPUs, maybe a GPU, and the worker that runs one cell after another there.
+
+    Attributes:
+        worker: none until a cell needs one, or after one that failed.
+        key: the backend settings of the cells that the worker may run.
+        attempt: what it runs now, until `ends_at`.
+    """
 
     cpus: Sequence[int]
     gpu: str | None
-
-
-@dataclass
-class _Post:
-    """A worker that runs one cell after another."""
-
-    worker: Child
-    key: tuple[str, ...]
-    slot: _Slot
+    worker: Child | None = None
+    key: tuple[str, ...] = ()
     attempt: Attempt | None = None
     ends_at: float = 0.0
+
+    @property
+    def signs(self) -> Sequence[int]:
+        """The descriptors to wait on for the worker's answer."""
+        return self.worker.signs if self.worker and self.attempt else ()
 
 
 def _fill(todo: Sequence[Planned], context: SweepContext, stop: GracefulInterrupt) -> None:
     """Run cells without timing them, as many at once as there are workers.
 
     All cells of a worker have the same backend and backend settings, because libraries read some of
-    these only when they are imported. Each worker has its own share of the CPUs, and a GPU if its
-    cells ask for one.
+    these only when they are imported.
     """
-    free = deque(_slots(todo, context.manifest.sweep.workers))
+    posts = _posts(todo, context.manifest.sweep.workers)
     waiting = deque(sorted(todo, key=_key))
-    posts: list[_Post] = []
     end_prestarted()
     try:
-        while (waiting and not stop.asked) or any(post.attempt for post in posts):
+        while True:
             if not stop.asked:
-                _occupy(context, waiting, posts, free)
+                _occupy(context, waiting, posts)
             busy = [post for post in posts if post.attempt]
             if not busy:
-                break  # asked to stop just now
+                return
             soonest = min(post.ends_at for post in busy)
-            signs = [sign for post in busy for sign in post.worker.signs]
+            signs = [sign for post in busy for sign in post.signs]
             heard = select.select(signs, [], [], max(0, soonest - monotonic()))[0]
             for post in busy:
-                told = any(sign in heard for sign in post.worker.signs)
-                if told or post.ends_at <= monotonic():
-                    _vacate(context, post, posts, free)
+                if post.ends_at <= monotonic() or not set(heard).isdisjoint(post.signs):
+                    _vacate(post)
     finally:
         for post in posts:
-            if post.attempt:
+            if post.worker and post.attempt:
                 post.worker.kill()
                 post.attempt.interrupt()
                 post.attempt.send()
-            post.worker.close()
+            elif post.worker:
+                post.worker.close()
 
 
 def _environment(planned: Planned, gpu: str | None) -> dict[str, str]:
@@ -231,14 +229,14 @@ def _environment(planned: Planned, gpu: str | None) -> dict[str, str]:
     return env
 
 
-def _slots(todo: Sequence[Planned], workers: int | None) -> list[_Slot]:
-    """Return one slot per worker: a share of the CPUs, and a GPU while any is left."""
+def _posts(todo: Sequence[Planned], workers: int | None) -> list[_Post]:
+    """Return one post per worker: each has a share of the CPUs, and a GPU while any is left."""
     cpus = sorted(os.sched_getaffinity(0))
     count = min(workers or len(cpus), len(todo))
     devices = _gpus() if any(map(_wants_gpu, todo)) else []
     shares = min(count, len(cpus))
     return [
-        _Slot(cpus[i % len(cpus) :: shares], devices[i] if i < len(devices) else None)
+        _Post(cpus[i % len(cpus) :: shares], devices[i] if i < len(devices) else None)
         for i in range(count)
     ]
 
@@ -262,46 +260,33 @@ def _key(planned: Planned) -> tuple[str, ...]:
     return tuple(f"{key}={backend[key]}" for key in sorted(backend))
 
 
-def _occupy(
-    context: SweepContext, waiting: deque[Planned], posts: list[_Post], free: deque[_Slot]
-) -> None:
-    """Give each idle worker a cell; replace idle workers with other backend settings."""
-    for post in [post for post in posts if post.attempt is None]:
-        if waiting and post.key != _key(waiting[0]):
+def _occupy(context: SweepContext, waiting: deque[Planned], posts: Sequence[_Post]) -> None:
+    """Give cells to idle posts; a worker with other backend settings is replaced."""
+    while waiting and (post := _suitable(waiting[0], posts)):
+        planned = waiting.popleft()
+        if post.worker and post.key != _key(planned):
             post.worker.close()
-            posts.remove(post)
-            free.append(post.slot)
-    while waiting:
-        key = _key(waiting[0])
-        idle = next((p for p in posts if p.attempt is None and p.key == key), None)
-        if idle is None:
-            slot = _suitable(waiting[0], free, posts)
-            if slot is None:
-                return
-            idle = _Post(worker(_environment(waiting[0], slot.gpu)), key, slot)
-            idle.worker.pin(slot.cpus)
-            posts.append(idle)
-        idle.attempt = context.begin(waiting.popleft(), {"timed": "no"})
-        idle.ends_at = monotonic() + context.manifest.sweep.limit_s
+            post.worker = None
+        if post.worker is None:
+            post.worker, post.key = worker(_environment(planned, post.gpu)), _key(planned)
+            post.worker.pin(post.cpus)
+        post.attempt = context.begin(planned, {"timed": "no"})
+        post.ends_at = monotonic() + context.manifest.sweep.limit_s
         with suppress(Gone):  # `hear` reports it
-            idle.worker.tell(idle.attempt.begin(timed=False))
+            post.worker.tell(post.attempt.begin(timed=False))
 
 
-def _suitable(planned: Planned, free: deque[_Slot], posts: Sequence[_Post]) -> _Slot | None:
-    """Take a free slot, with a GPU if the cell asks for one; None if the cell has to wait."""
-    wants = _wants_gpu(planned) and any(slot.gpu is not None for slot in free)
-    if _wants_gpu(planned) and not wants and any(post.slot.gpu is not None for post in posts):
-        return None  # every GPU is in use
-    found = next((slot for slot in free if slot.gpu is not None or not wants), None)
-    if found:
-        free.remove(found)
-    return found
+def _suitable(planned: Planned, posts: Sequence[_Post]) -> _Post | None:
+    """An idle post, with a GPU if the cell asks for one; None if the cell has to wait."""
+    with_gpu = [post for post in posts if post.gpu is not None] if _wants_gpu(planned) else []
+    idle = [post for post in with_gpu or posts if post.attempt is None]
+    return max(idle, key=lambda post: post.key == _key(planned), default=None)
 
 
-def _vacate(context: SweepContext, post: _Post, posts: list[_Post], free: deque[_Slot]) -> None:
+def _vacate(post: _Post) -> None:
     """End a worker's cell with its answer; kill the worker if the cell failed or took too long."""
-    attempt = post.attempt
-    assert attempt is not None
+    assert post.worker is not None
+    assert post.attempt is not None
     try:
         done = post.worker.hear(0.0)
     except Gone as error:
@@ -310,10 +295,9 @@ def _vacate(context: SweepContext, post: _Post, posts: list[_Post], free: deque[
         if post.ends_at > monotonic():
             return
         done = Done(Outcome.FAILED, "it took longer than sweep.limit_s allows")
-    attempt.end(done)
+    post.attempt.end(done)
     if done.outcome == Outcome.FAILED:  # no other cell gets this process
         post.worker.kill()
-        posts.remove(post)
-        free.append(post.slot)
-    attempt.send()
+        post.worker = None
+    post.attempt.send()
     post.attempt = None

@@ -57,8 +57,8 @@ def given(workers: int) -> list[str | None]:
     """What each worker's CUDA_VISIBLE_DEVICES is set to."""
     config = {"backend": {"device": "cuda", "threads": None}}
     planned = cast(Planned, SimpleNamespace(frozen={"config": config}))
-    slots = engine._slots([planned] * workers, workers)
-    return [engine._environment(planned, slot.gpu).get("CUDA_VISIBLE_DEVICES") for slot in slots]
+    posts = engine._posts([planned] * workers, workers)
+    return [engine._environment(planned, post.gpu).get("CUDA_VISIBLE_DEVICES") for post in posts]
 
 
 @pytest.mark.usefixtures("two_gpus")
