@@ -28,17 +28,22 @@ from expkit.measure.verdict import Verdict
 from expkit.outcome import Outcome
 from expkit.record.stored import Stored, find, metrics_of, params_of
 from expkit.record.stored import load as load_stored
+from expkit.remote import end_prestarted
 from expkit.report import comparison as comparisons
 from expkit.report import plots
 from expkit.report import table as tables
 from expkit.report.units import seconds
 from expkit.tracking import address, journal, known
+from expkit.tracking.sync_state import pending
 from expkit.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
+    from hydra.plugins.launcher import Launcher
     from pandas import DataFrame  # type: ignore[import-untyped]
 
     from expkit.contracts import HostArray
+    from expkit.sweeps.engine import ProgressReporter
+    from expkit.sweeps.manifest import Manifest, Planned
 
 Row = dict[str, object]
 Job = tuple[Cell, Path]
@@ -327,10 +332,11 @@ def sweep(*words: str, **values: object) -> Sweep:
     A list of values is one such word: `sweep(problem="sine", backend=["numpy", "torch"])`. Cells
     have processes of their own and take turns, as with `-m` on the command line.
 
+    What keeps them from being in MLflow is a warning.
+
     Raises:
         UserError: as `cell`, of any of them, or nothing can run.
     """
-    from expkit.sweeps import engine
     from expkit.sweeps.manifest import locked, require_unused
     from expkit.sweeps.plan import plan_words
 
@@ -344,7 +350,10 @@ def sweep(*words: str, **values: object) -> Sweep:
         manifest.save()
         cells = [planned.cell for planned in manifest.cells]
         with _tracker(cells, manifest.folder) as tracker:
-            engine.run(manifest, manifest.cells, tracker)
+            swept(manifest, manifest.cells, tracker)
+            error = send_rest(manifest.folder, tracker) if tracker else None
+    if error:
+        warnings.warn(f"not in MLflow: {error}", stacklevel=2)
     return Sweep(manifest.folder)
 
 
@@ -420,6 +429,45 @@ def measured(
     measure = run_together if here else run_apart
     measure(jobs, tracker, watch, tags=tags)
     return [Run(load_stored(folder)) for _, folder in jobs]
+
+
+def swept(
+    manifest: Manifest,
+    todo: Sequence[Planned],
+    tracker: Tracker | None,
+    reporter: ProgressReporter | None = None,
+    launcher: Launcher | None = None,
+) -> bool:
+    """Run cells of a locked sweep; return whether Ctrl-C asked to stop it.
+
+    MLflow need not have the runs yet.
+
+    Args:
+        launcher: runs them elsewhere; the reporter is not told of these.
+
+    Raises:
+        KeyboardInterrupt: a second Ctrl-C, or any while a launcher runs them.
+        OSError: the disk is full.
+    """
+    from expkit.sweeps import cluster, engine
+
+    if launcher is None:
+        return engine.run(manifest, todo, tracker, reporter or engine.SILENT)
+    end_prestarted()
+    cluster.launch(manifest, todo, launcher)
+    return False
+
+
+def send_rest(folder: Path, tracker: Tracker) -> str | None:
+    """Send all runs in a folder that MLflow lacks, also those of earlier processes.
+
+    Returns an error, or None.
+    """
+    tracker.settle()
+    for lacking in pending(folder):
+        if error := tracker.update(lacking, last=True).error:
+            return error
+    return None
 
 
 def _measured_and_sent(jobs: Sequence[Job], *, here: bool, tags: Mapping[str, str]) -> list[Run]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from services import free_port
 
 import expkit as door
 from expkit.errors import UserError
@@ -105,6 +106,15 @@ def test_a_sweep_gives_a_run_for_every_combination(outputs: Path) -> None:
     pandas = pytest.importorskip("pandas")
     assert isinstance(found.frame(), pandas.DataFrame)
     assert list(found.frame()["run"]) == [run.title for run in found]
+
+
+def test_what_does_not_reach_mlflow_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    words: dict[str, object] = {**LINE, "tracking": "mlflow", "measure.settle_s": 0}
+    uri = f"tracking.uri=http://127.0.0.1:{free_port()}"
+    for go in (lambda: door.run(door.cell(*QUICK, uri, **words)), lambda: door.sweep(uri, **words)):
+        with pytest.warns(UserWarning, match="not in MLflow: no server answers at"):
+            go()
 
 
 def test_nothing_of_that_name_is_one_line() -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus
 
+from expkit import door
 from expkit.cli import COMMANDS
 from expkit.cli.addresses import allow_stored
 from expkit.cli.progress import waiting_for
@@ -26,15 +27,14 @@ from expkit.error_messages import explained
 from expkit.errors import ConfigError, UserError, is_disk_full
 from expkit.outcome import ALIKE, FINISHED, Outcome
 from expkit.record.stored import Stored
-from expkit.remote import end_prestarted
 from expkit.report import plots
 from expkit.report.units import count, megabytes
-from expkit.sweeps import cluster, engine, names
+from expkit.sweeps import cluster, names
 from expkit.sweeps import table as report
+from expkit.sweeps.engine import ProgressReporter
 from expkit.sweeps.manifest import Manifest, Planned, locked, named, newest, require_unused
 from expkit.sweeps.pace import Pace
 from expkit.tracking.address import one_line
-from expkit.tracking.sync_state import pending
 from expkit.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ REDRAW_S = 0.2
 NO_NAMES: Mapping[int, str] = {}
 
 
-class Lines(engine.ProgressReporter):
+class Lines(ProgressReporter):
     """Prints a line for every cell that has ended and, on a terminal, one with the progress."""
 
     def __init__(
@@ -120,11 +120,7 @@ def conduct(
 
     with _told(manifest, tracker, reporter, interrupted):
         try:
-            if launcher is None:
-                stopped = engine.run(manifest, todo, tracker, reporter)
-            else:
-                end_prestarted()
-                cluster.launch(manifest, todo, launcher)
+            stopped = door.swept(manifest, todo, tracker, reporter, launcher)
         except Exception as error:
             if not (full := is_disk_full(error)):
                 raise
@@ -213,13 +209,9 @@ def tell(
 
 
 def _send_rest(manifest: Manifest, tracker: Tracker) -> str | None:
-    """Send all that is not in MLflow yet, also from earlier processes; return an error or None."""
+    """Send all that is not in MLflow yet; return an error or None."""
     with waiting_for("MLflow"):
-        tracker.settle()
-        for folder in pending(manifest.folder):
-            if error := tracker.update(folder, last=True).error:
-                return error
-    return None
+        return door.send_rest(manifest.folder, tracker)
 
 
 class Search:
@@ -259,7 +251,7 @@ class Search:
             rest = f"what has not finished: expkit resume {manifest.name}"
             again = f"the search is interrupted; {rest}"
             with _told(manifest, self._tracker, reporter, lambda: again):
-                if engine.run(manifest, batch.cells, self._tracker, reporter):
+                if door.swept(manifest, batch.cells, self._tracker, reporter):
                     raise KeyboardInterrupt
         runs = {cell.index: manifest.result(cell) for cell in batch.cells}
         twins = {number: batch.again.get(number, number) for number in numbers}
