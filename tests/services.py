@@ -25,6 +25,8 @@ from typing import NoReturn
 
 import pytest
 
+from expkit.tracking.server import WITHOUT_JOBS
+
 START_S = 60.0
 """A service that does not answer by then is broken."""
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
@@ -358,9 +360,9 @@ class TrackingServer:
 
 
 @contextmanager
-def run_tracking_server(database: str) -> Iterator[TrackingServer]:
+def run_tracking_server(database: str, port: int) -> Iterator[TrackingServer]:
+    """Without the processes that would wait for jobs of language models."""
     with folder("mlflow") as place:
-        port = free_port()
         options = {
             "backend-store-uri": database,
             "artifacts-destination": place / "artifacts",
@@ -369,7 +371,7 @@ def run_tracking_server(database: str) -> Iterator[TrackingServer]:
             "workers": 1,
         }
         words = [f"--{key}={value}" for key, value in options.items()]
-        env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "TMPDIR": str(place)}
+        env = {**os.environ, **WITHOUT_JOBS, "TMPDIR": str(place)}
         command = sys.executable, "-m", "mlflow", "server", *words
         with nothing_left(f"TMPDIR={place}"), daemon(*command, place=place, env=env):
             wait_until(lambda: listens(port), "MLflow's server", place)
@@ -384,5 +386,6 @@ def listens(port: int) -> bool:
 @pytest.fixture
 def tracking_server(postgres: Postgres) -> Iterator[TrackingServer]:
     """MLflow's server on an empty database of PostgreSQL."""
-    with run_tracking_server(postgres.database(f"mlflow_{secrets.token_hex(4)}")) as server:
+    database = postgres.database(f"mlflow_{secrets.token_hex(4)}")
+    with run_tracking_server(database, free_port()) as server:
         yield server

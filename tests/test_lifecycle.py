@@ -14,14 +14,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
+from services import free_port, run_tracking_server
 
 from expkit.child import VERSION, Hello, encode
 from expkit.config import compose_cell
@@ -274,11 +272,15 @@ def was_killed(run: Kept, folder: Path) -> None:
 
 
 def test_a_server_gets_a_run_at_once_or_later(expkit: Expkit) -> None:
+    from expkit.tracking.database import client
+
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     words = refused(expkit, uri)
     folder = only(expkit.folders())
-    with mlflow_server(expkit.place / "server", port):
+    database = address.local(expkit.place)
+    client(database)  # made in less time than the server takes
+    with run_tracking_server(database, port):
         first = expkit(*words)
         assert (first.status, first.err) == (0, ""), first
         [run] = in_mlflow(expkit, uri)
@@ -522,39 +524,6 @@ def loaded_by(expkit: Expkit, code: str) -> Done:
     assert (done.status, done.err) == (0, "")
     assert "expkit" in done.out.splitlines()[-1].split()
     return done._replace(out=done.out.splitlines()[-1])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def mlflow_server(place: Path, port: int) -> Iterator[None]:
-    """A real server, with all it keeps in this folder."""
-    place.mkdir()
-    words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    words += ["--workers", "1", "--backend-store-uri", f"sqlite:///{place / 'server.db'}"]
-    words += ["--artifacts-destination", str(place / "artifacts")]
-    with (place / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, *words], cwd=place, stdout=log, stderr=log, process_group=0
-        )
-    try:
-        until(lambda: answers(f"http://127.0.0.1:{port}/health"), "the server answers")
-        yield
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urlopen(url, timeout=5) as reply:
-            return bool(reply.status == 200)
-    except (URLError, OSError):
-        return False
 
 
 def test_a_tracker_whose_answer_nobody_reads_ends_the_run(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ TERM_S = 3.0
 """How long the server may take to end by itself."""
 OPTIONS = f"--app-dir {os.devnull} --log-level warning"
 """Of uvicorn, which would look for modules in the current folder first, and log every request."""
+WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""Spares the processes that would wait for jobs of language models (seen in MLflow 3.17)."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ def serve(parent: Parent) -> None:
     if request is None:
         return
     command = child.command("mlflow", "server", *request.words)
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    env = {**WITHOUT_JOBS, **os.environ}
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env)
     threading.Thread(target=lambda: parent.tell(Ended(server.wait())), daemon=True).start()
     parent.hear()
     server.terminate()
