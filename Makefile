@@ -10,7 +10,7 @@ run: .venv/ready
 
 # Several tests at once, then one by one those that measure times. 5: none of a kind was asked for.
 test: .venv/ready
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not alone" $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest -n 4 --dist loadgroup -m "not alone" $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -m alone $(ARGS) || [ $$? = 5 ]
 
 lint: .venv/ready types

@@ -59,7 +59,12 @@ class Scale:
     )
 
 
-TINY = ("measure.repeats_min=6", "measure.repeats_per_placement=1", "measure.budget_s=0")
+TINY = (
+    "measure.repeats_min=6",
+    "measure.repeats_per_placement=1",
+    "measure.budget_s=0",
+    "measure.settle_s=0",
+)
 SCALES = {"full": Scale(), "tiny": Scale(200, 40, 500, 1, TINY, TINY)}
 ONCE = ("measure.repeats_min=1", "measure.repeats_max=1", "measure.warmup=0")
 UNSENT = "tracking=none"

@@ -112,6 +112,13 @@ class Expkit:
         )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have one of several processes run all tests of a service, which then starts only once."""
+    for item in items:
+        for service in {"slurm", "postgres"}.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(service))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One cache for all tests, so limits are measured, and MLflow's database is made, only once."""

@@ -33,8 +33,6 @@ from expkit.report.breakdown import parts_in, rows
 from expkit.testing import BackendContract, ProblemContract, cells
 from expkit.testing.backend import DEVICE, SHARED, TOLERANCE, assert_traces
 
-pytestmark = pytest.mark.alone
-
 PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
 
 

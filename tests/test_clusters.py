@@ -213,7 +213,7 @@ def test_a_sweep_that_is_killed_and_resumed_is_whole_on_a_tracking_server(
 
 
 @pytest.mark.parametrize("through", ["server", "database"])
-def test_eight_processes_open_a_fresh_database_at_once(
+def test_four_processes_open_a_fresh_database_at_once(
     expkit: Expkit, postgres: Postgres, request: pytest.FixtureRequest, through: str
 ) -> None:
     if through == "server":
@@ -232,21 +232,21 @@ def test_eight_processes_open_a_fresh_database_at_once(
         for name in ("one", "two", "three"):
             uploader._open({uri!r}, name)
     """
-    processes = [expkit._start("-c", dedent(script), str(number)) for number in range(8)]
-    wait_for(lambda: len(list(expkit.place.glob("ready-*"))) == 8)
+    processes = [expkit._start("-c", dedent(script), str(number)) for number in range(4)]
+    wait_for(lambda: len(list(expkit.place.glob("ready-*"))) == 4)
     (expkit.place / "go").touch()
     for done in [expkit.end(process, LIMIT_S) for process in processes]:
         assert done.status == 0, done.err
 
 
-def test_eight_sweeps_begin_at_once_on_a_fresh_tracking_server(
+def test_four_sweeps_begin_at_once_on_a_fresh_tracking_server(
     expkit: Expkit, tracking_server: TrackingServer
 ) -> None:
     words = ("problem=linear", "steps=20", *QUICK, f"tracking.uri={tracking_server.address}")
-    sweeps = [expkit.start("-m", *words, f"seed={number}") for number in range(8)]
+    sweeps = [expkit.start("-m", *words, f"seed={number}") for number in range(4)]
     for done in [expkit.end(sweep, LIMIT_S) for sweep in sweeps]:
         assert done.status == 0, done.out + done.err
-    assert runs(expkit, tracking_server.database) == [("0", "FINISHED")] * 8
+    assert runs(expkit, tracking_server.database) == [("0", "FINISHED")] * 4
 
 
 def test_a_database_server_that_is_not_there_is_told_at_once(expkit: Expkit) -> None:

@@ -22,8 +22,6 @@ from expkit.tracking import journal
 if TYPE_CHECKING:
     from conftest import Done, Expkit
 
-pytestmark = pytest.mark.alone
-
 QUICK = ("measure.repeats_min=2", "measure.repeats_max=2", "tracking.pictures=false")
 SPEEDS = {
     "time/median_seconds",

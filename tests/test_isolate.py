@@ -21,8 +21,6 @@ from expkit.tracking import journal
 if TYPE_CHECKING:
     from conftest import Done, Expkit
 
-pytestmark = pytest.mark.alone
-
 NONE = "tracking=none"
 SINE = ("problem=sine", "steps=300", NONE)
 TWELVE = ("measure.repeats_min=12", "measure.repeats_max=12")
@@ -93,6 +91,7 @@ def rows(done: Done, name: str) -> list[str]:
 # Processes
 
 
+@pytest.mark.alone  # the verdict is of few repeats
 def test_with_isolate_two_cells_of_our_own_are_held_against_each_other_too(expkit: Expkit) -> None:
     done = expkit("compare", "backend.fast=true", "backend.fast=false", *LINE, *TWELVE, "--isolate")
     assert done.err == "", done
@@ -157,6 +156,7 @@ def test_bad_input_is_one_line(expkit: Expkit) -> None:
     assert "--isolate" in done.err
 
 
+@pytest.mark.alone  # the verdict is of few repeats
 @pytest.mark.parametrize("word", ["--isolate", "--no-isolate"])
 def test_fresh_processes_measure_both_sides_again(expkit: Expkit, word: str) -> None:
     few = ("measure.repeats_min=2", "measure.repeats_max=2", "measure.repeats_per_placement=1")
@@ -172,6 +172,7 @@ def test_fresh_processes_measure_both_sides_again(expkit: Expkit, word: str) -> 
 # Threads that go on
 
 
+@pytest.mark.alone  # threads at work are counted
 def test_a_thread_that_goes_on_is_named_where_it_can_slow_the_other(other: Expkit) -> None:
     pair = ("backend=numpy", "backend=other backend.spins=true", *SINE, *TWELVE)
     done = other("compare", *pair, "--no-isolate")
@@ -179,6 +180,7 @@ def test_a_thread_that_goes_on_is_named_where_it_can_slow_the_other(other: Expki
     assert [row[0] for row in rows(done, "unstable") if worked in row] == ["A", "B"], done
 
 
+@pytest.mark.alone  # threads at work are counted
 def test_in_processes_of_their_own_it_cannot(other: Expkit) -> None:
     pair = ("backend=numpy", "backend=other backend.spins=true", *SINE, *TWELVE)
     done = other("compare", *pair)
@@ -194,6 +196,7 @@ def with_the_lock() -> None:
     sum(range(1000))
 
 
+@pytest.mark.alone  # threads at work are counted
 @pytest.mark.parametrize("does", [without_the_lock, with_the_lock])
 def test_a_process_at_rest_has_no_thread_at_work_and_one_that_goes_on_is_seen(
     does: Callable[[], None],

@@ -12,12 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 if TYPE_CHECKING:
     from conftest import Expkit
-
-pytestmark = pytest.mark.alone
 
 ROOT = Path(__file__).parents[1]
 TRIED = """

@@ -16,8 +16,6 @@ from expkit.tracking import journal
 if TYPE_CHECKING:
     from conftest import Expkit
 
-pytestmark = pytest.mark.alone
-
 TWELVE = ("measure.repeats_min=12", "measure.repeats_max=12")
 NONE = "tracking=none"
 

@@ -140,7 +140,7 @@ def test_outliers_are_counted_and_stay_in_every_figure() -> None:
 @pytest.mark.parametrize("hump", HUMPS)
 @pytest.mark.parametrize("n", [12, 20, 40])
 def test_a_steady_sample_of_one_hump_raises_no_alarm(n: int, hump: str) -> None:
-    rng, trials = np.random.default_rng(n), 2000
+    rng, trials = np.random.default_rng(n), 1000
     samples = HUMPS[hump](rng, (trials, n)).tolist()
     most = 0.02 + 3 * (0.02 * 0.98 / trials) ** 0.5
     assert np.mean([drift(sample) is not None for sample in samples]) <= most

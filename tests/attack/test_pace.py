@@ -35,8 +35,6 @@ from expkit.sweeps.manifest import Planned
 from expkit.sweeps.pace import Pace as SweepPace
 from expkit.sweeps.pace import left, most_rounds
 
-pytestmark = pytest.mark.alone
-
 QUICK = Measure(repeats_min=12, repeats_max=40, repeats_per_placement=2, budget_s=0.25)
 
 
