@@ -211,6 +211,13 @@ def test_work_done_ahead_is_found(call: str, share: float) -> None:
     assert audited({"advance": 1 - share, call: share}) == "off_the_clock"
 
 
+@pytest.mark.parametrize("wrong", [2, 3, 5])
+def test_a_price_of_fetching_that_was_wrong_once_clears_nobody(wrong: int) -> None:
+    prices = chain(repeat(1e-9, wrong), [1.0], repeat(1e-9))
+    shares = {"advance": 0.5, "losses": 0.5}
+    assert audited(shares, fetching=partial(next, prices)) == "not_synchronized"
+
+
 class InHundreds(Working):
     """Computes a hundred steps together on the clock; whoever reads losses computes the rest."""
 

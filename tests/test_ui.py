@@ -27,6 +27,8 @@ def test_the_page_has_the_runs(expkit: Expkit, tmp_path: Path) -> None:
     server = expkit.start("ui", "--port", str(port))
     assert server.stdout is not None
     page = next(line.strip() for line in server.stdout if line.startswith("http://127.0.0.1"))
+    words = [Path(f"/proc/{pid}/cmdline").read_text() for pid in expkit.processes()]
+    assert not [said for said in words if "mlflow.server.jobs" in said], "nobody waits for jobs"
     experiment = urlsplit(page).fragment.split("/")[2]
     search = Request(
         f"http://127.0.0.1:{port}/api/2.0/mlflow/runs/search",
