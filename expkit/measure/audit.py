@@ -379,26 +379,22 @@ class Audit:
             building, placing = self._made(build, steps)
             return placing + (building if quick else 0.0)
 
-        # The best of each is the least disturbed.
-        this, one, more = once, once, math.inf
         allowed = max(AHEAD * clocked * times, once / 2)
-        score = hearings = 0
-        while -CLEARED < score < HEARINGS and hearings < TRIES:
-            sleep(PAUSE_S * max(0, score))
+        this, one, more = once, math.inf, math.inf
+        hearing = 0
+        while hearing < HEARINGS:
+            sleep(PAUSE_S * hearing)
             larger = seconds((1 + times) * self.room)
-            if hearings or not 0 <= larger - this <= allowed / 2:  # it may have been disturbed
+            grown = larger - this
+            if grown > allowed:
                 this = seconds(self.room)
-            hearings += 1
-            one, more = min(one, this), min(more, larger)
-            allowed = max(AHEAD * clocked * times, one / 2)
-            grown = min(larger - this, more - one)
+                one, more = min(one, this), min(more, larger)
+                grown = min(larger - this, more - one)  # of this pair, and of the best of each
+            if grown <= allowed:
+                self.ahead_s = grown / (times * self.room)
+                return None
             # A difference this long is no burst of load: a few hearings are enough.
-            blatant = grown > max(allowed, BUILDING_S)
-            fewer = 1 if quick else CLEARED  # a program that takes long to build is built once more
-            score += -(-HEARINGS // 3) if blatant else 1 if grown > allowed else -fewer
-        if score < HEARINGS:
-            self.ahead_s = grown / (times * self.room)
-            return None
+            hearing += -(-HEARINGS // 3) if grown > BUILDING_S else 1
         return Finding(
             Outcome.OFF_THE_CLOCK,
             f"{times * self.room} steps take {_seconds(times * clocked)} on the clock; a program "
