@@ -201,6 +201,7 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, default=60.0, metavar="S", help="of one of them")
     parser.add_argument("--output", type=Path, help="a Markdown file to write")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the running case is ended too
     lines: list[str] = []
     wrong: list[str] = []
     started, tried = perf_counter(), 0

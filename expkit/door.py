@@ -332,7 +332,7 @@ def sweep(*words: str, **values: object) -> Sweep:
     A list of values is one such word: `sweep(problem="sine", backend=["numpy", "torch"])`. Cells
     have processes of their own and take turns, as with `-m` on the command line.
 
-    What keeps them from being in MLflow is a warning.
+    If MLflow does not get all runs, there is a warning, and `expkit sync` sends them later.
 
     Raises:
         UserError: as `cell`, of any of them, or nothing can run.
@@ -447,6 +447,7 @@ def swept(
 
     Raises:
         KeyboardInterrupt: a second Ctrl-C, or any while a launcher runs them.
+        UserError: the launcher cannot run them.
         OSError: the disk is full.
     """
     from expkit.sweeps import cluster, engine
@@ -459,9 +460,9 @@ def swept(
 
 
 def send_rest(folder: Path, tracker: Tracker) -> str | None:
-    """Send all runs in a folder that MLflow lacks, also those of earlier processes.
+    """Send the runs in a folder that MLflow lacks, also those of earlier processes.
 
-    Returns an error, or None.
+    Returns the first error, after which no more are sent; None if there is none.
     """
     tracker.settle()
     for lacking in pending(folder):

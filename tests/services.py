@@ -361,7 +361,7 @@ class TrackingServer:
 
 @contextmanager
 def run_tracking_server(database: str, port: int) -> Iterator[TrackingServer]:
-    """Without the processes that would wait for jobs of language models."""
+    """Start MLflow's server, without the processes that wait for jobs."""
     with folder("mlflow") as place:
         options = {
             "backend-store-uri": database,

@@ -296,8 +296,8 @@ def test_the_length_of_a_reading_is_looked_at_however_long_reading_takes() -> No
 def test_what_is_done_ahead_is_held_against_the_step_as_it_is_when_it_is_known(
     share: float, found: bool
 ) -> None:
-    """A step that has just been built may take longer than it will. This is said of the median of
-    several audits, as a machine's speed changes meanwhile.
+    """The first steps of a program may be slow. Several audits are made, because the speed of the
+    machine may change during one of them.
     """
 
     def build(steps: int) -> Program:
@@ -354,8 +354,8 @@ def test_threads_that_keep_the_interpreter_do_not_keep_the_audit() -> None:
 def test_a_program_that_is_long_in_placing_is_not_asked_for_many_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Twice as many will do to see that it is for their sake. One look may clear such a program, if
-    the machine becomes faster meanwhile, so it is looked at again.
+    """A program for twice as many steps is enough to find the work. Several audits are made: one
+    look clears such a program, and the machine may become faster during it.
     """
     monkeypatch.setattr("expkit.measure.audit.BUILDING_S", 0.01)
     asked = []

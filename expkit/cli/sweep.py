@@ -209,7 +209,7 @@ def tell(
 
 
 def _send_rest(manifest: Manifest, tracker: Tracker) -> str | None:
-    """Send all that is not in MLflow yet; return an error or None."""
+    """Send the runs that MLflow lacks; return the first error, or None."""
     with waiting_for("MLflow"):
         return door.send_rest(manifest.folder, tracker)
 

@@ -48,13 +48,15 @@ HARDLY = 5.0
 """`number_seconds` counts fetching numbers singly up to this multiple of fetching them stacked."""
 AHEAD = 0.15
 """By what share of the clocked time building, placing and resetting may take longer for steps."""
-HEARINGS, CLEARED = 7, 2
-"""Each look at a program is a hearing. It is refused where a fault is seen in HEARINGS more of them
-than it is not; it is cleared where nothing is seen in CLEARED more, or once in a look in which
-there is far less than a fault: a disturbed look may hide one.
-"""
+HEARINGS = 7
+"""How often a fault is seen (each look is a hearing) before a program is refused: in a row, or for
+work that is left, more often than it is not seen."""
+CLEARED = 2
+"""How much more often than not no work is seen to be left before a program is cleared. A look that
+shows far less than a fault clears it at once. One alone may be disturbed, and hide the work."""
 PAUSE_S = 0.01
-"""The pause where a fault has been seen once; it is twice as long after the second time, and so on.
+"""The pause after the first hearing that shows a fault; it is twice as long after the second, and
+so on.
 """
 CLOCKED_S = 4e-3
 """A shorter time on the clock tells nothing: more steps are taken, where there is room."""
@@ -545,7 +547,7 @@ def remembered(timed_s: float, seen: Take, unseen: Take) -> Finding | None:
 
 
 def _heard(beyond: float, allowed: float) -> int:
-    """What a hearing adds to a score, in which extra time `beyond` what is clocked was seen."""
+    """What a hearing adds to the score: `beyond` are the seconds of work that seem to be left."""
     return 1 if beyond > allowed else -1 if 2 * beyond > allowed else -CLEARED
 
 

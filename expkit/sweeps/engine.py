@@ -168,12 +168,13 @@ def _measure(team: Sequence[Planned], context: SweepContext) -> None:
 
 @dataclass
 class _Post:
-    """A share of the CPUs, maybe a GPU, and the worker that runs one cell after another there.
+    """A share of the CPUs, perhaps a GPU, and the worker that runs one cell after another on them.
 
     Attributes:
-        worker: none until a cell needs one, or after one that failed.
-        key: the backend settings of the cells that the worker may run.
-        attempt: what it runs now, until `ends_at`.
+        worker: None before the first cell, and after a cell that failed.
+        key: the backend settings that all cells of this worker have.
+        attempt: the run that it is at; None if it is idle.
+        ends_at: when that run has taken too long, on the clock of `monotonic`.
     """
 
     cpus: Sequence[int]
@@ -261,7 +262,7 @@ def _key(planned: Planned) -> tuple[str, ...]:
 
 
 def _occupy(context: SweepContext, waiting: deque[Planned], posts: Sequence[_Post]) -> None:
-    """Give cells to idle posts; a worker with other backend settings is replaced."""
+    """Give the next cells to idle posts. A worker with other backend settings is replaced."""
     while waiting and (post := _suitable(waiting[0], posts)):
         planned = waiting.popleft()
         if post.worker and post.key != _key(planned):
@@ -277,7 +278,7 @@ def _occupy(context: SweepContext, waiting: deque[Planned], posts: Sequence[_Pos
 
 
 def _suitable(planned: Planned, posts: Sequence[_Post]) -> _Post | None:
-    """An idle post, with a GPU if the cell asks for one; None if the cell has to wait."""
+    """Return an idle post for a cell, one with a GPU if it wants that; None if it has to wait."""
     with_gpu = [post for post in posts if post.gpu is not None] if _wants_gpu(planned) else []
     idle = [post for post in with_gpu or posts if post.attempt is None]
     return max(idle, key=lambda post: post.key == _key(planned), default=None)

@@ -17,7 +17,8 @@ TERM_S = 3.0
 OPTIONS = f"--app-dir {os.devnull} --log-level warning"
 """Of uvicorn, which would look for modules in the current folder first, and log every request."""
 WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-"""Spares the processes that would wait for jobs of language models (seen in MLflow 3.17)."""
+"""Keeps the server from starting eight processes that wait for jobs, such as the evaluation of a
+language model (seen in MLflow 3.17)."""
 
 
 @dataclass(frozen=True)
