@@ -27,6 +27,8 @@ from expkit.measure.warmup import WarmUp
 
 RESET_S = 0.05
 """About the longest reset of a program that is built for more steps than are timed."""
+RESETS_S = 0.5
+"""The longest reset of a program that is built only to look for work done meanwhile."""
 MANY = 16
 """The largest factor on the number of steps, where the timed ones are too short to tell."""
 
@@ -80,7 +82,9 @@ class Audits:
         more steps, where these are too short to tell.
         """
         longer, found = audit, audit.meanwhile() or self._ahead(audit)
-        while found is None and longer.short and longer.room < MANY * audit.room:
+        # A reset that computes all steps, which `ahead` looks for, would take longer and longer.
+        most = audit.room * min(MANY, RESETS_S / self._reset_seconds())
+        while found is None and longer.short and GROWTH * longer.room <= most:
             longer = self._audit(GROWTH * longer.room)
             found = longer.meanwhile()
         return found
