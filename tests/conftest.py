@@ -15,6 +15,7 @@ from textwrap import dedent
 from typing import NamedTuple
 
 import pytest
+from services import mlflow_template as mlflow_template
 from services import postgres as postgres
 from services import ray_cluster as ray_cluster
 from services import slurm as slurm
@@ -115,7 +116,9 @@ class Expkit:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have one of several processes run all tests of a service, which then starts only once."""
     for item in items:
-        for service in {"slurm", "postgres"}.intersection(getattr(item, "fixturenames", ())):
+        for service in {"slurm", "ray_cluster", "postgres"}.intersection(
+            getattr(item, "fixturenames", ())
+        ):
             item.add_marker(pytest.mark.xdist_group(service))
 
 

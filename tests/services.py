@@ -236,6 +236,7 @@ print(cluster.address, flush=True)
 for line in sys.stdin:
     cluster.remove_node(second, allow_graceful=False)
     print("removed", flush=True)
+    second = cluster.add_node(**node)
 """
 
 
@@ -254,11 +255,15 @@ class Ray:
     _log: Path = field(repr=False)
 
     def kill_a_node(self) -> None:
-        """Kill the node that is not the head, and all that runs on it."""
+        """Kill the node that is not the head, and all that runs on it; a new one replaces it."""
         assert self._cluster.stdin is not None
+        before = self._removed()
         self._cluster.stdin.write("kill\n")
         self._cluster.stdin.flush()
-        wait_until(lambda: "removed" in self._log.read_text(), "Ray", self._log.parent)
+        wait_until(lambda: self._removed() > before, "Ray", self._log.parent)
+
+    def _removed(self) -> int:
+        return self._log.read_text().count("removed")
 
 
 @contextmanager
@@ -283,9 +288,9 @@ def run_ray() -> Iterator[Ray]:
             yield Ray(env, log.read_text().splitlines()[-1], cluster, log)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[Ray]:
-    """Ray on this machine, fresh for every test: tests kill its nodes."""
+    """Ray on this machine."""
     need("setpriv", packages=("ray", "hydra_plugins.hydra_ray_launcher"))
     with run_ray() as cluster:
         yield cluster
@@ -301,10 +306,11 @@ class Postgres:
     env: Mapping[str, str]
     programs: Path
 
-    def database(self, name: str) -> str:
-        """Make an empty database; its address, as SQLAlchemy writes it."""
+    def database(self, name: str, template: str = "template0") -> str:
+        """Make a database that is empty, or a copy; its address, as SQLAlchemy writes it."""
         env = {**os.environ, **self.env}
-        subprocess.run([self.programs / "createdb", name], env=env, check=True)
+        create = [str(self.programs / "createdb"), f"--template={template}", name]
+        subprocess.run(create, env=env, check=True)
         server = "{PGUSER}:{PGPASSWORD}@{PGHOST}:{PGPORT}".format_map(self.env)
         return f"postgresql+psycopg2://{server}/{name}"
 
@@ -383,9 +389,18 @@ def listens(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.fixture(scope="session")
+def mlflow_template(postgres: Postgres) -> str:
+    """The name of a database that MLflow has set up, which takes it some 70 migrations."""
+    uri = postgres.database("template_of_mlflow")
+    words = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", words, uri], check=True, timeout=START_S)
+    return "template_of_mlflow"
+
+
 @pytest.fixture
-def tracking_server(postgres: Postgres) -> Iterator[TrackingServer]:
-    """MLflow's server on an empty database of PostgreSQL."""
-    database = postgres.database(f"mlflow_{secrets.token_hex(4)}")
+def tracking_server(postgres: Postgres, mlflow_template: str) -> Iterator[TrackingServer]:
+    """MLflow's server on a database of PostgreSQL without any run."""
+    database = postgres.database(f"mlflow_{secrets.token_hex(4)}", mlflow_template)
     with run_tracking_server(database, free_port()) as server:
         yield server
