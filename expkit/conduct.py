@@ -26,7 +26,7 @@ from expkit.measure.environment import Activity, Snapshot
 from expkit.measure.looking import Look
 from expkit.measure.rounds import run_rounds
 from expkit.measure.verdict import held
-from expkit.record import writing
+from expkit.record import quantities, writing
 from expkit.record.result import Now, Result
 from expkit.record.stored import load
 from expkit.remote import Attempt, RemoteTrial
@@ -81,7 +81,7 @@ def conduct(
             trial.conclude(stopped_by, activity)
     _refuse_unlike(trials, bases)  # again, for what only the timed repeats could show
     for number, trial in enumerate(trials):
-        trial.finish(_standing(trial, _base(trials, bases, number)))
+        trial.finish(*_standing(trial, _base(trials, bases, number)))
     for trial in trials:
         trial.wait()
 
@@ -272,13 +272,14 @@ def _measure_again(
                 trial.take_in(run.outcome, run.reason, run.rounds)
 
 
-def _standing(trial: AnyTrial, base: AnyTrial | None) -> dict[str, str]:
-    """The tags that compare a trial with its base: its verdict, and where their work differs."""
+def _standing(trial: AnyTrial, base: AnyTrial | None) -> tuple[dict[str, str], dict[str, float]]:
+    """The tags and figures that compare a trial with its base, and where their work differs."""
     if base is None:
-        return {"parity": writing.not_alike(trial.broken)} if trial.broken else {}
+        return {"parity": writing.not_alike(trial.broken)} if trial.broken else {}, {}
     unlike = parity.unlike(base, trial, (base.cell.title, "this cell"))
     tags = {"parity": writing.not_alike(unlike)} if unlike else {}
-    if base.lives and trial.lives:
-        verdict = held(base, trial, trial.cell.measure.threshold)
-        tags["verdict"] = f"{verdict.word} ({verdict.ratio:.3f} times {base.cell.title})"
-    return tags
+    if not base.lives or not trial.lives:
+        return tags, {}
+    verdict = held(base, trial, trial.cell.measure.threshold)
+    tags["verdict"] = f"{verdict.word} ({verdict.ratio:.3f} times {base.cell.title})"
+    return tags, quantities.of_verdict(verdict)

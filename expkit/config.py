@@ -181,14 +181,12 @@ class Cell:
     @cached_property
     def params(self) -> dict[str, Any]:
         """`resolved`, flat: `problem` is the option's name, `problem.n` one of its fields."""
-        flat: dict[str, Any] = {}
-        for key, value in self.resolved.items():
-            if isinstance(value, Mapping):
-                for inner, field_value in value.items():
-                    flat[key if inner == "name" else f"{key}.{inner}"] = field_value
-            else:
-                flat[key] = value
-        return flat
+        return dict(_flat(self.resolved))
+
+    @cached_property
+    def recommended(self) -> frozenset[str]:
+        """The keys of `params` that nobody has set, so that the problem recommends their value."""
+        return frozenset(key for key, value in _flat(self.frozen["config"]) if value == "???")
 
     @property
     def hash(self) -> str:
@@ -560,6 +558,16 @@ def _is_module(target: str) -> bool:
     with suppress(Exception):  # importing its parent package may raise anything
         return find_spec(target) is not None
     return False
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the values of a configuration by keys such as `problem` (the option) or `problem.n`."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            for inner, field_value in value.items():
+                yield key if inner == "name" else f"{key}.{inner}", field_value
+        else:
+            yield key, value
 
 
 def _default(config: DictConfig, key: str, recommended: Any) -> Any:

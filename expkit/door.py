@@ -8,6 +8,7 @@ threads move times.
 from __future__ import annotations
 
 import html
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -30,8 +31,10 @@ from expkit.record.stored import Stored, find, metrics_of, params_of
 from expkit.record.stored import load as load_stored
 from expkit.remote import end_prestarted
 from expkit.report import comparison as comparisons
-from expkit.report import plots
+from expkit.report import formats, plots
+from expkit.report import rows as plain
 from expkit.report import table as tables
+from expkit.report.rows import Row
 from expkit.report.units import seconds
 from expkit.tracking import address, journal, known
 from expkit.tracking.sync_state import pending
@@ -44,10 +47,14 @@ if TYPE_CHECKING:
     from expkit.contracts import HostArray
     from expkit.sweeps.engine import ProgressReporter
     from expkit.sweeps.manifest import Manifest, Planned
+    from expkit.sweeps.ranking import Entry, Results
 
-Row = dict[str, object]
 Job = tuple[Cell, Path]
 """A cell, and the folder of its run."""
+DESCRIPTION = 10_000
+"""The most characters of an experiment's description; MLflow takes twice as many."""
+IN_NOTEBOOKS = ("outcome", "seconds", "low", "high", "loss", "verdict", "stable", "folder")
+"""What a notebook shows of a run, beside what tells it from others."""
 
 
 @dataclass(frozen=True)
@@ -128,18 +135,8 @@ class Run:
         return tables.table(self.stored, verbose=verbose)
 
     def row(self) -> Row:
-        """The run in plain values, for a table."""
-        low, high = self.interval or (None, None)
-        return {
-            "run": self.title,
-            "outcome": str(self.outcome),
-            "seconds": self.seconds,
-            "low": low,
-            "high": high,
-            "loss": self.stored.loss,
-            "stable": self.stable,
-            "folder": str(self.folder),
-        }
+        """The run in plain values; see `Runs.rows`."""
+        return Runs([self]).rows()[0]
 
     def __str__(self) -> str:
         if self.seconds is None or self.interval is None:
@@ -148,7 +145,7 @@ class Run:
         return f"{self.title}: {seconds(self.seconds)} ({seconds(low)} to {seconds(high)})"
 
     def _repr_html_(self) -> str:
-        return _html([self.row()])
+        return Runs([self])._repr_html_()
 
 
 class Runs(Sequence[Run]):
@@ -168,17 +165,30 @@ class Runs(Sequence[Run]):
         return len(self._runs)
 
     def rows(self) -> list[Row]:
-        """Each run in plain values, and the keys of the configuration that tell it from others."""
-        keys = dict.fromkeys(key for run in self for key in run.config)
-        own = [
-            key
-            for key in keys
-            if not key.startswith("actual.") and len({str(run.config.get(key)) for run in self}) > 1
-        ]
-        return [
-            {"run": run.title, **{key: run.config.get(key) for key in own}, **run.row()}
-            for run in self
-        ]
+        """A row a run: its options, the keys that tell it from the others, and its figures."""
+        return [plain.of_run(run.stored, self._keys) for run in self]
+
+    def repeats(self) -> list[Row]:
+        """A row a timed repeat: which process and placement it had, and its seconds."""
+        return [row for run in self for row in plain.of_repeats(run.stored, self._keys)]
+
+    def steps(self) -> list[Row]:
+        """A row a step of the first repeat: its loss, and at how many seconds it ended."""
+        return [row for run in self for row in plain.of_steps(run.stored, self._keys)]
+
+    def tables(self) -> list[tuple[str, formats.Table]]:
+        """Tables to be read, with their titles; the first row of each is its head."""
+        head = ["", "median", "95% interval", "final loss", "outcome"]
+        return [("", [head, *(_line(run, self._keys) for run in self)])]
+
+    def markdown(self) -> str:
+        """The tables in GitHub's Markdown."""
+        parts = ((title, formats.markdown(table)) for title, table in self.tables())
+        return "\n\n".join(f"**{title}**\n\n{table}" if title else table for title, table in parts)
+
+    @cached_property
+    def _keys(self) -> Sequence[str]:
+        return plain.keys([run.stored for run in self])
 
     def frame(self) -> DataFrame:
         """The rows as a frame of pandas.
@@ -194,7 +204,8 @@ class Runs(Sequence[Run]):
         return "\n".join(map(str, self._runs))
 
     def _repr_html_(self) -> str:
-        return _html(self.rows())
+        shown = ("run", *self._keys, *IN_NOTEBOOKS)
+        return _html([{key: row.get(key) for key in shown} for row in self.rows()])
 
 
 class Sweep(Runs):
@@ -202,20 +213,32 @@ class Sweep(Runs):
 
     Attributes:
         folder: where the sweep is kept.
+        manifest: its cells, as they were planned.
     """
 
-    def __init__(self, folder: Path) -> None:
-        from expkit.sweeps import table
-        from expkit.sweeps.manifest import Manifest
+    def __init__(self, found: Results) -> None:
+        self.folder, self.manifest = found.manifest.folder, found.manifest
+        self._found = found
+        super().__init__([Run(entry.run) for entry in found.entries if entry.run])
 
-        self.folder = folder
-        manifest = Manifest.load(folder)
-        found = (manifest.result(planned) for planned in manifest.cells)
-        super().__init__([Run(stored) for stored in found if stored])
-        self._table = table.result(manifest)
+    def rows(self) -> list[Row]:
+        """A row a run, also with how it compares with its baseline."""
+        entries = [entry for entry in self._found.entries if entry.run]
+        return [
+            {**row, **_compared(entry)} for row, entry in zip(super().rows(), entries, strict=True)
+        ]
+
+    def tables(self) -> list[tuple[str, formats.Table]]:
+        """A table a problem, as the sweep prints it."""
+        from expkit.sweeps import table
+
+        ranked = self._found.by_problem()
+        return [(title, table.compared(self.manifest, cells)) for title, cells in ranked]
 
     def __str__(self) -> str:
-        return self._table
+        from expkit.sweeps import table
+
+        return table.result(self._found)
 
 
 @dataclass(frozen=True)
@@ -339,6 +362,7 @@ def sweep(*words: str, **values: object) -> Sweep:
     """
     from expkit.sweeps.manifest import locked, require_unused
     from expkit.sweeps.plan import plan_words
+    from expkit.sweeps.ranking import Results
 
     given = [*words, *config.words_of(values)]
     with explained(given):
@@ -351,10 +375,11 @@ def sweep(*words: str, **values: object) -> Sweep:
         cells = [planned.cell for planned in manifest.cells]
         with _tracker(cells, manifest.folder) as tracker:
             swept(manifest, manifest.cells, tracker)
-            error = send_rest(manifest.folder, tracker) if tracker else None
+            found = Results.read(manifest)
+            error = send_rest(found, tracker) if tracker else None
     if error:
         warnings.warn(f"not in MLflow: {error}", stacklevel=2)
-    return Sweep(manifest.folder)
+    return Sweep(found)
 
 
 def load(what: Path | str) -> Run | Sweep | Runs:
@@ -363,14 +388,15 @@ def load(what: Path | str) -> Run | Sweep | Runs:
     Raises:
         UserError: there is nothing of that name, or its record is damaged.
     """
-    from expkit.sweeps.manifest import FILE, named
+    from expkit.sweeps.manifest import FILE, Manifest, named
+    from expkit.sweeps.ranking import Results
 
     outputs = config.default_outputs()
     folder = Path(what).absolute()
     if (folder / FILE).is_file():
-        return Sweep(folder)
+        return Sweep(Results.read(Manifest.load(folder)))
     if (outputs / "sweeps" / what / FILE).is_file():
-        return Sweep(named(str(what), outputs))
+        return Sweep(Results.read(Manifest.load(named(str(what), outputs))))
     if not (folder / journal.FILE).is_file() and (found := _of_experiment(str(what), outputs)):
         return Runs(found)
     return Run(load_stored(find(str(what), outputs)))
@@ -459,14 +485,29 @@ def swept(
     return False
 
 
-def send_rest(folder: Path, tracker: Tracker) -> str | None:
-    """Send the runs in a folder that MLflow lacks, also those of earlier processes.
+def send_rest(found: Results, tracker: Tracker) -> str | None:
+    """Send the runs of a sweep that MLflow lacks, also those of earlier processes; then have its
+    tables shown above them.
 
-    Returns the first error, after which no more are sent; None if there is none.
+    Returns the first error, after which no more is sent; None if there is none.
     """
     tracker.settle()
-    for lacking in pending(folder):
+    for lacking in pending(found.manifest.folder):
         if error := tracker.update(lacking, last=True).error:
+            return error
+    return _describe(Sweep(found), tracker)
+
+
+def _describe(sweep: Sweep, tracker: Tracker) -> str | None:
+    """Show a sweep's tables above the runs of its experiments; return the first error, if any."""
+    manifest = sweep.manifest
+    again = f"Again: `expkit -m {shlex.join(manifest.words)}`"
+    text = f"The latest sweep, {manifest.id}:\n\n{sweep.markdown()}\n\n"
+    if len(text) + len(again) > DESCRIPTION:
+        whole = f"The rest: `expkit export {manifest.id} --format md`\n\n"
+        text = text[: DESCRIPTION - len(again) - len(whole)].rpartition("\n")[0] + f"\n\n{whole}"
+    for kept, experiment in manifest.experiments():
+        if error := tracker.describe(kept, experiment, text + again).error:
             return error
     return None
 
@@ -510,13 +551,46 @@ def _stored(side: Side) -> Stored:
     return load_stored(find(str(side), config.default_outputs()))
 
 
+def _line(run: Run, keys: Sequence[str]) -> list[str]:
+    """A run in a table to be read, with the values of these keys."""
+    stored = run.stored
+    said = [f"{key}={run.config[key]}" for key in keys if run.config.get(key) is not None]
+    name = ", ".join([run.title, *said])
+    loss = "" if stored.loss is None else f"{stored.loss:.6g}"
+    if run.seconds is None or run.interval is None:
+        return [name, "", "", loss, str(run.outcome)]
+    low, high = run.interval
+    outcome = str(run.outcome) if stored.is_stable else f"{run.outcome}, unstable"
+    return [name, seconds(run.seconds), f"{seconds(low)} to {seconds(high)}", loss, outcome]
+
+
+def _compared(entry: Entry) -> Row:
+    """How a cell compares with its baseline, in plain values."""
+    if entry.verdict is None:
+        return {"verdict": entry.standing}
+    low, high = entry.verdict.interval or (None, None)
+    return {
+        "verdict": entry.standing,
+        "ratio": entry.verdict.ratio,
+        "ratio_low": low,
+        "ratio_high": high,
+        "baseline": entry.planned.baseline,
+    }
+
+
 def _html(rows: Sequence[Row]) -> str:
     """Rows as a table for a notebook."""
     if not rows:
         return "<table></table>"
     head = "".join(f"<th>{html.escape(key)}</th>" for key in rows[0])
-    shown = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
+    shown = [[_brief(v) for v in r.values()] for r in rows]
     body = "".join(
         f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in shown
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _brief(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -100,8 +100,8 @@ def _obey(trial: Trial, parent: Parent) -> None:
                 trial.conclude(stopped_by, Activity(**activity))
             case remote.Refuse(unlike):
                 trial.refuse(unlike)
-            case remote.Finish(tags):
-                trial.finish(tags)
+            case remote.Finish(tags, figures):
+                trial.finish(tags, figures)
                 return
         answer = _state(trial)
 

@@ -93,6 +93,7 @@ class Finish:
     """The last request; answered by `Done`."""
 
     tags: Mapping[str, str]
+    figures: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -307,9 +308,9 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
     def refuse(self, unlike: Sequence[str]) -> None:
         self._answered(Refuse(unlike))
 
-    def finish(self, tags: Mapping[str, str]) -> None:
+    def finish(self, tags: Mapping[str, str], figures: Mapping[str, float]) -> None:
         """Ask the trial to finish; `wait` waits for that."""
-        self._ask(Finish(tags))
+        self._ask(Finish(tags, figures))
         self.attempt.send()
 
     def _ask(self, request: Message) -> None:

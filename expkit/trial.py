@@ -33,8 +33,9 @@ from expkit.measure.verification import Verification
 from expkit.outcome import Outcome
 from expkit.record import writing
 from expkit.record.result import Now, Result, Watch
+from expkit.report.note import note
 from expkit.tracking.address import one_line
-from expkit.tracking.journal import Journal
+from expkit.tracking.journal import Journal, now_ms
 from expkit.tracking.tracker import Tracker
 
 FLUSH_S = 1.0
@@ -240,7 +241,7 @@ class Trial(AbstractContextManager["Trial"]):
         seconds: list[float] = []
         cpu_seconds: list[float] = []
         losses: list[HostArray] = []
-        written, last_flush = 0, perf_counter()
+        written, last_flush, begun = 0, perf_counter(), now_ms()
         queue = Queue()
         try:
             for done in range(0, subject.room, subject.every):
@@ -268,18 +269,19 @@ class Trial(AbstractContextManager["Trial"]):
                 self._watch(Now("", repeat + 1, steps_done, loss, n / seconds[-1]))
                 if repeat == 0 and learns and perf_counter() - last_flush > FLUSH_S:
                     unwritten = np.concatenate(losses)[written:]
-                    self.journal.metric("train/loss", unwritten, written)
+                    self.journal.metric("train/loss", unwritten, written, begun)
                     written, last_flush = written + unwritten.size, perf_counter()
+                    begun = now_ms()
                 if self.tracker:
                     self.tracker.refresh(self.folder)
         except BaseException:
             with suppress(Exception):  # the first error is the one to report
-                self._keep(np.concatenate(losses), written)
+                self._keep(np.concatenate(losses), written, begun)
             raise
         self._queued_s += queue.seconds() / subject.passes
         self._waited_s += queue.own_seconds() / subject.passes
         curve = np.concatenate(losses) if losses else np.empty(0)
-        self._keep(curve, written)
+        self._keep(curve, written, begun)
         if result.reason is not None:
             return None
         if not result.timed:
@@ -330,14 +332,14 @@ class Trial(AbstractContextManager["Trial"]):
     def _keep_sample(self, process: int, placement: int, seconds: list[float]) -> None:
         self.journal.write("sample", process=process, placement=placement, seconds=seconds)
 
-    def _keep(self, curve: HostArray, written: int) -> None:
+    def _keep(self, curve: HostArray, written: int, begun: int) -> None:
         """Keep the losses of the first repeat, or of the repeat that diverged."""
         first = not self.result.chunk_seconds
         learns = self._subject.learns
         if learns and (first or self.result.outcome == Outcome.DIVERGED):
             self.result.losses = curve
         if learns and first:
-            self.journal.metric("train/loss", curve[written:], written)
+            self.journal.metric("train/loss", curve[written:], written, begun)
 
     def _refuse(self, outcome: Outcome, reason: str) -> None:
         """Record why no time of this cell may be shown."""
@@ -387,13 +389,17 @@ class Trial(AbstractContextManager["Trial"]):
             subject.program, subject.synchronize, subject.room, result.step_seconds, subject.every
         )
 
-    def finish(self, tags: Mapping[str, str]) -> None:
-        """Write down the result, and with `tags` how it compares with others."""
+    def finish(self, tags: Mapping[str, str], figures: Mapping[str, float]) -> None:
+        """Write down the result, and with tags and figures how it compares with others."""
         self._watch(Now("writing down what was found"))
         self.configure()
         if tags:
             self.journal.tags(tags)
+        for name, value in figures.items():
+            self.journal.metric(name, [value])
         writing.write_result(self.journal, self.result)
+        about = note(self.cell, self.result, tags.get("verdict"))
+        self.journal.tags({"mlflow.note.content": about})
         self._send()
         writing.write_files(self.cell, self.journal, self.result)
 

@@ -29,7 +29,7 @@ from expkit.errors import UserError
 from expkit.record.stored import Stored
 from expkit.remote import worker as a_worker
 from expkit.sweeps.engine import teams
-from expkit.sweeps.manifest import Manifest, Planned
+from expkit.sweeps.manifest import VERSION, Manifest, Planned
 from expkit.sweeps.plan import Composer
 from expkit.tracking import journal
 
@@ -734,7 +734,7 @@ def test_what_may_end_otherwise_is_run_again_and_a_newer_manifest_is_refused(
         file.write_text(finished.replace('"outcome": "ok"', f'"outcome": "{outcome}"'))
         assert [cell.index for cell in Manifest.load(manifest.folder).missing()] == [1]
     record = json.loads((manifest.folder / "sweep.json").read_text())
-    (manifest.folder / "sweep.json").write_text(json.dumps(record | {"version": 2}))
+    (manifest.folder / "sweep.json").write_text(json.dumps(record | {"version": VERSION + 1}))
     with pytest.raises(UserError, match="version"):
         Manifest.load(manifest.folder)
 

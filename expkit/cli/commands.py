@@ -38,6 +38,14 @@ Send to MLflow what is not there yet. Runs made with tracking=none are sent only
 folder is named, or --uri is given.
 """
 
+EXPORT = """\
+Write figures for other tools: a row for each run, in seconds.
+
+csv, parquet and json have every figure of a run, and the keys in which runs differ. md and latex
+have the table that a sweep prints, for a pull request or a paper.
+"""
+FORMATS = ("csv", "json", "parquet", "md", "latex")
+
 VERBOSE = "also show how the figures were obtained"
 
 
@@ -59,6 +67,7 @@ def command(argv: Sequence[str]) -> int:
     ui.add_argument("--port", type=_port, default=5000, help="0 for one that is free")
     ui.add_argument("--outputs", type=Path, default=default_outputs())
     add_draw(commands)
+    add_export(commands)
     add_resume(commands)
     sync = commands.add_parser(
         "sync", help="send to MLflow what is not there yet", description=SYNC
@@ -90,6 +99,10 @@ def command(argv: Sequence[str]) -> int:
         return doctor()
     if given.command == "draw":
         return _draw(given.folders, allow_target=given.allow_target)
+    if given.command == "export":
+        from expkit.cli.export import export
+
+        return export(given.what, given.rows, given.format, given.output, given.outputs.absolute())
     if given.command == "resume":
         from expkit.cli.sweep import resume as go_on
         from expkit.sweeps.manifest import is_for_hydra
@@ -140,6 +153,28 @@ def add_draw(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help=folders)
     allowed = "load classes that no installed option names, as allow_target=true did"
     parser.add_argument("--allow-target", action="store_true", help=allowed)
+
+
+def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add `expkit export` and its help."""
+    parser = commands.add_parser(
+        "export",
+        help="write a sweep's, an experiment's or a run's figures for other tools",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=EXPORT,
+    )
+    what = "a sweep's id or folder, a run's folder or MLflow id, or an experiment's name"
+    parser.add_argument("what", nargs="?", help=f"{what}; by default the last sweep")
+    parser.add_argument("--format", choices=FORMATS, help="by default the output's suffix, or csv")
+    kind = parser.add_mutually_exclusive_group()
+    for option, rows, about in (
+        ("--samples", "repeats", "a row for each timed repeat"),
+        ("--curves", "steps", "a row for each step, with its loss"),
+    ):
+        kind.add_argument(option, dest="rows", action="store_const", const=rows, help=about)
+    parser.set_defaults(rows="rows")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="by default it is printed")
+    parser.add_argument("--outputs", type=Path, default=default_outputs())
 
 
 def add_resume(commands: argparse._SubParsersAction[Parser]) -> None:

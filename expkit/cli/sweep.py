@@ -34,6 +34,7 @@ from expkit.sweeps import table as report
 from expkit.sweeps.engine import ProgressReporter
 from expkit.sweeps.manifest import Manifest, Planned, locked, named, newest, require_unused
 from expkit.sweeps.pace import Pace
+from expkit.sweeps.ranking import Results
 from expkit.tracking.address import one_line
 from expkit.tracking.tracker import Tracker
 
@@ -132,9 +133,10 @@ def conduct(
 
 def tell_full(manifest: Manifest, tracker: Tracker | None) -> int:
     """Show the results so far and the space that the rest needs; return the exit status."""
-    outcomes = manifest.outcomes()
+    found = Results.read(manifest)
+    outcomes = found.outcomes()
     left = len(manifest.missing())
-    show(f"\n{report.result(manifest)}\n")
+    show(f"\n{report.result(found)}\n")
     show(f"{report.counted(outcomes, len(manifest.damaged))}; {manifest.folder}")
     need = f"the {count(left, 'cell')} left need about {megabytes(manifest.room(left))}"
     again = f"go on with: expkit resume {manifest.name}"
@@ -157,13 +159,13 @@ def _told(
         reporter.close()
         print_error(interrupted())
         if tracker:
-            _send_rest(manifest, tracker)
+            _send_rest(Results.read(manifest), tracker)
         raise
     finally:
         reporter.close()
 
 
-Shown = Callable[[Manifest, int | None], str]
+Shown = Callable[[Results, int | None], str]
 """Makes the table of a sweep, with at most this many rows."""
 
 
@@ -173,7 +175,7 @@ def tell(
     *,
     interrupted: str | None = None,
     table: Shown = report.result,
-    more: Callable[[], None] = lambda: None,
+    more: Callable[[Results], None] = lambda found: None,
     verbose: bool = False,
 ) -> int:
     """Show the results of a sweep, then send what is not in MLflow; return the exit status.
@@ -183,19 +185,20 @@ def tell(
         more: called after the table to show more.
         verbose: show all rows, and where each run is kept.
     """
+    found = Results.read(manifest)
     with suppress(OSError):  # the table is printed anyway
-        (manifest.folder / "result.txt").write_text(table(manifest, None) + "\n")
-    shown = table(manifest, None if verbose else report.SHOWN)
+        (manifest.folder / "result.txt").write_text(table(found, None) + "\n")
+    shown = table(found, None if verbose else report.SHOWN)
     show(f"\n{shown}\n" if shown else "")  # empty if all cells are damaged
-    outcomes = manifest.outcomes()
+    outcomes = found.outcomes()
     show(f"{report.counted(outcomes, len(manifest.damaged))}; {manifest.folder}")
     if alike := [outcome for outcome in ALIKE if outcome in outcomes]:
         show(f"to run these again: expkit resume {manifest.name} --retry {','.join(alike)}")
-    more()
+    more(found)
     if interrupted:
         print_error(interrupted)
     try:
-        error = _send_rest(manifest, tracker) if tracker else None
+        error = _send_rest(found, tracker) if tracker else None
     except KeyboardInterrupt:
         if not interrupted:
             print_error(f"interrupted; by then all was measured, and it is in {manifest.folder}")
@@ -208,10 +211,10 @@ def tell(
     return FAILED if failed or error else OK
 
 
-def _send_rest(manifest: Manifest, tracker: Tracker) -> str | None:
+def _send_rest(found: Results, tracker: Tracker) -> str | None:
     """Send the runs that MLflow lacks; return the first error, or None."""
     with waiting_for("MLflow"):
-        return door.send_rest(manifest.folder, tracker)
+        return door.send_rest(found, tracker)
 
 
 class Search:
@@ -263,16 +266,16 @@ class Search:
             return None
         names.link(self._manifest, {})
         table = partial(report.search, greatest=self._greatest)
-        more = partial(self._show_best, self._manifest)
-        return tell(self._manifest, self._tracker, table=table, more=more, verbose=self._verbose)
+        more, verbose = self._show_best, self._verbose
+        return tell(self._manifest, self._tracker, table=table, more=more, verbose=verbose)
 
-    def _show_best(self, manifest: Manifest) -> None:
+    def _show_best(self, found: Results) -> None:
         """Show the best trial, and draw the picture of the search."""
-        show(report.best(manifest, greatest=self._greatest))
-        if any(cell.cell.tracking.pictures for cell in manifest.cells):
+        show(report.best(found, greatest=self._greatest))
+        if any(cell.cell.tracking.pictures for cell in found.manifest.cells):
             try:
-                course = report.course(manifest, greatest=self._greatest)
-                picture = plots.draw_search(course, manifest.folder)
+                course = report.course(found, greatest=self._greatest)
+                picture = plots.draw_search(course, found.manifest.folder)
             except Exception as error:  # the search itself has succeeded
                 print_error(f"the search's picture cannot be drawn: {one_line(error)}")
             else:

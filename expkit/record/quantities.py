@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from expkit.measure.statistics import Summary
+from expkit.measure.verdict import FASTER, SAME, SLOWER, UNLIKE, Verdict
 from expkit.measure.warmup import WarmUp
 from expkit.record.result import Result
 
@@ -17,7 +18,8 @@ class Quantity:
     Attributes:
         name: the metric's name; the part before the slash is its section in MLflow's page.
         of: computes it from a result; returns None if the result does not have it.
-        unit: `s` for seconds, else empty.
+        unit: `s` for seconds, `ms` for the same in milliseconds, which MLflow's charts need to show
+            short times, else empty.
         label: what it is, in words.
     """
 
@@ -60,6 +62,9 @@ QUANTITIES = (
     Quantity("time/median_seconds", _of_times(lambda _, s: s.median), "s", "the median repeat"),
     Quantity("time/low_seconds", _of_times(lambda _, s: s.low), "s", "its interval's low end"),
     Quantity("time/high_seconds", _of_times(lambda _, s: s.high), "s", "its interval's high end"),
+    Quantity("time/median_ms", _of_times(lambda _, s: 1e3 * s.median), "ms", "the median repeat"),
+    Quantity("time/low_ms", _of_times(lambda _, s: 1e3 * s.low), "ms", "its interval's low end"),
+    Quantity("time/high_ms", _of_times(lambda _, s: 1e3 * s.high), "ms", "its interval's high end"),
     Quantity(
         "time/steps_per_second",
         _of_times(lambda r, s: (r.chunk_ends[-1] + 1) / s.median),
@@ -91,3 +96,19 @@ def found(result: Result) -> Iterator[tuple[str, float]]:
             yield quantity.name, value
     if result.summary and result.breakdown:
         yield from result.breakdown.metrics().items()
+
+
+SIGNS = {FASTER: -1.0, SAME: 0.0, SLOWER: 1.0}
+
+
+def of_verdict(verdict: Verdict) -> dict[str, float]:
+    """Return the figures of a verdict, by which runs can be sorted; none for UNLIKE work.
+
+    `verdict/sign` is -1 for FASTER, 0 for SAME and 1 for SLOWER; CAN'T TELL has none.
+    """
+    if verdict.word == UNLIKE:
+        return {}
+    found = {"verdict/ratio": verdict.ratio}
+    if verdict.interval:
+        found |= dict(zip(("verdict/low", "verdict/high"), verdict.interval, strict=True))
+    return found | ({"verdict/sign": SIGNS[verdict.word]} if verdict.word in SIGNS else {})

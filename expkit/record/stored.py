@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from expkit.measure.statistics import Rounds, Summary, nested, summarize
 from expkit.measure.stopping import Measure
 from expkit.outcome import FINISHED, Outcome
 from expkit.record import quantities
+from expkit.record.curves import Integers
 from expkit.tracking import journal
 
 
@@ -54,6 +56,11 @@ class Stored:
     parts: Mapping[str, float]
     first_loss: float | None
     threshold: float
+
+    @property
+    def name(self) -> str:
+        """What tells it from the other runs of its sweep; without one, its title."""
+        return self.tags.get("mlflow.runName", self.title)
 
     @property
     def reason(self) -> str:
@@ -212,10 +219,11 @@ def _outcome(tags: Mapping[str, str], file: Path) -> Outcome:
 
 PARAMS = "params.npz"
 """What a run learnt, in its folder."""
+COLOUR = re.compile("#[0-9A-Fa-f]{6}")
 
 
-def title_of(folder: Path) -> str:
-    """What a run is called.
+def look_of(folder: Path) -> tuple[str, str | None]:
+    """The title and the colour of a run's pictures; no colour where none is recorded.
 
     Raises:
         UserError: its journal is damaged, or has no beginning.
@@ -223,7 +231,12 @@ def title_of(folder: Path) -> str:
     run = journal.opening(folder)
     if run is None:
         raise UserError(f"{folder}: its journal has no beginning")
-    return str(run["name"])
+    title, problem = str(run["name"]), str(run["params"].get("problem"))
+    name = run["tags"].get("mlflow.runName", title)
+    colour = run["tags"].get("mlflow.runColor", "")
+    if name != title and not name.startswith(problem):
+        name = f"{problem}: {name}"
+    return name, colour if COLOUR.fullmatch(colour) else None
 
 
 def metrics_of(folder: Path) -> dict[str, HostArray]:
@@ -234,6 +247,17 @@ def metrics_of(folder: Path) -> dict[str, HostArray]:
     """
     metrics = _metrics(_by_kind(folder)["metric"])
     return {key: np.array(values) for key, values in metrics.items()}
+
+
+def series_of(folder: Path, key: str) -> tuple[Integers, HostArray]:
+    """The steps and the values of a metric, in its order; both empty where it has none.
+
+    Raises:
+        UserError: its journal is damaged.
+    """
+    records = [record for record in _by_kind(folder)["metric"] if record["key"] == key]
+    steps = [step for record in records for step in record["steps"]]
+    return np.array(steps, dtype=np.int64), np.array(_metrics(records).get(key, []))
 
 
 def params_of(folder: Path) -> dict[str, HostArray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import uuid
-import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,13 +17,13 @@ from expkit.config import Cell
 from expkit.measure.environment import environment
 from expkit.outcome import Outcome
 from expkit.record import quantities
+from expkit.record.colours import colours
+from expkit.record.curves import elapsed, grid
 from expkit.record.result import Result
 from expkit.record.stored import PARAMS
 from expkit.tracking import address
 from expkit.tracking import journal as journals
 from expkit.tracking.journal import Journal
-
-COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf")
 
 
 def begin(cell: Cell, folder: Path, tags: Mapping[str, str]) -> Journal:
@@ -59,14 +58,14 @@ def record_failure(
 def opening(
     cell: Cell, folder: Path, tags: Mapping[str, str], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    colour = COLOURS[zlib.crc32(cell.names["backend"].encode()) % len(COLOURS)]
+    backend = cell.names["backend"]
     own = {
         **cell.names,
         **{key: str(about[key]) for key in ("device", "dtype") if key in about},
         "cell": cell.hash,
         "outcome": Outcome.RUNNING,
         "expkit.folder": str(folder),
-        "mlflow.runColor": colour,
+        "mlflow.runColor": colours([backend])[backend],
     }
     return {
         "version": journals.VERSION,
@@ -93,7 +92,7 @@ def write_result(journal: Journal, result: Result) -> None:
         journal.tags({"stopped_by": str(result.stopped_by)})
         journal.tags({"stable": "; ".join(result.unstable) or "yes"})
         journal.tags(_remarks(result))
-        _write_step_seconds(journal, result)
+        _write_times(journal, result)
 
 
 def _remarks(result: Result) -> dict[str, str]:
@@ -133,8 +132,14 @@ def _environment_of_process() -> dict[str, Any]:
     return environment()
 
 
-def _write_step_seconds(journal: Journal, result: Result) -> None:
-    """Write each reading's mean seconds per step (median over repeats) at its last step."""
-    lengths = np.diff([-1, *result.chunk_ends])
+def _write_times(journal: Journal, result: Result) -> None:
+    """Write each reading's mean seconds per step (median over repeats), and the loss by seconds."""
+    ends = np.asarray(result.chunk_ends)
+    lengths = np.diff(ends, prepend=-1)
     medians = np.median(np.asarray(result.chunk_seconds), axis=0) / lengths
     journal.series("time/step_seconds", medians.tolist(), result.chunk_ends)
+    if result.losses.size:
+        at = grid(result.losses.size)
+        seconds = elapsed(ends, medians, result.losses.size)
+        journal.series("curve/loss", result.losses[at].tolist(), at.tolist())
+        journal.series("curve/seconds", seconds[at].tolist(), at.tolist())

@@ -18,7 +18,7 @@ import numpy as np
 from expkit.config import Cell
 from expkit.contracts import Curves, HasCurves, HostArray
 from expkit.errors import is_disk_full
-from expkit.record.stored import metrics_of, params_of, title_of
+from expkit.record.stored import look_of, metrics_of, params_of
 from expkit.report import breakdown
 from expkit.tracking.address import one_line
 from expkit.tracking.journal import FILE, Journal
@@ -37,6 +37,7 @@ class Shown:
     """The data for the pictures of a run.
 
     Attributes:
+        colour: of its curve; None for the first of the usual ones.
         losses: of each step; empty where there are none.
         parts: seconds of a traced step by part; empty if they do not add up to the timed one.
         step_seconds: of the timed step.
@@ -44,6 +45,7 @@ class Shown:
     """
 
     title: str
+    colour: str | None
     losses: HostArray
     parts: Mapping[str, float]
     step_seconds: float
@@ -93,19 +95,20 @@ def draw_wanted(cell: Cell, folder: Path) -> str | None:
 
 def shown(folder: Path, problem: object) -> Shown:
     """Return the data for the pictures of a run."""
-    title, metrics, params = title_of(folder), metrics_of(folder), params_of(folder)
+    (title, colour), metrics, params = look_of(folder), metrics_of(folder), params_of(folder)
     figures = {name: float(values[-1]) for name, values in metrics.items() if values.size}
     parts, step_seconds = breakdown.parts_in(figures)
     finite = all(np.isfinite(array).all() for array in params.values())
     curves = problem.curves(params) if isinstance(problem, HasCurves) and params and finite else {}
-    return Shown(title, metrics.get("train/loss", np.empty(0)), parts, step_seconds, curves)
+    losses = metrics.get("train/loss", np.empty(0))
+    return Shown(title, colour, losses, parts, step_seconds, curves)
 
 
 def _drawn(what: Shown, folder: Path) -> Iterator[str]:
     """Draw each picture, and yield its file's name once it is written."""
     if what.losses.size:
         with _picture(folder / "loss.png", what.title, "step", "loss") as axes:
-            _loss(axes, what.losses)
+            _loss(axes, what.losses, what.colour)
         yield "loss.png"
     if what.parts:
         with _picture(folder / "step.png", what.title, "", "") as axes:
@@ -186,10 +189,10 @@ def preload() -> None:
         import_module(module)
 
 
-def _loss(axes: Axes, losses: HostArray) -> None:
+def _loss(axes: Axes, losses: HostArray, colour: str | None) -> None:
     """Draw the loss of every step, on a logarithmic scale if possible."""
     shown = np.isfinite(losses)
-    axes.plot(np.flatnonzero(shown), losses[shown], linewidth=1.2)
+    axes.plot(np.flatnonzero(shown), losses[shown], linewidth=1.2, color=colour)
     if shown.any() and np.all(losses[shown] > 0):
         axes.set_yscale("log")
         # A diverged loss is cut off at the top, because ticks overflow beyond these limits.

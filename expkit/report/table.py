@@ -94,7 +94,7 @@ def _recorded(run: Stored) -> Rows:
     lines = [
         f"{quantity.name} {seconds(value) if quantity.unit else f'{value:.6g}'} ({quantity.label})"
         for quantity in quantities.QUANTITIES
-        if (value := run.quantities.get(quantity.name)) is not None
+        if quantity.unit != "ms" and (value := run.quantities.get(quantity.name)) is not None
     ]
     lines += [f"{name} {seconds(took)} (traced)" for name, took in run.parts.items()]
     return [("" if number else "recorded", line) for number, line in enumerate(lines)]

@@ -86,6 +86,8 @@ class SweepContext:
     def begin(self, planned: Planned, mark: Mapping[str, str]) -> Attempt:
         """Begin a new run of a cell, with these additional tags."""
         tags = {"sweep": self.manifest.id, "sweep.cell": str(planned.index), **mark}
+        shown = {"mlflow.runName": planned.name, "mlflow.runColor": planned.colour}
+        tags |= {tag: said for tag, said in shown.items() if said}
         self.reporter.begins(planned)
         folder = self.manifest.next_attempt(planned)
         ended = partial(self.reporter.ends, planned)

@@ -37,6 +37,7 @@ from expkit.checks import (
 from expkit.config import (
     Cell,
     Sweep,
+    Tracking,
     checked_sweep,
     default_outputs,
     reference,
@@ -52,8 +53,10 @@ from expkit.tracking.address import one_line
 
 FILE = "sweep.json"
 LOCK = "sweep.lock"
-VERSION = 1
+VERSION = 2
 """Version of the file's format. A file without a version that names its folder is read as 0."""
+FROM_2 = {"name": "", "colour": ""}
+"""What cells have from version 2 on, as it is read from an older file."""
 
 
 def _is_pair(value: object) -> bool:
@@ -84,6 +87,8 @@ CELL = {
     "group": WHOLE,
     "baseline": Check("another cell's number or null", lambda v: v is None or is_whole(v)),
     "frozen": MAPPING,
+    "name": TEXT,
+    "colour": TEXT,
 }
 FROZEN = {"config": MAPPING, "choices": TEXTS_BY_NAME, "words": TEXTS}
 COUNT = Check("an integer of at least 1 or ???", lambda v: v == "???" or (is_whole(v) and v > 0))
@@ -107,6 +112,8 @@ class Planned:
         group: the number of its problem: cells of one group do the same work.
         baseline: the index of the cell that it is compared with; None for that cell itself.
         frozen: the record from which `expkit.config.thaw` makes the cell.
+        name: what distinguishes it from all other cells of the sweep, for MLflow and pictures.
+        colour: its colour there.
     """
 
     index: int
@@ -115,6 +122,8 @@ class Planned:
     group: int
     baseline: int | None
     frozen: Mapping[str, Any]
+    name: str = ""
+    colour: str = ""
 
     @cached_property
     def cell(self) -> Cell:
@@ -196,7 +205,10 @@ class Manifest:
             sweep = checked_sweep(record["sweep"])
         except UserError as error:
             raise UserError(f"sweep {file}: {error}") from error
-        cells, damaged = _sound(record["cells"], len(record["groups"]))
+        cells = record["cells"]
+        if version < VERSION:
+            cells = [FROM_2 | cell if isinstance(cell, dict) else cell for cell in cells]
+        cells, damaged = _sound(cells, len(record["groups"]))
         return cls(
             folder,
             record["words"],
@@ -288,15 +300,22 @@ class Manifest:
         kept = default_outputs() / "sweeps" == self.folder.parent.parent
         return self.id if kept else shlex.quote(str(self.folder))
 
-    def addresses(self) -> list[str]:
-        """Return the addresses to which its runs are to be sent, without passwords."""
+    def experiments(self) -> list[tuple[str, str]]:
+        """Return the addresses, without passwords, and the names of its runs' experiments."""
         configs = [cell.frozen["config"] for cell in self.cells]
         found = (
-            config["tracking"]["uri"] or address.local(Path(config["outputs"]))
+            (
+                config["tracking"]["uri"] or address.local(Path(config["outputs"])),
+                config["tracking"].get("experiment", Tracking().experiment),
+            )
             for config in configs
             if config["tracking"]["kind"] == "mlflow"
         )
         return list(dict.fromkeys(found))
+
+    def addresses(self) -> list[str]:
+        """Return the addresses to which its runs are to be sent, without passwords."""
+        return list(dict.fromkeys(kept for kept, _ in self.experiments()))
 
     def require_installed(self) -> None:
         """Check that its cells name only classes of installed options: loading a class runs code.
@@ -316,11 +335,6 @@ class Manifest:
         left = {*FINISHED, *ALIKE} - {*retry}
         results = ((planned, self.result(planned)) for planned in self.cells)
         return [planned for planned, run in results if run is None or run.outcome not in left]
-
-    def outcomes(self) -> Counter[str]:
-        """Count the cells by outcome; a cell without a readable run counts as `not run`."""
-        runs = map(self.result, self.cells)
-        return Counter(run.outcome if run else "not run" for run in runs)
 
     def room(self, cells: int) -> float:
         """Estimate the bytes on disk that this many more cells take, from the finished ones.

@@ -22,11 +22,13 @@ from omegaconf import DictConfig, open_dict
 from expkit.conduct import check_workload
 from expkit.config import Cell, Sweep, as_typed, build_cell, build_sweep, register
 from expkit.errors import ConfigError, Unavailable, UnsetError, UserError
+from expkit.sweeps import labels
+from expkit.sweeps.labels import CHOICES
 from expkit.sweeps.manifest import Manifest, Planned, finished_elsewhere, measured_how
+from expkit.tracking import address
 
 BY_NUMBER = "${hydra.job.num}"
 """The default of `hydra.sweep.subdir`."""
-CHOICES = ("problem", "backend", "optimizer")
 
 
 def plan(
@@ -85,7 +87,12 @@ def plan(
     held = sweep.timing and first is None  # a search compares trials by its objective
     manifest = _manifest(folder, words, sweep, kept, titles, skipped, held)
     log = _log(master)
-    cells = [replace(cell, frozen={**cell.frozen, "log": log}) for cell in manifest.cells]
+    by_number = {number: cell for number, cell, _ in kept}
+    names, colours = labels.names(by_number, varying), labels.shades(by_number)
+    cells = [
+        replace(c, frozen={**c.frozen, "log": log}, name=names[c.index], colour=colours[c.index])
+        for c in manifest.cells
+    ]
     return replace(manifest, cells=cells, again=again)
 
 
@@ -104,7 +111,7 @@ def plan_words(words: Sequence[str]) -> Manifest:
         whole = [word for word in words if not parser.parse_override(word).is_sweep_override()]
         master = loader.load_configuration("config", whole, RunMode.MULTIRUN)
         (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(list(words)), None)
-        return plan(master, loader, jobs, words)
+        return plan(master, loader, jobs, [address.scrub(word) for word in words])
 
 
 def _log(master: DictConfig) -> dict[str, Any] | None:
@@ -279,19 +286,19 @@ def _finished(outputs: Path, sweep: Sweep) -> Mapping[tuple[str, str], Path]:
 
 
 def _varying(cells: Sequence[Cell]) -> set[str]:
-    """Return the keys in which cells with the same options differ, whichever word set them."""
+    """Return the keys in which cells with the same options differ, whichever word set them.
+
+    Values that only the problem's recommendation gives are alike.
+    """
     values: dict[tuple[str, ...], dict[str, Any]] = {}
     varying: set[str] = set()
     for cell in cells:
-        alike = values.setdefault((*cell.names.values(), _how_long(cell)), {})
+        alike = values.setdefault((*cell.names.values(), labels.how_long(cell)), {})
         for key, value in cell.params.items():
-            if alike.setdefault(key, value) != value:
+            chosen = "???" if key in cell.recommended else value
+            if alike.setdefault(key, chosen) != chosen:
                 varying.add(key)
-    return varying | ({"measure"} if len({_how_long(cell) for cell in cells}) > 1 else set())
-
-
-def _how_long(cell: Cell) -> str:
-    return str(cell.frozen["choices"].get("measure"))
+    return varying | ({"measure"} if len({labels.how_long(cell) for cell in cells}) > 1 else set())
 
 
 def _is_own(key: str) -> bool:
@@ -302,9 +309,8 @@ def _is_own(key: str) -> bool:
 def _title(cell: Cell, kinds: Sequence[str], keys: Collection[str]) -> str:
     """Make a title of the options of these kinds and of these keys with their values."""
     names = " · ".join(cell.names[kind] for kind in kinds if kind in cell.names)
-    values = {"measure": _how_long(cell)} | cell.params
-    said = (k for k in values if k in keys and k not in CHOICES and not k.startswith("tracking."))
-    return names + "".join(f", {key}={_short(values[key])}" for key in said)
+    said = labels.values(cell, keys).items()
+    return names + "".join(f", {key}={labels.short(value)}" for key, value in said)
 
 
 def _title_of_words(choices: Mapping[str, str], job: Sequence[str], common: Collection[str]) -> str:
@@ -313,11 +319,6 @@ def _title_of_words(choices: Mapping[str, str], job: Sequence[str], common: Coll
     keys = (*CHOICES, "tracking.uri")
     said = (w for w in job if w.partition("=")[0] not in keys and w not in common)
     return ", ".join([names, *said])
-
-
-def _short(value: Any) -> str:
-    """Round a number to six digits, as a recommended rate has seventeen."""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _manifest(

@@ -8,14 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from expkit.measure import parity
 from expkit.outcome import FINISHED, Outcome
 from expkit.record.stored import Stored
 from expkit.remote import SAID
-from expkit.report.comparison import hold
 from expkit.report.plots import Course
 from expkit.report.units import count, seconds
 from expkit.sweeps.manifest import Manifest, Planned
+from expkit.sweeps.ranking import Entry, Results
 
 SHOWN = 30
 """Most rows shown of a problem; `result.txt` in the sweep's folder has all of them."""
@@ -44,28 +43,24 @@ def planned(manifest: Manifest, todo: Sequence[Planned], *, apart: bool) -> str:
     return "\n".join(lines)
 
 
-def result(manifest: Manifest, most: int | None = SHOWN) -> str:
+def result(found: Results, most: int | None = SHOWN) -> str:
     """Return a table of each problem's cells, the fastest first, then every failure.
 
     Args:
         most: most rows per problem; None for all, with the folder of each run.
     """
-    runs = {cell.index: manifest.result(cell) for cell in manifest.cells}
-    parts = []
-    for number, title in enumerate(manifest.groups):
-        cells = [cell for cell in manifest.cells if cell.group == number]
-        if not cells:  # all of them are damaged
-            continue
-        head, *rows = _compared(manifest, cells, runs)
+    parts, manifest = [], found.manifest
+    for title, ranked in found.by_problem():
+        head, *rows = compared(manifest, ranked)
         lines = [title, *_aligned([head, *rows[:most]])]
         if most is not None and len(rows) > most:
             lines.append(f"  and {len(rows) - most} more in {manifest.folder / 'result.txt'}")
         if manifest.sweep.timing:
-            lines += _unlike(cells, runs)[:most] + _unstable(cells, runs)[:most]
+            lines += _unlike(ranked)[:most] + _unstable(ranked)[:most]
         if most is None:
-            lines += [f"  {c.title}: {run.folder}" for c in cells if (run := runs[c.index])]
+            lines += [f"  {e.planned.title}: {e.run.folder}" for e in ranked if e.run]
         parts.append("\n".join(lines))
-    if failures := _failures(manifest, runs):
+    if failures := _failures(found):
         parts.append("\n".join(failures))
     return "\n\n".join(parts)
 
@@ -85,34 +80,33 @@ class Trial:
     words: Mapping[str, str]
 
 
-def trials(manifest: Manifest) -> list[Trial]:
+def trials(found: Results) -> list[Trial]:
     """A search's cells in the order in which they were tried."""
     words = {}
-    for cell in manifest.cells:
-        pairs = (word.partition("=") for word in cell.frozen.get("words", ()))
-        words[cell.index] = {key: value for key, _, value in pairs}
+    for entry in found.entries:
+        pairs = (word.partition("=") for word in entry.planned.frozen.get("words", ()))
+        words[entry.planned.index] = {key: value for key, _, value in pairs}
     chosen = [
         key
         for key in dict.fromkeys(key for own in words.values() for key in own)
-        if len(manifest.cells) == 1 or len({own.get(key) for own in words.values()}) > 1
+        if len(words) == 1 or len({own.get(key) for own in words.values()}) > 1
     ]
-    found = []
-    for cell in manifest.cells:
-        run = manifest.result(cell)
-        ended = run is not None and run.outcome == Outcome.OK
-        value = objective(run, manifest.sweep.objective) if run and ended else None
-        own = {key: words[cell.index].get(key, "") for key in chosen}
-        found.append(Trial(cell, run.outcome if run else "not run", value, own))
-    return found
+    tried = []
+    for entry in found.entries:
+        kind = found.manifest.sweep.objective
+        value = objective(entry.run, kind) if entry.run and entry.is_ok else None
+        own = {key: words[entry.planned.index].get(key, "") for key in chosen}
+        tried.append(Trial(entry.planned, entry.outcome, value, own))
+    return tried
 
 
-def search(manifest: Manifest, most: int | None = SHOWN, *, greatest: bool = False) -> str:
+def search(found: Results, most: int | None = SHOWN, *, greatest: bool = False) -> str:
     """Return a table of a search's trials, the best first, then every failure.
 
     Args:
         greatest: whether the greatest objective is the best, and not the least.
     """
-    tried = trials(manifest)
+    tried, manifest = trials(found), found.manifest
     kind = manifest.sweep.objective
     head = ("trial", "median" if kind == "seconds" else "final loss", *tried[0].words, "outcome")
     ranked = sorted(tried, key=lambda trial: _rank(trial, greatest=greatest))
@@ -127,13 +121,13 @@ def search(manifest: Manifest, most: int | None = SHOWN, *, greatest: bool = Fal
     if most is not None and len(rows) > most:
         lines.append(f"  and {len(rows) - most} more in {manifest.folder / 'result.txt'}")
     lines += [f"  skipped: {title}: {reason}" for title, reason in manifest.skipped][:most]
-    failures = _failures(manifest, {t.cell.index: manifest.result(t.cell) for t in tried})
+    failures = _failures(found)
     return "\n".join([*lines, *(["", *failures] if failures else [])])
 
 
-def course(manifest: Manifest, *, greatest: bool = False) -> Course:
+def course(found: Results, *, greatest: bool = False) -> Course:
     """Return the data for the picture of a search."""
-    tried = trials(manifest)
+    tried, manifest = trials(found), found.manifest
     kind = manifest.sweep.objective
     keys = tried[0].words
     numbers = {key: [_number(trial.words[key]) for trial in tried] for key in keys}
@@ -150,16 +144,16 @@ def course(manifest: Manifest, *, greatest: bool = False) -> Course:
     )
 
 
-def best(manifest: Manifest, *, greatest: bool = False) -> str:
+def best(found: Results, *, greatest: bool = False) -> str:
     """Describe the best trial of a search: its objective and its cell."""
-    kind = manifest.sweep.objective
-    found = [trial for trial in trials(manifest) if trial.value is not None]
-    if not found:
+    kind = found.manifest.sweep.objective
+    valued = [trial for trial in trials(found) if trial.value is not None]
+    if not valued:
         return f"best: no cell came to a {kind.removesuffix('s')}"
-    trial = min(found, key=lambda trial: _rank(trial, greatest=greatest))
+    trial = min(valued, key=lambda trial: _rank(trial, greatest=greatest))
     said = _value(trial, kind)
     shown = said if kind == "seconds" else f"a final loss of {said}"
-    return f"best: {shown}, by {name(manifest, trial.cell)} (cell {trial.cell.index})"
+    return f"best: {shown}, by {name(found.manifest, trial.cell)} (cell {trial.cell.index})"
 
 
 def _rank(trial: Trial, *, greatest: bool) -> float:
@@ -212,111 +206,79 @@ def counted(outcomes: Mapping[str, int], damaged: int) -> str:
     return f"{head}; {', '.join(rest)}" if rest else head
 
 
-def _compared(
-    manifest: Manifest, cells: Sequence[Planned], runs: dict[int, Stored | None]
-) -> list[Row]:
+def compared(manifest: Manifest, ranked: Sequence[Entry]) -> list[Row]:
     """Return the table of a problem's cells; without verdicts if no cell has a baseline."""
-    rows = [_head(manifest, cells), *_ranked(manifest, cells, runs)]
-    if manifest.sweep.timing and all(cell.baseline is None for cell in cells):
+    timed = manifest.sweep.timing
+    rows = [_head(manifest, ranked), *(_row(entry, timed=timed) for entry in ranked)]
+    if timed and all(entry.planned.baseline is None for entry in ranked):
         return [(*row[:3], *row[5:]) for row in rows]
     return rows
 
 
-def _head(manifest: Manifest, cells: Sequence[Planned]) -> Row:
+def _head(manifest: Manifest, ranked: Sequence[Entry]) -> Row:
     if not manifest.sweep.timing:
         return ("", "final loss", "outcome")
-    indices = {cell.baseline for cell in cells if cell.baseline is not None}
+    indices = {entry.planned.baseline for entry in ranked}
     names = [set(cell.cell.names.values()) for cell in manifest.cells if cell.index in indices]
     shared = set.intersection(*names) if names else set()
-    against = [name for name in cells[0].cell.names.values() if name in shared][1:]
+    first = min(ranked, key=lambda entry: entry.planned.index)
+    against = [name for name in first.planned.cell.names.values() if name in shared][1:]
     ratio = f"against {' · '.join(against)}" if names else ""
     return ("", "median", "95% interval", ratio, "verdict", "final loss", "outcome")
 
 
-def _ranked(
-    manifest: Manifest, cells: Sequence[Planned], runs: dict[int, Stored | None]
-) -> list[Row]:
-    """Return the rows, fastest first, or by loss if nothing was timed; cells without one last."""
-    rows: list[tuple[float, Row]] = []
-    for cell in cells:
-        run = runs[cell.index]
-        outcome = run.outcome if run else "not run"
-        loss = f"{run.loss:.6g}" if run and run.loss is not None else ""
-        if run and run.summary and manifest.sweep.timing:
-            summary = run.summary
-            ends = f"{seconds(summary.low)} to {seconds(summary.high)}"
-            ratio, verdict = _verdict(cell, run, runs)
-            stable = outcome if run.is_stable else f"{outcome}, unstable"
-            row = (cell.title, seconds(summary.median), ends, ratio, verdict, loss, stable)
-            rows.append((summary.median, row))
-        elif run and outcome == Outcome.OK and not manifest.sweep.timing:
-            rank = float("inf") if run.loss is None else run.loss
-            rows.append((rank, (cell.title, loss, outcome)))
-        else:
-            empty = [""] * (4 if manifest.sweep.timing else 0)
-            rows.append((float("inf"), (cell.title, *empty, "", outcome)))
-    return [row for _, row in sorted(rows, key=lambda ranked: ranked[0])]
+def _row(entry: Entry, *, timed: bool) -> Row:
+    title, run = entry.planned.title, entry.run
+    loss = f"{run.loss:.6g}" if run and run.loss is not None else ""
+    if not timed:
+        return (title, loss if entry.is_ok else "", entry.outcome)
+    if run is None or run.summary is None:
+        return (title, "", "", "", "", "", entry.outcome)
+    summary = run.summary
+    ends = f"{seconds(summary.low)} to {seconds(summary.high)}"
+    outcome = entry.outcome if run.is_stable else f"{entry.outcome}, unstable"
+    return (title, seconds(summary.median), ends, _ratio(entry), entry.standing, loss, outcome)
 
 
-def _verdict(cell: Planned, run: Stored, runs: dict[int, Stored | None]) -> tuple[str, str]:
-    if cell.baseline is None:
-        return "", "baseline"
-    base = runs.get(cell.baseline)  # none of a damaged cell
-    if base is None or base.outcome != Outcome.OK:
-        return "", "the baseline has no time"
-    found = hold(base, run, cell.cell.measure.threshold)
-    if found.verdict is None:
-        together = base.interleaved == run.interleaved
-        return "", "not comparable" if together else "not measured in turn"
+def _ratio(entry: Entry) -> str:
+    if entry.verdict is None:
+        return ""
     ends = "no interval"
-    if found.verdict.interval:
-        ends = "{:.2f} to {:.2f}".format(*found.verdict.interval)
-    return f"{found.verdict.ratio:.3f} ({ends})", found.verdict.word
+    if entry.verdict.interval:
+        ends = "{:.2f} to {:.2f}".format(*entry.verdict.interval)
+    return f"{entry.verdict.ratio:.3f} ({ends})"
 
 
-def _unlike(cells: Sequence[Planned], runs: dict[int, Stored | None]) -> list[str]:
-    found = ((cell, _differences(cell, runs)) for cell in cells)
-    return [f"  unlike work: {cell.title}: {'; '.join(lines)}" for cell, lines in found if lines]
+def _unlike(ranked: Sequence[Entry]) -> list[str]:
+    unlike = ((entry.planned.title, entry.unlike) for entry in ranked)
+    return [f"  unlike work: {title}: {'; '.join(lines)}" for title, lines in unlike if lines]
 
 
-def _unstable(cells: Sequence[Planned], runs: dict[int, Stored | None]) -> list[str]:
-    found = ((cell, runs[cell.index]) for cell in cells)
+def _unstable(ranked: Sequence[Entry]) -> list[str]:
     return [
-        f"  unstable: {cell.title}: {run.stable}"
-        for cell, run in found
-        if run and run.outcome == Outcome.OK and not run.is_stable
+        f"  unstable: {entry.planned.title}: {entry.run.stable}"
+        for entry in ranked
+        if entry.run and entry.is_ok and not entry.run.is_stable
     ]
 
 
-def _differences(cell: Planned, runs: dict[int, Stored | None]) -> list[str]:
-    """Return where a cell's work differs from its baseline's, or from what the cell states."""
-    run = runs[cell.index]
-    base = None if cell.baseline is None else runs.get(cell.baseline)
-    if run is None or run.outcome != Outcome.OK:
-        return []
-    if base is None or base.outcome != Outcome.OK:
-        return run.broken
-    return parity.unlike(base, run, ("the baseline", "this cell"))
-
-
-def _failures(manifest: Manifest, runs: dict[int, Stored | None]) -> list[str]:
+def _failures(found: Results) -> list[str]:
     """List the cells that diverged or failed, those of equal reason and last output together."""
     alike: dict[tuple[str, ...], list[tuple[Planned, Stored]]] = {}
-    for cell in manifest.cells:
-        run = runs[cell.index]
-        if run and run.outcome != Outcome.OK:
-            key = (run.outcome, run.reason, *_last_lines(run.folder))
-            alike.setdefault(key, []).append((cell, run))
+    for entry in found.entries:
+        if entry.run and not entry.is_ok:
+            key = (entry.outcome, entry.run.reason, *_last_lines(entry.run.folder))
+            alike.setdefault(key, []).append((entry.planned, entry.run))
     failed: list[str] = []
     diverged: list[str] = []
-    for (outcome, reason, *said), found in alike.items():
-        lines = diverged if found[0][1].is_finished else failed
-        lines += [f"  {name(manifest, cell)}  ({run.folder})" for cell, run in found]
+    for (outcome, reason, *said), cells in alike.items():
+        lines = diverged if cells[0][1].is_finished else failed
+        lines += [f"  {name(found.manifest, cell)}  ({run.folder})" for cell, run in cells]
         lines.append(f"    {outcome}: {reason}")
         lines += [f"    | {line}" for line in said]
     parts = [run for cells in alike.values() for _, run in cells]
     results = sum(run.is_finished for run in parts)
-    missing = sum(runs[cell.index] is None for cell in manifest.cells)
+    missing = sum(entry.run is None for entry in found.entries)
     head = [f"{count(results, 'cell')} diverged"] if results else []
     middle = [f"{count(len(parts) - results, 'cell')} failed"] if len(parts) > results else []
     tail = [f"{count(missing, 'cell')} not run"] if missing else []

@@ -5,7 +5,7 @@ of lines:
 
     run       version, id, name, params, tags, owner (host, pid, start), where it is to be sent,
               cell (what `expkit.config.thaw` makes the same cell of; from version 2 on)
-    metric    key, values, steps, time
+    metric    key, values, steps, time, perhaps begun: when the first of them began to be computed
     tags      tags to add
     facts     what the program works with, see `expkit.measure.parity`
     sample    a repeat: its process, its placement, the seconds of each of its readings
@@ -76,7 +76,7 @@ KINDS: Mapping[str, Mapping[str, Check]] = {
         "params": MAPPING,
         "tags": TEXTS_BY_NAME,
     },
-    "metric": {"key": TEXT, "values": NUMBERS, "steps": WHOLES, "time": WHOLE},
+    "metric": {"key": TEXT, "values": NUMBERS, "steps": WHOLES, "time": WHOLE, "begun": WHOLE},
     "tags": {"tags": TEXTS_BY_NAME},
     "facts": {"facts": TEXTS_BY_NAME, "broken": TEXTS},
     "sample": {"seconds": SECONDS},  # newer: also `process` and `placement`
@@ -116,15 +116,25 @@ class Journal:
         self._file.write(line.encode() + b"\n")
         self._file.flush()
 
-    def metric(self, key: str, values: Iterable[float], first_step: int = 0) -> None:
-        """Append values of consecutive steps."""
-        values = list(values)
-        self.series(key, values, range(first_step, first_step + len(values)))
+    def metric(
+        self, key: str, values: Iterable[float], first_step: int = 0, begun: int | None = None
+    ) -> None:
+        """Append values of consecutive steps.
 
-    def series(self, key: str, values: Iterable[float], steps: Iterable[int]) -> None:
-        """Append values with the step of each."""
+        Args:
+            begun: when the first of them began to be computed, in milliseconds since 1970, if they
+                were computed evenly from then until now; None if all are of now.
+        """
+        values = list(values)
+        self.series(key, values, range(first_step, first_step + len(values)), begun)
+
+    def series(
+        self, key: str, values: Iterable[float], steps: Iterable[int], begun: int | None = None
+    ) -> None:
+        """Append values with the step of each; see `metric`."""
         encoded = [v if math.isfinite(v) else str(v) for v in map(float, values)]
-        self.write("metric", key=key, values=encoded, steps=list(steps))
+        more = {} if begun is None else {"begun": begun}
+        self.write("metric", key=key, values=encoded, steps=list(steps), **more)
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Add tags, or replace their values."""
@@ -192,7 +202,7 @@ def _wrong(record: Any) -> str | None:
     version = record.get("version", 0) if record["kind"] == "run" else 0
     if is_whole(version) and version > VERSION:
         return f"a newer expkit wrote it: version {version}, this one reads up to {VERSION}"
-    wrong = misfit({"version": version, **record}, KINDS[record["kind"]])
+    wrong = misfit({"version": version, "begun": 0, **record}, KINDS[record["kind"]])
     if wrong is None and record["kind"] == "metric":
         values, steps = len(record["values"]), len(record["steps"])
         return None if values == steps else f"steps: got {steps}, takes {values}, one a value"

@@ -15,9 +15,9 @@ from expkit.child import Parent
 from expkit.errors import UserError
 from expkit.tracking import address, journal
 from expkit.tracking.imports import uploader
-from expkit.tracking.tracker import PATIENCE_S, Allow, Progress, Send, Sent
+from expkit.tracking.tracker import PATIENCE_S, Allow, Describe, Progress, Send, Sent
 
-REQUESTS = (Allow, Send)
+REQUESTS = (Allow, Send, Describe)
 
 
 class _Teller:
@@ -76,9 +76,21 @@ def serve(parent: Parent) -> None:
             failed[folder] = Sent(None, address.explain(error, uri))
             return failed[folder]
 
+    def describe(request: Describe) -> Sent:
+        uri = addresses.get(request.kept)
+        if to_mlflow is None or uri is None:
+            return Sent(None, broken or f"nobody gave the address {request.kept} here")
+        try:
+            to_mlflow.describe(uri, request.experiment, request.text)
+        except Exception as error:  # whatever MLflow or its server raises, the parent reports
+            return Sent(None, address.explain(error, uri))
+        return Sent(None, None)
+
     while (request := parent.hear()) is not None:
         if isinstance(request, Allow):
             addresses[request.kept] = request.uri
+        elif isinstance(request, Describe):
+            parent.tell(describe(request))
         else:
             folders.add(Path(request.folder))
             parent.tell(answer(Path(request.folder), last=request.last))

@@ -59,13 +59,30 @@ class Send:
 
 
 @dataclass(frozen=True)
+class Describe:
+    """Replace the description of an experiment, which is there; answered by `Sent`.
+
+    Attributes:
+        kept: its address, one that was allowed, without a password.
+        text: in Markdown.
+    """
+
+    kept: str
+    experiment: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Progress:
     """MLflow has accepted something; sent between the answers, at most once a second."""
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What became of a run: its id in MLflow, or the reason why it is not there."""
+    """What became of a run: its id in MLflow, or the reason why it is not there.
+
+    For a description there is no id.
+    """
 
     run_id: str | None
     error: str | None
@@ -96,16 +113,13 @@ class Tracker:
             last: wait, and try again even after an earlier failure.
         """
         self._folders.add(folder)
-        wait = wait or last
-        if wait:  # a signal at a bad moment may have left it stopped
-            self._child.resume()
-        self._tell(Send(str(folder), last))
-        self._unanswered += self._gone is None
-        answer = Sent(None, self._gone)
-        while self._unanswered > (0 if wait else BACKLOG):
-            answer = self._answer()
+        answer = self._ask(Send(str(folder), last), wait=wait or last)
         self._last = time.monotonic()
         return answer
+
+    def describe(self, kept: str, experiment: str, text: str) -> Sent:
+        """Replace the description of an experiment, and wait for that; see `Describe`."""
+        return self._ask(Describe(kept, experiment, text), wait=True)
 
     @contextmanager
     def quiet(self, folder: Path, expected_s: float) -> Iterator[None]:
@@ -153,6 +167,16 @@ class Tracker:
     def missing(self) -> list[Path]:
         """The runs that it was asked to send and that are not all in MLflow."""
         return [folder for folder in sorted(self._folders) if not sync_state.is_whole(folder)]
+
+    def _ask(self, request: Send | Describe, *, wait: bool) -> Sent:
+        if wait:  # a signal at a bad moment may have left it stopped
+            self._child.resume()
+        self._tell(request)
+        self._unanswered += self._gone is None
+        answer = Sent(None, self._gone)
+        while self._unanswered > (0 if wait else BACKLOG):
+            answer = self._answer()
+        return answer
 
     def _answer(self) -> Sent:
         while True:

@@ -5,6 +5,7 @@ It imports MLflow, which takes a second, so only the tracker's process and `expk
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -22,7 +23,7 @@ os.environ.setdefault("PGCONNECT_TIMEOUT", "20")
 
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from expkit.outcome import Outcome
@@ -32,6 +33,9 @@ from expkit.tracking.address import one_line
 OWNER = ("host", "namespace", "pid", "started")
 BATCH = 1000
 """MLflow's limit on the entries of one request."""
+OURS = "<!-- expkit writes what follows -->"
+DIGEST = 36
+"""MLflow's limit on the length of a data set's digest."""
 FEW = 100
 """MLflow's limit on the params, and on the tags, among them."""
 
@@ -98,8 +102,19 @@ class Uploader:
             if not known:
                 state = _begin(client, experiment, folder, run, kept, state, news)
                 self._own.add((state["run_id"], run["id"]))
-            _append(client, folder, state, news)
+            _append(client, folder, run, state, news)
         return str(state["run_id"])
+
+    def describe(self, uri: str, name: str, text: str) -> None:
+        """Replace our part of the description that MLflow's page shows above an experiment's runs.
+
+        What somebody else has written there stays, above ours.
+        """
+        client, experiment = self._open(address.readable(uri), name)
+        before = client.get_experiment(experiment).tags.get("mlflow.note.content", "")
+        theirs = before.partition(OURS)[0].rstrip()
+        parts = [theirs, f"{OURS}\n{text}"] if theirs else [f"{OURS}\n{text}"]
+        client.set_experiment_tag(experiment, "mlflow.note.content", "\n\n".join(parts))
 
     def _is_its_own(self, client: MlflowClient, state: dict[str, Any], run: dict[str, Any]) -> bool:
         """Whether the noted MLflow run was made for this journal, as the note may be forged."""
@@ -156,7 +171,7 @@ def _end(client: MlflowClient, run: Run, kept: str) -> None:
             if noted and opening and opening["id"] == _journal_id(run):
                 journal.close_if_orphaned(folder)
                 state = {"uri": kept, "run_id": run_id, "offset": 0} | state
-                _append(client, folder, state, _read(folder, state["offset"]))
+                _append(client, folder, opening, state, _read(folder, state["offset"]))
                 return
     client.set_tag(run_id, "outcome", Outcome.INTERRUPTED)
     client.set_terminated(run_id, "KILLED")
@@ -184,6 +199,8 @@ class _News:
     metrics: list[Metric] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
+    data: str | None = None
+    """The hash of the data that the run works with."""
     end: dict[str, Any] | None = None
 
 
@@ -198,6 +215,8 @@ def _read(folder: Path, offset: int) -> _News:
             news.metrics += _metrics(record)
         elif kind == "tags":
             news.tags |= {key: str(value) for key, value in record["tags"].items()}
+        elif kind == "facts":
+            news.data = record["facts"].get("data")
         elif kind == "artifact":
             news.files.append(record["file"])
         elif kind == "end":
@@ -232,7 +251,9 @@ def _find(client: MlflowClient, experiment: str, journal_id: str) -> str | None:
     return str(found[0].info.run_id) if found else None
 
 
-def _append(client: MlflowClient, folder: Path, state: dict[str, Any], news: _News) -> None:
+def _append(
+    client: MlflowClient, folder: Path, run: dict[str, Any], state: dict[str, Any], news: _News
+) -> None:
     """Send the news in as few requests as MLflow allows; each takes several milliseconds."""
     run_id = state["run_id"]
     params, metrics = news.params, news.metrics
@@ -241,6 +262,9 @@ def _append(client: MlflowClient, folder: Path, state: dict[str, Any], news: _Ne
         room = BATCH - len(params[:FEW]) - len(tags[:FEW])
         client.log_batch(run_id, metrics[:room], params[:FEW], tags[:FEW])
         params, tags, metrics = params[FEW:], tags[FEW:], metrics[room:]
+    if news.data:
+        about = str(run["params"].get("problem", "")), news.data[:DIGEST], "expkit", run["name"]
+        client.log_inputs(run_id, [DatasetInput(Dataset(*about))])
     for name in news.files:
         if file := _inside(folder, name):
             client.log_artifact(run_id, str(file))
@@ -272,8 +296,18 @@ def _artifacts(uri: str, experiment: str) -> str | None:
 
 
 def _metrics(record: dict[str, Any]) -> list[Metric]:
-    pairs = zip(record["values"], record["steps"], strict=True)
-    return [Metric(record["key"], float(v), record["time"], step) for v, step in pairs]
+    """Return the values of a line with the times at which they were computed.
+
+    Only finite ones: MLflow would show an infinite loss as the greatest number that it can keep.
+    """
+    end, values = record["time"], record["values"]
+    each = (end - record.get("begun", end)) / max(1, len(values))
+    found = []
+    for number, (value, step) in enumerate(zip(map(float, values), record["steps"], strict=True)):
+        if math.isfinite(value):
+            when = round(end - each * (len(values) - 1 - number))
+            found.append(Metric(record["key"], value, when, step))
+    return found
 
 
 def _experiment(client: MlflowClient, name: str, place: str | None) -> str:
@@ -294,4 +328,5 @@ def _create(
 ) -> str:
     tags = {**run["tags"], **later, "expkit.journal": run["id"]}
     tags |= {f"expkit.{key}": value for key, value in run["owner"].items()}
-    return str(client.create_run(experiment, run["time"], tags, run["name"]).info.run_id)
+    name = tags.get("mlflow.runName", run["name"])
+    return str(client.create_run(experiment, run["time"], tags, name).info.run_id)

@@ -17,7 +17,7 @@ from expkit.cli import main
 from expkit.errors import UserError
 from expkit.record.stored import load
 from expkit.sweeps import cluster
-from expkit.sweeps.manifest import Manifest
+from expkit.sweeps.manifest import VERSION, Manifest
 from expkit.tracking import journal
 
 if TYPE_CHECKING:
@@ -444,7 +444,7 @@ WHOLE: dict[str, Callable[[dict[str, Any]], object]] = {
     "again that is a list": lambda r: r.update(again=[]),
     "again that is no number": lambda r: r.update(again={"one": 1}),
     "no version": lambda r: r.pop("version"),
-    "a newer version": lambda r: r.update(version=2),
+    "a newer version": lambda r: r.update(version=VERSION + 1),
     "a version that is a text": lambda r: r.update(version="1"),
 }
 
@@ -472,8 +472,24 @@ def test_a_manifest_of_nothing_but_brackets_is_one_line(
     assert said.count("\n") == 1
 
 
-def test_a_manifest_from_before_there_were_versions_is_read(sweep: Path) -> None:
-    edit(sweep, lambda record: (record.pop("version"), record.update(folder=None)))
+def as_version_1(record: dict[str, Any]) -> None:
+    """As it was before cells had names and colours for all their sweep."""
+    record["version"] = 1
+    for cell in record["cells"]:
+        del cell["name"], cell["colour"]
+
+
+def as_version_0(record: dict[str, Any]) -> None:
+    as_version_1(record)
+    del record["version"]
+    record["folder"] = None
+
+
+@pytest.mark.parametrize("change", [as_version_0, as_version_1])
+def test_a_manifest_of_an_older_expkit_is_read(
+    change: Callable[[dict[str, Any]], object], sweep: Path
+) -> None:
+    edit(sweep, change)
     assert main(["resume"]) == 0
 
 

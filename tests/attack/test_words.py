@@ -18,6 +18,7 @@ from expkit.report import plots
 from expkit.sweeps import plan
 from expkit.sweeps.manifest import Manifest, Planned
 from expkit.sweeps.names import link
+from expkit.sweeps.ranking import Results
 from expkit.sweeps.table import course, search
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ WRONG = [
     ("backend=numpy ~backend", "backend", "~backend"),
     (f"-m ~problem seed=1,2 {DRY}", "problem", "~problem"),
     (f"seed=1,2 -m ~backend {DRY}", "backend", "~backend", "numpy"),
-    ("frobnicate", "frobnicate", "no such command", "compare, doctor, draw, resume, sync, ui"),
+    ("frobnicate", "frobnicate", "no such command", "compare, doctor, draw, export, resume"),
     ("tracking.uri=http://bob:pw@h:9/x?token=abc", "http://bob@h:9/x", "= , :", "'tracking.uri="),
     # keys that are not there
     ("+sweep.x=1", "sweep.x", "no such key", "dry_run"),
@@ -319,9 +320,9 @@ def test_a_search_ends_with_its_trials_by_their_objective(run: Run, tmp_path: Pa
         assert float(word.partition("=")[2]) == pytest.approx(float(rate), rel=1e-5)
     assert f"picture: {place / 'search.png'}" in done.out
     assert (place / "search.png").read_bytes().startswith(b"\x89PNG")
-    manifest = Manifest.load(place)
-    assert course(manifest).key == "optimizer.lr"
-    greatest = search(manifest, greatest=True).splitlines()[2:7]
+    found = Results.read(Manifest.load(place))
+    assert course(found).key == "optimizer.lr"
+    greatest = search(found, greatest=True).splitlines()[2:7]
     assert [float(row.split()[1]) for row in greatest] == sorted(losses, reverse=True)
 
 

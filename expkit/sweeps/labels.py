@@ -1,0 +1,69 @@
+"""What tells a sweep's cells apart where they are shown together: names and colours."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from expkit.config import Cell
+from expkit.record.colours import colours, shade
+
+CHOICES = ("problem", "backend", "optimizer")
+
+
+def names(cells: Mapping[int, Cell], varying: Collection[str]) -> dict[int, str]:
+    """Name each cell by the options and values that differ, such as `rmsprop · lr=0.01`.
+
+    Args:
+        varying: the keys whose values differ. Options that differ need not be among them.
+    """
+    options = {
+        kind: {cell.names[kind] for cell in cells.values() if kind in cell.names}
+        for kind in CHOICES
+    }
+    kinds = [kind for kind in CHOICES if len(options[kind]) > 1 or kind in varying]
+    ends = Counter(key.rpartition(".")[2] for key in varying)
+    found = {}
+    for number, cell in cells.items():
+        parts = [cell.names[kind] for kind in kinds if kind in cell.names]
+        for key, value in values(cell, varying).items():
+            end = key.rpartition(".")[2]
+            parts.append(f"{end if ends[end] == 1 else key}={short(value)}")
+        found[number] = " · ".join(parts) or cell.title
+    return found
+
+
+def shades(cells: Mapping[int, Cell]) -> dict[int, str]:
+    """Return each cell's colour: its backend's, in a shade for each of this backend's cells."""
+    backends = {number: cell.names["backend"] for number, cell in cells.items()}
+    base, count = colours(backends.values()), Counter(backends.values())
+    used: Counter[str] = Counter()
+    found = {}
+    for number, backend in backends.items():
+        found[number] = shade(base[backend], used[backend], count[backend])
+        used[backend] += 1
+    return found
+
+
+def values(cell: Cell, keys: Collection[str]) -> dict[str, Any]:
+    """Return the values of these keys that a cell has, without options and MLflow's address."""
+    wanted = {key for key in keys if not key.startswith("tracking.")}.difference(CHOICES)
+    every = {"measure": how_long(cell)} | cell.params
+    return {key: value for key, value in every.items() if key in wanted}
+
+
+def how_long(cell: Cell) -> str:
+    """Return the option of `measure` that a cell has."""
+    return str(cell.frozen["choices"].get("measure"))
+
+
+def short(value: Any) -> str:
+    """Write a value as one types it; a number with six digits, as a sampled rate has seventeen.
+
+    >>> short(0.012345678), short(1000), short(True), short(None)
+    ('0.0123457', '1000', 'true', 'null')
+    """
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

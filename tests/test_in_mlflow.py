@@ -1,0 +1,134 @@
+"""What MLflow's page is given of runs, beside their figures: names, notes, curves, verdicts."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+
+from expkit.record.curves import POINTS
+from expkit.tracking import address
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Expkit
+    from mlflow.entities import Metric, Run
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # MLflow leaves connections open
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+QUICK = (
+    "measure.repeats_min=6",
+    "measure.repeats_per_placement=1",
+    "measure.budget_s=0",
+    "measure.settle_s=0",
+)
+
+
+def kept(expkit: Expkit) -> list[Run]:
+    """The runs in MLflow, in the order of their starts."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(address.local(expkit.outputs))
+    found = client.search_runs(["1"], order_by=["attributes.start_time ASC"])
+    return list(found)
+
+
+def history(expkit: Expkit, run: Run, key: str) -> list[Metric]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(address.local(expkit.outputs))
+    return sorted(client.get_metric_history(run.info.run_id, key), key=lambda metric: metric.step)
+
+
+def described(expkit: Expkit) -> str:
+    """What MLflow's page shows above the runs."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(address.local(expkit.outputs))
+    return str(client.get_experiment("1").tags["mlflow.note.content"])
+
+
+def test_a_run_has_a_note_a_data_set_and_curves(expkit: Expkit) -> None:
+    words = ("problem=sine", "steps=2000", "optimizer.lr=1e-6", *QUICK)
+    assert expkit(*words).status == 0
+    [run] = kept(expkit)
+    assert run.info.run_name == "sine · numpy · sgd"
+    said = run.data.tags["mlflow.note.content"].splitlines()
+    assert len(said) == 5
+    assert said[0] == "- **sine · numpy · sgd**, 2000 steps, float64 on cpu"
+    assert said[2] == "- verdict: compared with none"
+    assert said[4] == f"- again: `expkit {' '.join(words)}`"
+    assert run.inputs
+    [data] = run.inputs.dataset_inputs
+    assert data.dataset.name == "sine"
+    loss, seconds = (history(expkit, run, f"curve/{what}") for what in ("loss", "seconds"))
+    assert [point.step for point in loss] == [point.step for point in seconds]
+    assert len(loss) <= POINTS
+    assert (loss[0].step, loss[-1].step) == (0, 1999)
+    assert loss[-1].value == run.data.metrics["final/loss"]
+    readings = history(expkit, run, "time/step_seconds")
+    starts = [-1, *(reading.step for reading in readings)]
+    took = (r.value * (r.step - start) for r, start in zip(readings, starts, strict=False))
+    assert seconds[-1].value == pytest.approx(sum(took))
+    assert run.data.metrics["time/median_ms"] == 1e3 * run.data.metrics["time/median_seconds"]
+    times = [point.timestamp for point in history(expkit, run, "train/loss")]
+    assert times == sorted(times)
+    assert run.info.start_time <= times[0] <= times[-1] <= run.info.end_time
+    assert times[-1] - times[0] >= 500 * run.data.metrics["time/median_seconds"], "in milliseconds"
+
+
+def test_cells_have_names_colours_and_verdicts_that_sort(expkit: Expkit) -> None:
+    words = ("problem=linear", "steps=40", "backend=numpy", "backend.fast=true,false")
+    done = expkit("-m", *words, *QUICK)
+    assert done.status == 0, done.err
+    runs = {run.info.run_name: run for run in kept(expkit)}
+    assert set(runs) == {"fast=true", "fast=false"}
+    base, slow = runs["fast=true"].data, runs["fast=false"].data
+    assert base.tags["mlflow.runColor"] != slow.tags["mlflow.runColor"]
+    assert "verdict/ratio" not in base.metrics
+    metrics = {what: slow.metrics[f"verdict/{what}"] for what in ("low", "ratio", "high")}
+    assert 0 < metrics["low"] <= metrics["ratio"] <= metrics["high"]
+    word = slow.tags["verdict"].partition(" (")[0]
+    signs = {"FASTER": -1, "SAME": 0, "SLOWER": 1}
+    assert slow.metrics.get("verdict/sign") == signs.get(word)
+    assert f"- verdict: {slow.tags['verdict']}" in slow.tags["mlflow.note.content"].splitlines()
+    said = described(expkit)
+    assert "| numpy · sgd, backend.fast=true |" in said
+    assert f"| {word} |" in said
+    assert said.endswith(f"Again: `expkit -m {' '.join([*words, *QUICK])}`")
+
+
+def test_what_a_person_wrote_above_the_runs_stays(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    from expkit.tracking.upload import Uploader
+
+    uri, uploader = address.local(tmp_path), Uploader()
+    uploader.describe(uri, "mine", "first")
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("mine")
+    assert experiment
+    for theirs in ("", "Mine.\n\n"):
+        was = client.get_experiment(experiment.experiment_id).tags["mlflow.note.content"]
+        changed = theirs + was
+        client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", changed)
+        uploader.describe(uri, "mine", "second")
+        now = client.get_experiment(experiment.experiment_id).tags["mlflow.note.content"]
+        assert now == changed.replace("first", "second")
+
+
+def test_what_is_not_finite_is_no_number_there(expkit: Expkit) -> None:
+    assert expkit("problem=sine", "optimizer.lr=1", *QUICK).status == 1
+    [run] = kept(expkit)
+    assert "final/loss" not in run.data.metrics
+    losses = history(expkit, run, "train/loss")
+    assert len(losses) == int(run.data.tags["first_bad_step"])
+    assert all(math.isfinite(point.value) for point in losses)
+    assert max(point.value for point in losses) < 1.7e308
+    assert "no time: diverged" in run.data.tags["mlflow.note.content"]
