@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 NAMES = {1: "stdout", 2: "stderr"}
+LOST: set[int] = set()
+"""The descriptors that could not be written, so that output is missing that somebody reads."""
 
 
 def protect() -> None:
@@ -76,6 +78,7 @@ class _Unfailing(io.FileIO):
             os.dup2(nothing, self.fileno())
             os.close(nothing)
         if not isinstance(error, BrokenPipeError):
+            LOST.add(self.fileno())
             _tell_other(self.fileno(), str(error.strerror))
 
 

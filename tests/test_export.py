@@ -22,7 +22,7 @@ from expkit.sweeps.plan import plan_words
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from conftest import Done
+    from conftest import Done, Expkit
 
 WORDS = (
     "problem=linear",
@@ -239,3 +239,25 @@ def test_bad_input_is_one_line(
 def test_values_of_a_column_are_of_one_kind() -> None:
     rows: list[dict[str, object]] = [{"a": 1, "b": 1, "c": None}, {"a": 0.5, "b": "x", "c": None}]
     assert formats.csv_text(rows) == "a,b\n1.0,1\n0.5,x\n"
+
+
+def test_what_cannot_be_written_or_read_is_said(sweep: door.Sweep, expkit: Expkit) -> None:
+    file = sweep[3].folder / "journal.jsonl"
+    whole = file.read_text()
+    file.write_text("not a journal\n")
+    try:
+        done = expkit("export", str(sweep.folder))
+    finally:
+        file.write_text(whole)
+    assert (done.status, len(done.out.splitlines())) == (0, 4)
+    assert done.err == "expkit: left out: 1 cell without a run that can be read\n"
+    script = f"""
+        import os, sys
+        from expkit.cli import console
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+        sys.argv[1:] = ["export", {str(sweep.folder)!r}]
+        console()
+    """
+    full = expkit.python(script)
+    assert (full.status, full.err.count("\n")) == (1, 1), full
+    assert "No space left" in full.err

@@ -6,11 +6,12 @@ import os
 import sys
 from pathlib import Path
 
-from expkit import door
-from expkit.cli.status import OK, print_error
+from expkit import door, streams
+from expkit.cli.status import FAILED, OK, print_error
 from expkit.errors import UserError
 from expkit.report import formats
 from expkit.report.rows import Row
+from expkit.report.units import count
 from expkit.sweeps.manifest import newest
 
 SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".md": "md", ".tex": "latex"}
@@ -38,12 +39,15 @@ def export(
     except UserError as error:
         return print_error(error)
     runs = door.Runs([found]) if isinstance(found, door.Run) else found
+    if isinstance(runs, door.Sweep) and (lacking := len(runs.manifest.cells) - len(runs)):
+        print_error(f"left out: {count(lacking, 'cell')} without a run that can be read", OK)
     data = _encoded(runs, rows, kind)
     if output is None:
         if kind == "parquet" and sys.stdout.isatty():
             return print_error("export: got a terminal for parquet, takes --output FILE")
         sys.stdout.buffer.write(data)
-        return OK
+        sys.stdout.flush()
+        return FAILED if 1 in streams.LOST else OK
     try:
         output.write_bytes(data)
     except OSError as error:

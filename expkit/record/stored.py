@@ -300,4 +300,4 @@ def find(word: str, outputs: Path) -> Path:
             if json.loads(file.read_text())["run_id"] == word:
                 return file.parent
     takes = "a run's folder, an MLflow run id or words such as backend=torch"
-    raise UserError(f"compare: got {word!r}, takes {takes} (looked for runs in {outputs})")
+    raise UserError(f"got {word!r}, takes {takes} (looked for runs in {outputs})")

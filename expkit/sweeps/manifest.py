@@ -398,7 +398,7 @@ def newest(outputs: Path) -> Path:
     """
     found = sorted((outputs / "sweeps").glob(f"*/*/{FILE}"))
     if not found:
-        raise UserError(f"resume: no sweep is kept in {outputs}")
+        raise UserError(f"no sweep is kept in {outputs}")
     return found[-1].parent
 
 
