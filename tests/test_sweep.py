@@ -646,11 +646,19 @@ def test_what_an_earlier_sweep_finished_is_skipped_on_demand(expkit: Expkit) -> 
     assert "finished before" not in other.out
 
 
-@pytest.mark.parametrize("words", [("resume",), ("resume", "2020-01-01/00-00-00-000000")])
-def test_resuming_what_is_not_there_is_one_line(run: Run, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("resume",), "expkit: no sweep is kept in "),
+        (("resume", "2020-01-01/00-00-00-000000"), "expkit: resume: "),
+    ],
+)
+def test_resuming_what_is_not_there_is_one_line(
+    run: Run, words: tuple[str, ...], said: str
+) -> None:
     done = run(*words)
     assert done.status == 2
-    assert done.err.startswith("expkit: resume: ")
+    assert done.err.startswith(said)
     assert done.err.count("\n") == 1
 
 
