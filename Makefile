@@ -27,6 +27,10 @@ bench: .venv/ready
 docs: .venv/ready
 	$(BIN)/python docs/make.py
 
+# Pictures of the pages, for docs/: needs chromium, and EXTRAS=all.
+screenshots: .venv/ready
+	EXPKIT_SCREENSHOTS=docs $(BIN)/python -m pytest tests/test_browser.py
+
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
@@ -35,4 +39,4 @@ docs: .venv/ready
 clean:
 	rm -rf .venv build *.egg-info
 
-.PHONY: run test lint types bench docs clean
+.PHONY: run test lint types bench docs screenshots clean

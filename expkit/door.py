@@ -36,8 +36,7 @@ from expkit.report import rows as plain
 from expkit.report import table as tables
 from expkit.report.rows import Row
 from expkit.report.units import seconds
-from expkit.tracking import address, journal, known
-from expkit.tracking.sync_state import pending
+from expkit.tracking import address, journal, known, sync_state
 from expkit.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -214,16 +213,17 @@ class Sweep(Runs):
     Attributes:
         folder: where the sweep is kept.
         manifest: its cells, as they were planned.
+        results: each cell beside its baseline.
     """
 
     def __init__(self, found: Results) -> None:
         self.folder, self.manifest = found.manifest.folder, found.manifest
-        self._found = found
+        self.results = found
         super().__init__([Run(entry.run) for entry in found.entries if entry.run])
 
     def rows(self) -> list[Row]:
         """A row a run, also with how it compares with its baseline."""
-        entries = [entry for entry in self._found.entries if entry.run]
+        entries = [entry for entry in self.results.entries if entry.run]
         return [
             {**row, **_compared(entry)} for row, entry in zip(super().rows(), entries, strict=True)
         ]
@@ -232,13 +232,13 @@ class Sweep(Runs):
         """A table a problem, as the sweep prints it."""
         from expkit.sweeps import table
 
-        ranked = self._found.by_problem()
+        ranked = self.results.by_problem()
         return [(title, table.compared(self.manifest, cells)) for title, cells in ranked]
 
     def __str__(self) -> str:
         from expkit.sweeps import table
 
-        return table.result(self._found)
+        return table.result(self.results)
 
 
 @dataclass(frozen=True)
@@ -360,6 +360,7 @@ def sweep(*words: str, **values: object) -> Sweep:
     Raises:
         UserError: as `cell`, of any of them, or nothing can run.
     """
+    from expkit.sweeps import page
     from expkit.sweeps.manifest import locked, require_unused
     from expkit.sweeps.plan import plan_words
     from expkit.sweeps.ranking import Results
@@ -376,9 +377,11 @@ def sweep(*words: str, **values: object) -> Sweep:
         with _tracker(cells, manifest.folder) as tracker:
             swept(manifest, manifest.cells, tracker)
             found = Results.read(manifest)
+            _, missing = page.write_wanted(found)
             error = send_rest(found, tracker) if tracker else None
-    if error:
-        warnings.warn(f"not in MLflow: {error}", stacklevel=2)
+    for said in (missing, error and f"not in MLflow: {error}"):
+        if said:
+            warnings.warn(said, stacklevel=2)
     return Sweep(found)
 
 
@@ -400,6 +403,37 @@ def load(what: Path | str) -> Run | Sweep | Runs:
     if not (folder / journal.FILE).is_file() and (found := _of_experiment(str(what), outputs)):
         return Runs(found)
     return Run(load_stored(find(str(what), outputs)))
+
+
+def report(*what: Path | str) -> str:
+    """The page of sweeps, or of the sweeps and other runs of an experiment, as HTML.
+
+    Args:
+        what: folders or ids of sweeps, or experiments' names.
+
+    Raises:
+        UserError: there is nothing of that name, or it is a single run.
+    """
+    from expkit.sweeps.manifest import FILE, Manifest
+    from expkit.sweeps.page import page
+    from expkit.sweeps.ranking import Results
+
+    sweeps: dict[Path, Results] = {}
+    runs: dict[Path, Stored] = {}
+    for word in what:
+        found = load(word)
+        if isinstance(found, Run):
+            raise UserError(f"report: got the run {word}, takes a sweep or an experiment")
+        if isinstance(found, Sweep):
+            sweeps[found.folder] = found.results
+            continue
+        for run in found:
+            if (run.folder.parent / FILE).is_file():
+                if run.folder.parent not in sweeps:
+                    sweeps[run.folder.parent] = Results.read(Manifest.load(run.folder.parent))
+            else:
+                runs[run.folder] = run.stored
+    return page(list(sweeps.values()), list(runs.values()))
 
 
 def check(cell: Cell) -> None:
@@ -492,7 +526,7 @@ def send_rest(found: Results, tracker: Tracker) -> str | None:
     Returns the first error, after which no more is sent; None if there is none.
     """
     tracker.settle()
-    for lacking in pending(found.manifest.folder):
+    for lacking in sync_state.pending(found.manifest.folder):
         if error := tracker.update(lacking, last=True).error:
             return error
     return _describe(Sweep(found), tracker)
@@ -500,14 +534,22 @@ def send_rest(found: Results, tracker: Tracker) -> str | None:
 
 def _describe(sweep: Sweep, tracker: Tracker) -> str | None:
     """Show a sweep's tables above the runs of its experiments; return the first error, if any."""
+    from expkit.sweeps.page import FILE, findings
+
     manifest = sweep.manifest
     again = f"Again: `expkit -m {shlex.join(manifest.words)}`"
-    text = f"The latest sweep, {manifest.id}:\n\n{sweep.markdown()}\n\n"
+    lines = "".join(f"- **{what}**: {said}\n" for what, said in findings(sweep.results))
+    first = next(iter(sweep), None)
+    if first and (first.folder / FILE).is_file():
+        run = sync_state.read(first.folder).get("run_id")
+        where = f"#/experiments/{{experiment}}/runs/{run}/artifacts/{FILE}"
+        again = f"[The page of this sweep]({where}?workflowType=machine_learning)\n\n{again}"
+    text = f"{lines}\nThe latest sweep, {manifest.id}:\n\n{sweep.markdown()}\n\n"
     if len(text) + len(again) > DESCRIPTION:
         whole = f"The rest: `expkit export {manifest.id} --format md`\n\n"
         text = text[: DESCRIPTION - len(again) - len(whole)].rpartition("\n")[0] + f"\n\n{whole}"
     for kept, experiment in manifest.experiments():
-        if error := tracker.describe(kept, experiment, text + again).error:
+        if error := tracker.describe(kept, experiment, manifest.id, text + again).error:
             return error
     return None
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
-from typing import TYPE_CHECKING
+import re
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from expkit.record.curves import POINTS
-from expkit.tracking import address
+from expkit.tracking import address, views
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from conftest import Expkit
     from mlflow.entities import Metric, Run
 
@@ -104,13 +107,51 @@ def test_cells_have_names_colours_and_verdicts_that_sort(expkit: Expkit) -> None
     assert said.endswith(f"Again: `expkit -m {' '.join([*words, *QUICK])}`")
 
 
+def shown(expkit: Expkit) -> dict[str, Any]:
+    """The view that MLflow's page opens with."""
+    from mlflow import MlflowClient
+
+    tags = MlflowClient(address.local(expkit.outputs)).get_experiment("1").tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    packed = json.loads(tags[views.TAG])["state"].removeprefix("deflate;")
+    return dict(json.loads(zlib.decompress(base64.b64decode(packed))))
+
+
+def test_the_page_opens_on_what_was_run_last(expkit: Expkit) -> None:
+    one = ("problem=linear", "steps=20", *QUICK)
+    for _ in range(2):
+        assert expkit(*one).status == 0
+        assert shown(expkit)["searchFilter"] == ""
+        assert expkit("-m", *one, "seed=1,2").status == 0
+        newest = max(expkit.outputs.glob("sweeps/*/*/"))
+        state = shown(expkit)
+        assert state["searchFilter"] == f"tags.sweep = '{'/'.join(newest.parts[-2:])}'"
+        assert state["orderByAsc"]
+        assert len(state["compareRunCharts"]) >= 3
+
+
+def test_a_sweeps_page_is_in_mlflow(expkit: Expkit) -> None:
+    from mlflow import MlflowClient
+
+    assert expkit("-m", "problem=linear", "steps=20", *QUICK, "seed=1,2").status == 0
+    client = MlflowClient(address.local(expkit.outputs))
+    [link] = re.findall(
+        r"\(#/experiments/1/runs/(\w+)/artifacts/report.html\?\S+\)", described(expkit)
+    )
+    there = {file.path for file in client.list_artifacts(link)}
+    assert "report.html" in there
+    [file] = expkit.outputs.glob("sweeps/*/*/report.html")
+    sent = Path(client.download_artifacts(link, "report.html"))
+    assert sent.read_bytes() == file.read_bytes()
+
+
 def test_what_a_person_wrote_above_the_runs_stays(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     from expkit.tracking.upload import Uploader
 
     uri, uploader = address.local(tmp_path), Uploader()
-    uploader.describe(uri, "mine", "first")
+    uploader.describe(uri, "mine", "1", "first")
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("mine")
     assert experiment
@@ -118,7 +159,7 @@ def test_what_a_person_wrote_above_the_runs_stays(tmp_path: Path) -> None:
         was = client.get_experiment(experiment.experiment_id).tags["mlflow.note.content"]
         changed = theirs + was
         client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", changed)
-        uploader.describe(uri, "mine", "second")
+        uploader.describe(uri, "mine", "2", "second")
         now = client.get_experiment(experiment.experiment_id).tags["mlflow.note.content"]
         assert now == changed.replace("first", "second")
 

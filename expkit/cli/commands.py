@@ -68,6 +68,7 @@ def command(argv: Sequence[str]) -> int:
     ui.add_argument("--outputs", type=Path, default=default_outputs())
     add_draw(commands)
     add_export(commands)
+    add_report(commands)
     add_resume(commands)
     sync = commands.add_parser(
         "sync", help="send to MLflow what is not there yet", description=SYNC
@@ -103,6 +104,10 @@ def command(argv: Sequence[str]) -> int:
         from expkit.cli.export import export
 
         return export(given.what, given.rows, given.format, given.output, given.outputs.absolute())
+    if given.command == "report":
+        from expkit.cli.report import report
+
+        return report(given.what, given.output, given.outputs.absolute())
     if given.command == "resume":
         from expkit.cli.sweep import resume as go_on
         from expkit.sweeps.manifest import is_for_hydra
@@ -174,6 +179,16 @@ def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
         kind.add_argument(option, dest="rows", action="store_const", const=rows, help=about)
     parser.set_defaults(rows="rows")
     parser.add_argument("--output", type=Path, metavar="FILE", help="by default it is printed")
+    parser.add_argument("--outputs", type=Path, default=default_outputs())
+
+
+def add_report(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add `expkit report` and its help."""
+    parser = commands.add_parser("report", help="write the page of sweeps or of an experiment")
+    what = "ids or folders of sweeps, or experiments' names; by default the last sweep"
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=what)
+    place = "by default report.html in the sweep's folder, or in OUTPUTS for several"
+    parser.add_argument("--output", type=Path, metavar="FILE", help=place)
     parser.add_argument("--outputs", type=Path, default=default_outputs())
 
 

@@ -29,7 +29,7 @@ from expkit.outcome import ALIKE, FINISHED, Outcome
 from expkit.record.stored import Stored
 from expkit.report import plots
 from expkit.report.units import count, megabytes
-from expkit.sweeps import cluster, names
+from expkit.sweeps import cluster, names, page
 from expkit.sweeps import table as report
 from expkit.sweeps.engine import ProgressReporter
 from expkit.sweeps.manifest import Manifest, Planned, locked, named, newest, require_unused
@@ -197,6 +197,8 @@ def tell(
     more(found)
     if interrupted:
         print_error(interrupted)
+    else:
+        _show_page(found)
     try:
         error = _send_rest(found, tracker) if tracker else None
     except KeyboardInterrupt:
@@ -209,6 +211,18 @@ def tell(
         return INTERRUPTED
     failed = bool(manifest.damaged) or any(outcome not in FINISHED for outcome in outcomes)
     return FAILED if failed or error else OK
+
+
+def _show_page(found: Results) -> None:
+    """Write the page of a sweep, and say where it is."""
+    try:
+        file, missing = page.write_wanted(found)
+    except OSError as error:  # the disk is full; all runs are kept
+        file, missing = None, f"no page ({one_line(error)})"
+    if missing:
+        print_error(missing)
+    if file:
+        show(f"page: {file}")
 
 
 def _send_rest(found: Results, tracker: Tracker) -> str | None:

@@ -23,7 +23,7 @@ from expkit.measure.statistics import Rounds, Summary, nested, summarize
 from expkit.measure.stopping import Measure
 from expkit.outcome import FINISHED, Outcome
 from expkit.record import quantities
-from expkit.record.curves import Integers
+from expkit.record.curves import elapsed
 from expkit.tracking import journal
 
 
@@ -249,15 +249,23 @@ def metrics_of(folder: Path) -> dict[str, HostArray]:
     return {key: np.array(values) for key, values in metrics.items()}
 
 
-def series_of(folder: Path, key: str) -> tuple[Integers, HostArray]:
-    """The steps and the values of a metric, in its order; both empty where it has none.
+def losses_of(folder: Path) -> tuple[HostArray, HostArray]:
+    """The loss of each step of a run's first repeat, and when the step ended.
+
+    Returns:
+        Two arrays of shape (steps,): losses, and seconds from the start of a repeat by the median
+        of each reading, which are not a number in a run without times.
 
     Raises:
         UserError: its journal is damaged.
     """
-    records = [record for record in _by_kind(folder)["metric"] if record["key"] == key]
-    steps = [step for record in records for step in record["steps"]]
-    return np.array(steps, dtype=np.int64), np.array(_metrics(records).get(key, []))
+    records = _by_kind(folder)["metric"]
+    metrics = _metrics(records)
+    losses = np.array(metrics.get("train/loss", []))
+    own = (record["steps"] for record in records if record["key"] == "time/step_seconds")
+    ends = np.array([step for steps in own for step in steps], dtype=np.int64)
+    step_seconds = np.array(metrics.get("time/step_seconds", []))
+    return losses, elapsed(ends, step_seconds, losses.size)
 
 
 def params_of(folder: Path) -> dict[str, HostArray]:

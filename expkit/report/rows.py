@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from expkit.record import quantities
-from expkit.record.curves import elapsed
-from expkit.record.stored import Stored, series_of
+from expkit.record.stored import Stored, losses_of
 from expkit.tracking import sync_state
 
 Row = dict[str, object]
@@ -70,12 +69,11 @@ def of_repeats(run: Stored, own: Sequence[str]) -> Iterator[Row]:
 def of_steps(run: Stored, own: Sequence[str]) -> Iterator[Row]:
     """Yield a row for each step of a run's first repeat.
 
-    `seconds` is when the step ended, counted from the start of a repeat by the median of each
-    reading; None in a run without times. A loss that is not finite is None.
+    `seconds` is when the step ended, see `losses_of`; None in a run without times. A loss that is
+    not finite is None.
     """
     which = _which(run, own)
-    losses = series_of(run.folder, "train/loss")[1]
-    ended = elapsed(*series_of(run.folder, "time/step_seconds"), losses.size)
+    losses, ended = losses_of(run.folder)
     for step, (loss, seconds) in enumerate(zip(losses.tolist(), ended.tolist(), strict=True)):
         yield {**which, "step": step, "loss": _finite(loss), "seconds": _finite(seconds)}
 

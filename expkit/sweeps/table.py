@@ -56,12 +56,12 @@ def result(found: Results, most: int | None = SHOWN) -> str:
         if most is not None and len(rows) > most:
             lines.append(f"  and {len(rows) - most} more in {manifest.folder / 'result.txt'}")
         if manifest.sweep.timing:
-            lines += _unlike(ranked)[:most] + _unstable(ranked)[:most]
+            lines += unlike(ranked)[:most] + unstable(ranked)[:most]
         if most is None:
             lines += [f"  {e.planned.title}: {e.run.folder}" for e in ranked if e.run]
         parts.append("\n".join(lines))
-    if failures := _failures(found):
-        parts.append("\n".join(failures))
+    if failed := failures(found):
+        parts.append("\n".join(failed))
     return "\n\n".join(parts)
 
 
@@ -121,8 +121,8 @@ def search(found: Results, most: int | None = SHOWN, *, greatest: bool = False) 
     if most is not None and len(rows) > most:
         lines.append(f"  and {len(rows) - most} more in {manifest.folder / 'result.txt'}")
     lines += [f"  skipped: {title}: {reason}" for title, reason in manifest.skipped][:most]
-    failures = _failures(found)
-    return "\n".join([*lines, *(["", *failures] if failures else [])])
+    failed = failures(found)
+    return "\n".join([*lines, *(["", *failed] if failed else [])])
 
 
 def course(found: Results, *, greatest: bool = False) -> Course:
@@ -249,12 +249,12 @@ def _ratio(entry: Entry) -> str:
     return f"{entry.verdict.ratio:.3f} ({ends})"
 
 
-def _unlike(ranked: Sequence[Entry]) -> list[str]:
+def unlike(ranked: Sequence[Entry]) -> list[str]:
     unlike = ((entry.planned.title, entry.unlike) for entry in ranked)
     return [f"  unlike work: {title}: {'; '.join(lines)}" for title, lines in unlike if lines]
 
 
-def _unstable(ranked: Sequence[Entry]) -> list[str]:
+def unstable(ranked: Sequence[Entry]) -> list[str]:
     return [
         f"  unstable: {entry.planned.title}: {entry.run.stable}"
         for entry in ranked
@@ -262,7 +262,7 @@ def _unstable(ranked: Sequence[Entry]) -> list[str]:
     ]
 
 
-def _failures(found: Results) -> list[str]:
+def failures(found: Results) -> list[str]:
     """List the cells that diverged or failed, those of equal reason and last output together."""
     alike: dict[tuple[str, ...], list[tuple[Planned, Stored]]] = {}
     for entry in found.entries:

@@ -81,7 +81,7 @@ def serve(parent: Parent) -> None:
         if to_mlflow is None or uri is None:
             return Sent(None, broken or f"nobody gave the address {request.kept} here")
         try:
-            to_mlflow.describe(uri, request.experiment, request.text)
+            to_mlflow.describe(uri, request.experiment, request.sweep, request.text)
         except Exception as error:  # whatever MLflow or its server raises, the parent reports
             return Sent(None, address.explain(error, uri))
         return Sent(None, None)

@@ -60,15 +60,17 @@ class Send:
 
 @dataclass(frozen=True)
 class Describe:
-    """Replace the description of an experiment, which is there; answered by `Sent`.
+    """Show a sweep on an experiment's page, which is there; answered by `Sent`.
 
     Attributes:
         kept: its address, one that was allowed, without a password.
-        text: in Markdown.
+        sweep: the sweep's id.
+        text: in Markdown; `{experiment}` in it stands for the experiment's id.
     """
 
     kept: str
     experiment: str
+    sweep: str
     text: str
 
 
@@ -117,9 +119,9 @@ class Tracker:
         self._last = time.monotonic()
         return answer
 
-    def describe(self, kept: str, experiment: str, text: str) -> Sent:
-        """Replace the description of an experiment, and wait for that; see `Describe`."""
-        return self._ask(Describe(kept, experiment, text), wait=True)
+    def describe(self, kept: str, experiment: str, sweep: str, text: str) -> Sent:
+        """Show a sweep on an experiment's page, and wait for that; see `Describe`."""
+        return self._ask(Describe(kept, experiment, sweep, text), wait=True)
 
     @contextmanager
     def quiet(self, folder: Path, expected_s: float) -> Iterator[None]:

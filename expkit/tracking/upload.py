@@ -23,11 +23,11 @@ os.environ.setdefault("PGCONNECT_TIMEOUT", "20")
 
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, Experiment, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from expkit.outcome import Outcome
-from expkit.tracking import address, database, journal, sync_state
+from expkit.tracking import address, database, journal, sync_state, views
 from expkit.tracking.address import one_line
 
 OWNER = ("host", "namespace", "pid", "started")
@@ -79,6 +79,7 @@ class Uploader:
         self._experiments: dict[tuple[str, str], str] = {}
         self._reaped: set[tuple[str, str]] = set()
         self._own: set[tuple[str, str]] = set()
+        self._views: dict[tuple[str, str], str | None] = {}
 
     def send(self, folder: Path, uri: str | None = None) -> str:
         """Send what is new in a run's journal and return MLflow's id of the run.
@@ -103,18 +104,32 @@ class Uploader:
                 state = _begin(client, experiment, folder, run, kept, state, news)
                 self._own.add((state["run_id"], run["id"]))
             _append(client, folder, run, state, news)
+        if news.end is not None and "sweep" not in run["tags"]:
+            self._view(client, uri, experiment, None)
         return str(state["run_id"])
 
-    def describe(self, uri: str, name: str, text: str) -> None:
-        """Replace our part of the description that MLflow's page shows above an experiment's runs.
+    def describe(self, uri: str, name: str, sweep: str, text: str) -> None:
+        """Show a sweep on an experiment's page: its runs, and a text above them.
 
         What somebody else has written there stays, above ours.
+
+        Args:
+            text: in Markdown; `{experiment}` in it stands for the experiment's id.
         """
-        client, experiment = self._open(address.readable(uri), name)
+        uri = address.readable(uri)
+        client, experiment = self._open(uri, name)
+        text = text.replace("{experiment}", experiment)
         before = client.get_experiment(experiment).tags.get("mlflow.note.content", "")
         theirs = before.partition(OURS)[0].rstrip()
         parts = [theirs, f"{OURS}\n{text}"] if theirs else [f"{OURS}\n{text}"]
         client.set_experiment_tag(experiment, "mlflow.note.content", "\n\n".join(parts))
+        self._view(client, uri, experiment, sweep)
+
+    def _view(self, client: MlflowClient, uri: str, experiment: str, sweep: str | None) -> None:
+        """Have the page open on the runs of this sweep; on all runs, if there is none."""
+        if not views.shows(self._views.get((uri, experiment)), sweep):
+            self._views[uri, experiment] = tag = views.view(sweep)
+            client.set_experiment_tag(experiment, views.TAG, tag)
 
     def _is_its_own(self, client: MlflowClient, state: dict[str, Any], run: dict[str, Any]) -> bool:
         """Whether the noted MLflow run was made for this journal, as the note may be forged."""
@@ -130,7 +145,9 @@ class Uploader:
                 self._clients[uri] = cast(MlflowClient, _Telling(opened, self._progress))
             client = self._clients[uri]
             if (uri, name) not in self._experiments:
-                self._experiments[uri, name] = _experiment(client, name, _artifacts(uri, name))
+                found = _experiment(client, name, _artifacts(uri, name))
+                self._experiments[uri, name] = found.experiment_id
+                self._views[uri, found.experiment_id] = found.tags.get(views.TAG)
         return client, self._experiments[uri, name]
 
     def _reap(self, client: MlflowClient, experiment: str, uri: str) -> None:
@@ -310,17 +327,18 @@ def _metrics(record: dict[str, Any]) -> list[Metric]:
     return found
 
 
-def _experiment(client: MlflowClient, name: str, place: str | None) -> str:
-    """Return the id of an experiment, which is created unless it exists."""
+def _experiment(client: MlflowClient, name: str, place: str | None) -> Experiment:
+    """Return an experiment, which is created unless it exists."""
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=place))
+            created = client.create_experiment(name, artifact_location=place, tags=views.KIND)
+            found = client.get_experiment(created)
         except MlflowException:
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
-    return str(found.experiment_id)
+    return found
 
 
 def _create(

@@ -1,0 +1,246 @@
+"""The page of a sweep: what it says first, what it shows, and where it is written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import expkit as door
+from expkit.report.charts import Curve, crossing
+from expkit.sweeps import page, scaling
+from expkit.sweeps.manifest import Manifest
+from expkit.sweeps.ranking import Results
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from conftest import Done, Expkit
+
+QUICK = (
+    "measure.repeats_min=6",
+    "measure.repeats_per_placement=1",
+    "measure.budget_s=0",
+    "measure.settle_s=0",
+    "tracking=none",
+    "tracking.pictures=true",
+)
+RATES = ("problem=linear", "steps=40", "optimizer=sgd,adam", "optimizer.lr=0.001,0.01,1000000")
+"""A sweep of six cells, of which plain gradient descent at the great rate diverges."""
+SIZES = ("problem=add", "problem.n=10,20,40", "steps=10")
+
+
+class Parsed(HTMLParser):
+    """A page's tags, and the text of each title of a mark."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.titles: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+        assert self.open == ["html"] or not self.open, "every element is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "title":
+            self.titles.append(data)
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    place = tmp_path_factory.mktemp("outputs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPKIT_OUTPUTS", str(place))
+        yield place
+
+
+@pytest.fixture(scope="module")
+def rates(outputs: Path) -> door.Sweep:
+    return door.sweep(*RATES, *QUICK)
+
+
+@pytest.fixture(scope="module")
+def sizes(outputs: Path) -> door.Sweep:
+    return door.sweep(*SIZES, *QUICK)
+
+
+def text_of(sweep: door.Sweep) -> str:
+    return (sweep.folder / page.FILE).read_text(encoding="utf-8")
+
+
+def test_a_page_needs_nothing_else_and_is_small(rates: door.Sweep) -> None:
+    text = text_of(rates)
+    parsed = Parsed(text)
+    assert len(text) < 500_000
+    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in parsed.tags}
+    addresses = [v for _, attrs in parsed.tags for v in attrs.values() if v and "://" in v]
+    assert set(addresses) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert "@import" not in text
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+
+
+def test_a_page_shows_every_cell_and_every_repeat(rates: door.Sweep) -> None:
+    text = text_of(rates)
+    parsed = Parsed(text)
+    rows = "".join(parsed.text)
+    for cell in rates.manifest.cells:
+        assert cell.name in rows
+    timed = [e for e in rates.results.entries if e.run and e.run.summary]
+    assert len(timed) == 5
+    for entry in timed:
+        drawn = text[text.index(f"<title>{entry.planned.name}: 6 repeats</title>") :]
+        path = re.search(r'<path d="([^"]*)"', drawn)
+        assert path is not None
+        assert path[1].count("M") == 6, "a tick for each"
+    assert "1 diverged" in rows
+    assert "the loss is not finite from step" in rows
+    assert f"expkit -m {' '.join(rates.manifest.words)}" in rows
+
+
+def test_a_page_says_what_came_out_first(rates: door.Sweep) -> None:
+    said = page.findings(rates.results)
+    [(problem, first), *rest] = said
+    assert problem == "linear"
+    assert first.endswith("; 1 diverged.")
+    assert [what for what, _ in rest] == ["Final loss by optimizer.lr"] * 2
+    assert rest[0][1].startswith("sgd has the least at optimizer.lr = 0.01")
+    best = min(
+        (r for r in rates if "adam" in r.title and r.losses.size), key=lambda r: r.losses[-1]
+    )
+    assert f"{best.losses[-1]:.6g}" in rest[1][1]
+    text = text_of(rates)
+    assert 0 < text.index(f"<b>{problem}</b>") < text.index("<table>")
+
+
+def test_times_by_size_are_one_chart(sizes: door.Sweep) -> None:
+    [chart] = scaling.charts(sizes.results)
+    assert (chart.key, chart.timed) == ("problem.n", True)
+    [curve] = chart.curves
+    assert list(curve.x) == [10, 20, 40]
+    assert list(curve.y) == [run.seconds for run in sizes]
+    assert "Time by problem.n" in text_of(sizes)
+
+
+def test_what_somebody_wrote_into_a_record_is_text(sizes: door.Sweep, tmp_path: Path) -> None:
+    copy = tmp_path / "2026-01-01" / "00-00-00"
+    shutil.copytree(sizes.folder, copy)
+    kept = json.loads((copy / "sweep.json").read_text())
+    kept["groups"][0] = "<script>alert(1)</script>"
+    for cell in kept["cells"]:
+        cell["title"] = cell["name"] = "</title><script>"
+    (copy / "sweep.json").write_text(json.dumps(kept))
+    parsed = Parsed(page.page([Results.read(Manifest.load(copy))]))
+    assert "script" not in {tag for tag, _ in parsed.tags}
+
+
+def test_several_sweeps_are_told_apart(
+    rates: door.Sweep, sizes: door.Sweep, run: Callable[..., Done], tmp_path: Path
+) -> None:
+    file = tmp_path / "both.html"
+    done = run("report", str(rates.folder), str(sizes.folder), "--output", str(file))
+    assert (done.status, done.out, done.err) == (0, f"page: {file}\n", "")
+    rows = "".join(Parsed(file.read_text(encoding="utf-8")).text)
+    assert "2 sweeps. Only cells of one sweep were measured in turn" in rows
+    assert rows.index(f"Sweep {rates.manifest.id}") < rows.index(f"Sweep {sizes.manifest.id}")
+
+
+def test_an_experiment_has_its_sweeps_and_its_other_runs(
+    rates: door.Sweep, outputs: Path, run: Callable[..., Done]
+) -> None:
+    one = door.run(door.cell("problem=linear", f"outputs={outputs}", *QUICK), here=True)
+    done = run("report", "expkit", "--outputs", str(outputs))
+    assert done.out == f"page: {outputs / page.FILE}\n"
+    rows = "".join(Parsed((outputs / page.FILE).read_text(encoding="utf-8")).text)
+    assert f"Sweep {rates.manifest.id}" in rows
+    assert "Other runs" in rows
+    assert one.title in rows[rows.index("Other runs") :]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "got 'nowhere', takes"),
+        (["RUN"], "takes a sweep or an experiment"),
+        (["SWEEP", "--output", "/nowhere/a.html"], "cannot write /nowhere/a.html"),
+        (["--outputs", "/nowhere"], "no sweep is kept in /nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(
+    sizes: door.Sweep, run: Callable[..., Done], words: list[str], said: str
+) -> None:
+    places = {"RUN": str(sizes[0].folder), "SWEEP": str(sizes.folder)}
+    done = run("report", *(places.get(word, word) for word in words))
+    assert (done.status, done.out) == (2, "")
+    assert len(done.err.splitlines()) == 1, done.err
+    assert said in done.err
+
+
+def test_a_sweep_from_the_command_line_ends_with_its_page(expkit: Expkit) -> None:
+    done = expkit("-m", *SIZES, *QUICK)
+    assert done.status == 0, done.err
+    [file] = expkit.outputs.glob(f"sweeps/*/*/{page.FILE}")
+    assert f"page: {file}" in done.out
+    file.unlink()
+    assert expkit("report").out == f"page: {file}\n"
+    assert file.is_file()
+
+
+def test_without_pictures_there_is_no_page_and_nothing_that_draws_is_imported(
+    expkit: Expkit,
+) -> None:
+    words = ["-m", *SIZES, *QUICK[:-1]]
+    done = expkit.python(f"""
+        import sys
+        from expkit.cli import main
+        status = main({words!r})
+        print(status, "matplotlib" in sys.modules)
+    """)
+    assert done.out.endswith("0 False\n"), done.err
+    assert "page:" not in done.out
+    assert not list(expkit.outputs.glob(f"sweeps/*/*/{page.FILE}"))
+
+
+def line(x: Sequence[float], y: Sequence[float], share: float) -> Curve:
+    return Curve("", "", x, y, [v * (1 - share) for v in y], [v * (1 + share) for v in y])
+
+
+@pytest.mark.parametrize("planted", [150.0, 3_000.0, 60_000.0])
+def test_a_planted_crossing_is_found(planted: float) -> None:
+    """One method takes a fixed time more than the other, and a tenth of its time for each."""
+    x = [10.0**power for power in range(1, 7)]
+    a = line(x, [1e-6 * n for n in x], 0.02)
+    b = line(x, [1e-6 * (0.9 * planted + 0.1 * n) for n in x], 0.02)
+    for first, second in ((a, b), (b, a)):
+        found = crossing(first, second)
+        assert found is not None
+        at, left, right = found
+        assert left < at < right
+        assert left < planted < right
+        assert right / left == pytest.approx(10)
+
+
+def test_curves_that_do_not_cross_or_cannot_be_told_apart_have_no_crossing() -> None:
+    x = [10.0, 100.0, 1000.0]
+    slow, fast = line(x, [3.0, 4.0, 5.0], 0.05), line(x, [1.0, 2.0, 3.0], 0.05)
+    assert crossing(slow, fast) is None
+    one, other = line(x, [1.0, 2.0, 3.0], 0.1), line(x, [1.01, 1.99, 3.01], 0.1)
+    assert crossing(one, other) is None, "no size shows them apart"
