@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from expkit.door import Comparison as Comparison
+    from expkit.door import Crossover as Crossover
     from expkit.door import Run as Run
     from expkit.door import Runs as Runs
     from expkit.door import Sweep as Sweep
     from expkit.door import cell as cell
     from expkit.door import check as check
     from expkit.door import compare as compare
+    from expkit.door import crossover as crossover
     from expkit.door import load as load
     from expkit.door import run as run
     from expkit.door import sweep as sweep
@@ -28,12 +30,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = (
     "Comparison",
+    "Crossover",
     "Run",
     "Runs",
     "Sweep",
     "cell",
     "check",
     "compare",
+    "crossover",
     "load",
     "run",
     "sweep",

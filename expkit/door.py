@@ -8,9 +8,10 @@ threads move times.
 from __future__ import annotations
 
 import html
+import math
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +25,9 @@ from expkit import config
 from expkit.conduct import Watch, check_runnable, run_apart, run_together, silent
 from expkit.config import Cell
 from expkit.error_messages import explained
-from expkit.errors import UserError
+from expkit.errors import Incomparable, UserError
+from expkit.measure import crossover as crossover_search
+from expkit.measure.crossover import Crossing, Point
 from expkit.measure.verdict import Verdict
 from expkit.outcome import Outcome
 from expkit.record.stored import Stored, find, metrics_of, params_of
@@ -347,6 +350,111 @@ def compare(a: Side, b: Side, *, here: bool = False, threshold: float | None = N
         a, b = _measured_and_sent(jobs, here=here, tags=tags)
     first, second = _stored(a), _stored(b)
     return Comparison(comparisons.hold(first, second, threshold or first.threshold))
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """Over which values of a key one of two cells is faster, and over which the other.
+
+    Attributes:
+        key: what is varied.
+        names: what the two are called.
+        points: what was measured, by rising value.
+    """
+
+    key: str
+    names: tuple[str, str]
+    points: Sequence[Point]
+
+    @property
+    def crossings(self) -> Sequence[Crossing]:
+        """Every crossing between values at which it can be told which is faster."""
+        return crossover_search.crossings(self.points)
+
+    def __str__(self) -> str:
+        """Say where one overtakes the other, or that it does not in this range."""
+        faster = {1: self.names[0], -1: self.names[1]}
+        if self.crossings:
+            return "\n".join(
+                f"{faster[found.above.side]} is faster from about {self.key} = {found.at:.3g} on "
+                f"(between {found.below.at:g} and {found.above.at:g})"
+                for found in self.crossings
+            )
+        ends = f"between {self.key} = {self.points[0].at:g} and {self.points[-1].at:g}"
+        sides = {point.side for point in self.points}
+        if sides == {0}:
+            return f"CAN'T TELL: {ends} neither was seen to be faster"
+        where = "wherever that can be told" if 0 in sides else "at every value measured"
+        return f"no crossover {ends}: {faster[max(sides, key=abs)]} is faster {where}"
+
+
+def side(text: str) -> list[str]:
+    """Return the words of one side of a comparison: those in a text, or a backend by its name.
+
+    >>> side("numpy"), side("backend=torch backend.threads=1")
+    (['backend=numpy'], ['backend=torch', 'backend.threads=1'])
+    """
+    try:
+        return shlex.split(text) if "=" in text else [f"backend={text}"]
+    except ValueError as error:  # a quotation that does not end
+        raise UserError(f"{text}: {error}") from error
+
+
+def crossover(
+    a: str,
+    b: str,
+    *words: str,
+    over: str,
+    low: float | None = None,
+    high: float | None = None,
+    here: bool = False,
+    watch: Callable[[float, Comparison], None] = lambda at, found: None,
+) -> Crossover:
+    """Search for the value of a key at which one of two cells overtakes the other.
+
+    At each value both are measured in turn, as `compare` does. Runs are kept under the outputs,
+    and sent to MLflow only where the words say so.
+
+    Args:
+        a, b: the words of each, or the name of a backend.
+        words: for both.
+        over: a key with a number above 0, such as `problem.n`.
+        low, high: the ends of the range; by default a tenth of the key's value, and ten times it.
+        here: as `run` has it.
+        watch: called with each value and what came out there.
+
+    Raises:
+        UserError: a word is wrong, or the key has no number above 0.
+        Incomparable: one of the two failed, or they do not do the same work.
+
+    >>> words = ["problem=add", "steps=2", "measure.budget_s=0", "measure.settle_s=0"]
+    >>> found = crossover("numpy", "numpy", *words, over="problem.n", low=10, high=60, here=True)
+    >>> [point.at for point in found.points][:2]
+    [10, 16]
+    """
+    kept = [] if any(word.startswith("tracking=") for word in words) else ["tracking=none"]
+    both = [[*kept, *words, *side(each)] for each in (a, b)]
+    middle = cell(*both[0]).params.get(over)
+    if isinstance(middle, bool) or not isinstance(middle, int | float) or middle <= 0:
+        raise UserError(f"crossover: over: got {over!r}, takes a key with a number above 0")
+    whole = isinstance(middle, int)
+    ends = [middle / 10 if low is None else low, middle * 10 if high is None else high]
+    if whole:
+        ends = [max(1, round(end)) for end in ends]
+    if not 0 < ends[0] < ends[1]:
+        takes = "a range from above 0 to something greater"
+        raise UserError(f"crossover: got the range {ends[0]:g} to {ends[1]:g}, takes {takes}")
+
+    def measure(at: float) -> Point:
+        found = compare(*(cell(*each, f"{over}={at}") for each in both), here=here)
+        watch(at, found)
+        verdict = found.verdict
+        if verdict is None or found.unlike:
+            why = "; ".join([*found.barriers, *found.unlike])
+            raise Incomparable(f"crossover: at {over}={at:g} they may not be compared: {why}")
+        return Point(at, verdict.ratio, *(verdict.interval or (0.0, math.inf)))
+
+    return Crossover(over, (a, b), crossover_search.search(measure, *ends, whole=whole))
 
 
 def sweep(*words: str, **values: object) -> Sweep:

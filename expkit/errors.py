@@ -40,6 +40,10 @@ class ParityError(UserError):
         super().__init__(f"not like for like: {'; '.join(unlike)}")
 
 
+class Incomparable(UserError):
+    """Two runs that were to be compared may not be."""
+
+
 class PluginError(UserError):
     """An installed plugin is broken, or two plugins claim one name."""
 

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 import expkit as door
-from expkit.report.charts import Curve, crossing
 from expkit.sweeps import page, scaling
 from expkit.sweeps.manifest import Manifest
 from expkit.sweeps.ranking import Results
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from conftest import Done, Expkit
 
@@ -219,28 +218,21 @@ def test_without_pictures_there_is_no_page_and_nothing_that_draws_is_imported(
     assert not list(expkit.outputs.glob(f"sweeps/*/*/{page.FILE}"))
 
 
-def line(x: Sequence[float], y: Sequence[float], share: float) -> Curve:
-    return Curve("", "", x, y, [v * (1 - share) for v in y], [v * (1 + share) for v in y])
+def test_the_terminal_has_one_table_for_several_sizes(sizes: door.Sweep, rates: door.Sweep) -> None:
+    """And the best rate of each optimizer."""
+    head, *rows = str(sizes).splitlines()
+    assert head.split() == ["add", "numpy"]
+    assert [row.split()[0] for row in rows[:3]] == [f"problem.n={n}" for n in (10, 20, 40)]
+    lines = str(rates).splitlines()
+    best = [line for line in lines if line.startswith("Final loss by optimizer.lr: ")]
+    assert [line.split(": ")[1].split()[0] for line in best] == ["sgd", "adam"]
 
 
-@pytest.mark.parametrize("planted", [150.0, 3_000.0, 60_000.0])
-def test_a_planted_crossing_is_found(planted: float) -> None:
-    """One method takes a fixed time more than the other, and a tenth of its time for each."""
-    x = [10.0**power for power in range(1, 7)]
-    a = line(x, [1e-6 * n for n in x], 0.02)
-    b = line(x, [1e-6 * (0.9 * planted + 0.1 * n) for n in x], 0.02)
-    for first, second in ((a, b), (b, a)):
-        found = crossing(first, second)
-        assert found is not None
-        at, left, right = found
-        assert left < at < right
-        assert left < planted < right
-        assert right / left == pytest.approx(10)
-
-
-def test_curves_that_do_not_cross_or_cannot_be_told_apart_have_no_crossing() -> None:
-    x = [10.0, 100.0, 1000.0]
-    slow, fast = line(x, [3.0, 4.0, 5.0], 0.05), line(x, [1.0, 2.0, 3.0], 0.05)
-    assert crossing(slow, fast) is None
-    one, other = line(x, [1.0, 2.0, 3.0], 0.1), line(x, [1.01, 1.99, 3.01], 0.1)
-    assert crossing(one, other) is None, "no size shows them apart"
+def test_sizes_of_two_backends_stand_side_by_side(outputs: Path) -> None:
+    fast = ("backend.fast=true,false", "measure.repeats_max=12")
+    [head, *rows] = str(door.sweep(*SIZES, *QUICK, *fast)).splitlines()
+    columns = [column.strip() for column in re.split("  +", head.strip())]
+    assert columns == ["add", "numpy, backend.fast=true", "numpy, backend.fast=false", "verdict"]
+    assert [row.split()[0] for row in rows[:3]] == [f"problem.n={n}" for n in (10, 20, 40)]
+    for row in rows[:3]:
+        assert re.search(r"\d\.\d{3} \(.*\)  (FASTER|SLOWER|SAME|CAN'T TELL)$", row), row

@@ -12,7 +12,7 @@ import expkit
 from expkit import streams
 from expkit.cli.status import FAILED, INTERRUPTED, OK, print_error
 
-COMMANDS = ("compare", "doctor", "draw", "export", "report", "resume", "sync", "ui")
+COMMANDS = ("compare", "crossover", "doctor", "draw", "export", "report", "resume", "sync", "ui")
 
 
 def main(argv: Sequence[str]) -> int:

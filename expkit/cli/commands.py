@@ -46,6 +46,20 @@ have the table that a sweep prints, for a pull request or a paper.
 """
 FORMATS = ("csv", "json", "parquet", "md", "latex")
 
+CROSSOVER = """\
+Search for the value of a key at which one of two cells overtakes the other.
+
+  expkit crossover a=numpy b=torch over=problem.n problem=sine
+  expkit crossover a=numpy b='backend=torch backend.threads=1' over=problem.n to=1e6
+
+At each value both are measured in turn: first at five values from one end of the range to the
+other, then around the first crossing, until it lies between two values that differ by a tenth, or
+it cannot be told any nearer. The range is from a tenth of the key's value to ten times it.
+
+Exit status: 0 if there is an answer, also that there is no crossover in the range; 3 if it CAN'T be
+TOLD anywhere which is faster; 4 if one of them failed or their work is UNLIKE.
+"""
+APART = "measure each cell in a process of its own while the other sleeps, or both in one"
 VERBOSE = "also show how the figures were obtained"
 
 
@@ -62,6 +76,7 @@ def command(argv: Sequence[str]) -> int:
     parser = Parser(prog="expkit")
     commands = parser.add_subparsers(dest="command", required=True)
     add_compare(commands)
+    add_crossover(commands)
     commands.add_parser("doctor", help="say what makes timing noisy here, and what to do")
     ui = commands.add_parser("ui", help="open MLflow's page on the runs kept here")
     ui.add_argument("--port", type=_port, default=5000, help="0 for one that is free")
@@ -94,6 +109,10 @@ def command(argv: Sequence[str]) -> int:
             isolate=given.isolate,
             verbose=given.verbose,
         )
+    if given.command == "crossover":
+        from expkit.cli.crossover import crossover
+
+        return crossover(given.words, given.outputs.absolute(), given.isolate)
     if given.command == "doctor":
         from expkit.cli.doctor import doctor
 
@@ -146,8 +165,21 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("words", nargs="*", default=[], help="key=value words for both cells")
     parser.add_argument("--verbose", action="store_true", help=VERBOSE)
     parser.add_argument("--threshold", type=_share, help="smallest difference that matters")
-    apart = "measure each cell in a process of its own while the other sleeps, or both in one"
-    parser.add_argument("--isolate", action=argparse.BooleanOptionalAction, help=apart)
+    parser.add_argument("--isolate", action=argparse.BooleanOptionalAction, help=APART)
+    parser.add_argument("--outputs", type=Path, default=default_outputs())
+
+
+def add_crossover(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add `expkit crossover` and its help."""
+    parser = commands.add_parser(
+        "crossover",
+        help="find the size from which on one of two cells is faster",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=CROSSOVER,
+    )
+    words = "a=..., b=..., over=KEY, perhaps from=... and to=...; words for both cells"
+    parser.add_argument("words", nargs="+", metavar="WORD", help=words)
+    parser.add_argument("--isolate", action=argparse.BooleanOptionalAction, help=APART)
     parser.add_argument("--outputs", type=Path, default=default_outputs())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +62,7 @@ def compare(
         if threshold is not None:
             words.append(f"measure.threshold={threshold}")
         return interruptible(
-            lambda: _now([[*words, *_split(side)] for side in (a, b)], isolate, verbose=verbose)
+            lambda: _now([[*words, *door.side(each)] for each in (a, b)], isolate, verbose=verbose)
         )
     if isolate is not None:
         said = "--isolate" if isolate else "--no-isolate"
@@ -75,13 +74,6 @@ def compare(
     except UserError as error:
         return print_error(error)
     return _tell(found, verbose=verbose)
-
-
-def _split(side: str) -> list[str]:
-    try:
-        return shlex.split(side)
-    except ValueError as error:  # a quotation that does not end
-        raise UserError(f"compare: {side}: {error}") from error
 
 
 def _now(sides: Sequence[Sequence[str]], isolate: bool | None, *, verbose: bool) -> int:
@@ -98,7 +90,7 @@ def _now(sides: Sequence[Sequence[str]], isolate: bool | None, *, verbose: bool)
             check_words(words)
             with explained(words, COMMANDS):
                 cells.append(compose_cell(*words))
-        here = not _is_apart(cells, isolate)
+        here = not is_apart(cells, isolate)
         jobs, tags = door.in_turn(*cells, here=here)
         folders = [folder for _, folder in jobs]
         place = folders[0].parent
@@ -118,7 +110,7 @@ def _now(sides: Sequence[Sequence[str]], isolate: bool | None, *, verbose: bool)
         return reported(work, place)
 
 
-def _is_apart(cells: Sequence[Cell], isolate: bool | None) -> bool:
+def is_apart(cells: Sequence[Cell], isolate: bool | None) -> bool:
     """Whether each cell has a process of its own."""
     if isolate is None:
         modules = (type(cell.backend).__module__ for cell in cells)

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -311,31 +310,3 @@ def _seconds(value: float, _: object) -> str:
 
 def _text(value: float, ratio: bool) -> str:
     return f"{value:.3f}" if ratio else seconds(value)
-
-
-def crossing(a: Curve, b: Curve) -> tuple[float, float, float] | None:
-    """Find where two curves over the same values of x cross for the first time, if they do.
-
-    Returns:
-        The place, interpolated on logarithmic scales, between the last value of x at which the
-        intervals of the curves lie apart in one order and the first at which they do in the other.
-    """
-    apart = [
-        (x, float(np.sign(np.log(q / p))))
-        for x, p, q, ends in zip(
-            a.x, a.y, b.y, zip(a.low, a.high, b.low, b.high, strict=True), strict=True
-        )
-        if ends[1] < ends[2] or ends[3] < ends[0]
-    ]
-    for (left, before), (right, after) in pairwise(apart):
-        if before != after:
-            inside = [
-                (x, np.log(q / p))
-                for x, p, q in zip(a.x, a.y, b.y, strict=True)
-                if left <= x <= right
-            ]
-            for (x0, r0), (x1, r1) in pairwise(inside):
-                if r0 * r1 <= 0 and r0 != r1:
-                    share = r0 / (r0 - r1)
-                    return float(x0 * (x1 / x0) ** share), left, right
-    return None

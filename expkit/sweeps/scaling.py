@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 
+from expkit.measure.crossover import Crossing, Point, crossings
 from expkit.record.colours import colours, shade
 from expkit.report import charts as drawing
-from expkit.report.charts import FAR, Curve, crossing
+from expkit.report.charts import FAR, Curve
 from expkit.sweeps.labels import CHOICES
 from expkit.sweeps.manifest import Planned
 from expkit.sweeps.ranking import Entry, Results
@@ -36,10 +38,11 @@ class Chart:
     curves: Sequence[Curve]
     ends: Collection[float]
 
-    @property
-    def _crossed(self) -> list[tuple[Curve, Curve, tuple[float, float, float]]]:
+    @cached_property
+    def crossed(self) -> list[tuple[Curve, Curve, Crossing]]:
+        """Where one curve of times overtakes another."""
         pairs = combinations(self.curves, 2) if self.timed and len(self.curves) <= HELD else ()
-        return [(a, b, found) for a, b in pairs if (found := crossing(a, b))]
+        return [(a, b, found) for a, b in pairs for found in crossings(_ratios(a, b))]
 
     @property
     def findings(self) -> list[str]:
@@ -52,9 +55,9 @@ class Chart:
                 for name, loss, x in best
             ]
         return [
-            f"{a.name} and {b.name} take the same time at about {self.key} = {at:.3g} "
-            f"(between {left:g} and {right:g})"
-            for a, b, (at, left, right) in self._crossed
+            f"{a.name} and {b.name} take the same time at about {self.key} = {found.at:.3g} "
+            f"(between {found.below.at:g} and {found.above.at:g})"
+            for a, b, found in self.crossed
         ]
 
     def svg(self) -> str:
@@ -66,7 +69,7 @@ class Chart:
             logarithmic_x=min(values) > 0 and max(values) > FAR * min(values),
             in_seconds="y" if self.timed else "",
             points=True,
-            crossings=[(at, f"{at:.3g}") for _, _, (at, _, _) in self._crossed],
+            crossings=[(found.at, f"{found.at:.3g}") for _, _, found in self.crossed],
         )
 
 
@@ -125,6 +128,16 @@ def _curve(key: str, row: Sequence[tuple[float, Entry]], *, timed: bool) -> Curv
     backend = first.frozen["choices"].get("backend", "")
     ends = (low, high) if timed else ((), ())
     return Curve(_name(first, key), colours([backend])[backend], x, y, *ends)
+
+
+def _ratios(a: Curve, b: Curve) -> list[Point]:
+    """Return how the times of B compare with those of A, where both have one."""
+    times = {x: ends for x, *ends in zip(a.x, a.y, a.low, a.high, strict=True)}
+    return [
+        Point(x, y / times[x][0], low / times[x][2], high / times[x][1])
+        for x, y, low, high in zip(b.x, b.y, b.low, b.high, strict=True)
+        if x in times
+    ]
 
 
 def _name(planned: Planned, key: str) -> str:

@@ -13,8 +13,10 @@ from expkit.record.stored import Stored
 from expkit.remote import SAID
 from expkit.report.plots import Course
 from expkit.report.units import count, seconds
+from expkit.sweeps.labels import short
 from expkit.sweeps.manifest import Manifest, Planned
 from expkit.sweeps.ranking import Entry, Results
+from expkit.sweeps.scaling import FEWEST, charts, settings
 
 SHOWN = 30
 """Most rows shown of a problem; `result.txt` in the sweep's folder has all of them."""
@@ -50,7 +52,11 @@ def result(found: Results, most: int | None = SHOWN) -> str:
         most: most rows per problem; None for all, with the folder of each run.
     """
     parts, manifest = [], found.manifest
-    for title, ranked in found.by_problem():
+    sizes = by_size(found) if most is not None else None
+    if sizes:
+        lines = [*_aligned(sizes), *_doubts(found, most)]
+        parts.append("\n".join(lines))
+    for title, ranked in [] if sizes else found.by_problem():
         head, *rows = compared(manifest, ranked)
         lines = [title, *_aligned([head, *rows[:most]])]
         if most is not None and len(rows) > most:
@@ -60,9 +66,69 @@ def result(found: Results, most: int | None = SHOWN) -> str:
         if most is None:
             lines += [f"  {e.planned.title}: {e.run.folder}" for e in ranked if e.run]
         parts.append("\n".join(lines))
+    said = [f"{chart.title}: {line}" for chart in charts(found) for line in chart.findings]
+    parts += ["\n".join(said)] if said else []
     if failed := failures(found):
         parts.append("\n".join(failed))
     return "\n\n".join(parts)
+
+
+def by_size(found: Results) -> list[Row] | None:
+    """Return one table with a row for each value of a number, if problems differ in that alone.
+
+    None where they do not, or the table would be too wide.
+    """
+    chosen = {entry.planned.index: settings(entry.planned) for entry in found.entries}
+    groups: dict[int, dict[str, Entry]] = {}
+    for entry in found.entries:
+        groups.setdefault(entry.planned.group, {})[entry.planned.title] = entry
+    titles = list(next(iter(groups.values()), {}))
+    if len(groups) < FEWEST or len(titles) > FEW or not found.manifest.sweep.timing:
+        return None
+    if any(list(cells) != titles for cells in groups.values()):
+        return None
+    if len(found.entries) != len(groups) * len(titles):
+        return None
+    keys = [key for key in chosen[found.entries[0].planned.index] if _differs(key, chosen, groups)]
+    if len(keys) != 1 or not isinstance(next(iter(chosen.values()))[keys[0]], int | float):
+        return None
+    head = [found.manifest.groups[0].partition(",")[0], *titles[:1]]
+    for title in titles[1:]:
+        head += [title, "", "verdict"]
+    rows: list[Row] = [head]
+    for cells in groups.values():
+        first, *others = cells.values()
+        row = [f"{keys[0]}={short(chosen[first.planned.index][keys[0]])}", _median(first)]
+        for entry in others:
+            row += [_median(entry), _ratio(entry), entry.standing if entry.held else ""]
+        rows.append(row)
+    return rows
+
+
+def _differs(
+    key: str, chosen: Mapping[int, Mapping[str, object]], groups: Mapping[int, Mapping[str, Entry]]
+) -> bool:
+    """Whether a key has another value in each group, and one within it."""
+    values = [
+        {str(chosen[entry.planned.index].get(key)) for entry in cells.values()}
+        for cells in groups.values()
+    ]
+    return all(len(own) == 1 for own in values) and len(set.union(*values)) > 1
+
+
+def _median(entry: Entry) -> str:
+    if entry.run is None or entry.run.summary is None:
+        return entry.outcome
+    return seconds(entry.run.summary.median) + ("" if entry.run.is_stable else ", unstable")
+
+
+def _doubts(found: Results, most: int | None) -> list[str]:
+    """List what is doubtful about the cells of all problems, with the problems' titles."""
+    lines = []
+    for title, ranked in found.by_problem():
+        said = (*unlike(ranked), *unstable(ranked))
+        lines += [f"  {title}: {line.strip()}" for line in said]
+    return lines[:most]
 
 
 @dataclass(frozen=True)
