@@ -308,7 +308,7 @@ def test_two_threads_that_say_one_are_named_wherever_they_are_compared(
 PLUGIN = """
     from dataclasses import dataclass
     from expkit.contracts import Cost
-    from expkit.measure import roofline, threads
+    from expkit.measure import threads
     from expkit.problems.matmul import Matmul
     from expkit_plugins.numpy.backend import NumpyBackend
 
@@ -317,7 +317,6 @@ PLUGIN = """
         n: int = 50
 
         def cost(self):
-            roofline.OWN_CORES = 0.0  # settled, whoever else is busy
             return Cost(flops=1e15, elements=1)
 
     @dataclass(frozen=True)
@@ -440,10 +439,12 @@ def too_fast() -> Cell:
     return replace(given, workload=replace(given.workload, problem=Boastful(n=50)))
 
 
+@pytest.mark.parametrize("own_cores", [roofline.OWN_CORES, 9.0])
 def test_a_time_beyond_the_limit_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cores: float
 ) -> None:
-    monkeypatch.setattr(roofline, "OWN_CORES", 0.0)  # settled, whoever else is busy
+    """Also where the limit is not settled: others who had some of the cores explain no billion."""
+    monkeypatch.setattr(roofline, "OWN_CORES", own_cores)
     [found] = run(tmp_path, too_fast())
     assert (found.outcome, found.summary, found.limit_share) == ("beyond_limit", None, None)
     assert "of the most that this machine's arithmetic allows, measured 4 times" in str(
@@ -473,7 +474,8 @@ def test_runs_sweeps_and_comparisons_refuse_it_alike(planted: Expkit) -> None:
 def test_where_the_limit_was_not_settled_it_is_named_as_doubtful(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roofline, "OWN_CORES", 9.0)
+    """As where others had nearly all of the cores while it was measured."""
+    monkeypatch.setattr(roofline._Cores, "share", lambda self: 1e-12)
     [found] = run(tmp_path, too_fast())
     assert (found.outcome, found.limit_share) == ("ok", None)
     [doubt] = [reason for reason in found.unstable if reason.startswith("limit: ")]

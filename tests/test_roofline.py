@@ -96,7 +96,7 @@ LIMITS = Limits(
     bandwidth=((1000, 8e9), (4000, 2e9), (16_000, 1e9)),
     flops_per_second=1e10,
     itemsize=8,
-    settled=True,
+    cores=1.0,
 )
 
 
@@ -199,7 +199,7 @@ def test_a_second_call_takes_what_is_kept(cache: Path) -> None:
     machine_limits(configured())
     (key, entry), *others = json.loads(cache.read_text()).items()
     assert not others
-    kept = entry | {"flops_per_second": 12_345.0, "settled": True}
+    kept = entry | {"flops_per_second": 12_345.0, "cores": 1.0}
     cache.write_text(json.dumps({key: kept}))
     assert machine_limits(configured()).flops_per_second == 12_345.0
     assert json.loads(cache.read_text()) == {key: kept}
@@ -209,7 +209,7 @@ def test_what_a_busy_machine_gave_is_measured_again_and_the_best_kept(cache: Pat
     machine_limits(configured())
     (key, entry), *_ = json.loads(cache.read_text()).items()
     slow = [[size, 1.0] for size, _ in entry["bandwidth"]]
-    busy = {"bandwidth": slow, "flops_per_second": 1e30, "itemsize": 8, "settled": False}
+    busy = {"bandwidth": slow, "flops_per_second": 1e30, "itemsize": 8, "cores": 0.1}
     cache.write_text(json.dumps({key: busy}))
     limits = machine_limits(configured())
     assert limits.flops_per_second == 1e30
@@ -229,8 +229,8 @@ def test_a_damaged_cache_is_measured_again(cache: Path, damage: str) -> None:
     (key, entry), *_ = json.loads(cache.read_text()).items()
     entries = {
         "entry": {key: 3},
-        "rate": {key: entry | {"flops_per_second": -1, "settled": True}},
-        "rungs": {key: entry | {"bandwidth": [[1, 1.0]], "settled": False, "at": 0}},
+        "rate": {key: entry | {"flops_per_second": -1, "cores": 1.0}},
+        "rungs": {key: entry | {"bandwidth": [[1, 1.0]], "cores": 0.1, "at": 0}},
     }
     cache.write_text(json.dumps(entries[damage]) if damage in entries else damage)
     limits = machine_limits(configured())

@@ -33,7 +33,7 @@ from expkit.contracts import Array, Backend, Cost
 from expkit.measure.devices import is_host
 from expkit.measure.environment import cpu_model
 
-METHOD = 2
+METHOD = 3
 """Incremented when the measurement changes, so that older figures are measured again."""
 READING_S = 2e-3
 """A reading lasts at least this long: starting a thread takes some 50 microseconds."""
@@ -71,7 +71,7 @@ PRODUCT_LIMIT_S = 0.3
 RETRY_S = 600.0
 """How long figures from a busy machine are used before they are measured again."""
 OWN_CORES = 0.75
-"""Threads had cores of their own if each used its processor for this share of the time."""
+"""Threads had cores of their own if they used their processors for this share of the time."""
 BEYOND = 1.05
 """The share of a limit above which a time is not believed: a limit is the best of readings, and a
 reading is off by a few percent.
@@ -92,15 +92,22 @@ class Limits:
             in it.
         flops_per_second: operations per second of a matrix product.
         itemsize: bytes of an element.
-        settled: whether every thread had a core of its own, in some reading of each size. If not,
-            the rates may be far too low, and no share of a limit should be shown. They are measured
-            again after RETRY_S, and the best are kept.
+        cores: the share of their processors that the threads had, at most 1: in the best reading of
+            each size, and of these the least. With others on the processors the rates are too low,
+            by about this factor.
     """
 
     bandwidth: Bandwidth
     flops_per_second: float
     itemsize: int
-    settled: bool
+    cores: float
+
+    @property
+    def settled(self) -> bool:
+        """Whether threads had cores of their own. If not, no share of a limit should be shown; the
+        rates are measured again after RETRY_S, and the best are kept.
+        """
+        return self.cores > OWN_CORES
 
     def bytes_per_second(self, working_set: float) -> float:
         """The bandwidth over a working set in bytes: the rate of the next smaller rung.
@@ -119,7 +126,7 @@ class Limits:
             bandwidth=tuple((size, max(rate, rates.get(size, 0))) for size, rate in self.bandwidth),
             flops_per_second=max(self.flops_per_second, other.flops_per_second),
             itemsize=self.itemsize,
-            settled=self.settled or other.settled,
+            cores=max(self.cores, other.cores),
         )
 
 
@@ -166,27 +173,29 @@ def hold_to_limit(
     A time may seem too short because the limit was measured while other processes used the memory,
     or at a slower clock. So the limit is measured again, more than once, and the best counts. The
     step is timed again each time: if it now respects the limit in half of the tries, the machine
-    has become slower, and the limit is in doubt.
+    has become slower, and the limit is in doubt. It also is where others had processors meanwhile,
+    and the share that they took explains the time.
 
     Args:
         moved: elements that the optimizer moves, see `optimizer_elements`.
         again: returns the seconds of a step, timed now.
     """
-    settled, slower = True, 0
+    cores, slower = 0.0, 0
     for measured in range(1, MEASURED + 1):
         limits = machine_limits(backend, anew=measured > 1)
         if limits is None:
             return Found(None)
         limit = step_limit(limits, work, moved)
-        settled = settled and limits.settled
+        cores = max(cores, limits.cores)
         share = limit.share(step_seconds)
         if share <= BEYOND:
             return Found(limit if limits.settled else None)
         slower += limit.share(again()) <= BEYOND
     most = f"{100 * share:,.0f}% of the most that this machine's {limit.binds} allows"
     said = f"a step seems to take {step_seconds:.2g} s, {most}"
-    if not settled or 2 * slower >= MEASURED:
-        why = "after it had become slower" if settled else "while others had its cores"
+    others = share * cores <= BEYOND
+    if others or 2 * slower >= MEASURED:
+        why = "while others had its cores" if others else "after it had become slower"
         return Found(None, doubt=f"{said}, as measured {why}")
     device = backend.describe()["device"]
     alias = "" if is_host(device) else f", or {device!r} is another name for the processor"
@@ -202,7 +211,7 @@ def step_limit(limits: Limits, work: Cost, optimizer_elements: float = 0) -> Ste
     Args:
         optimizer_elements: elements that the optimizer moves beside `work`, see the function.
 
-    >>> limits = Limits(((1000, 8e9),), flops_per_second=1e9, itemsize=8, settled=True)
+    >>> limits = Limits(((1000, 8e9),), flops_per_second=1e9, itemsize=8, cores=1.0)
     >>> step_limit(limits, Cost(flops=10, elements=100))
     StepLimit(seconds=1e-07, binds='memory')
     """
@@ -232,8 +241,8 @@ def machine_limits(backend: Backend, *, anew: bool = False) -> Limits | None:
     a device whose arrays cannot be multiplied and added, or a dtype whose name has no size in it.
 
     Args:
-        anew: measure even if the cache has the limits. The better of both is returned, `settled` if
-            the new measurement is.
+        anew: measure even if the cache has the limits. The better of both is returned, with the
+            `cores` of the new measurement.
     """
     key = ", ".join(f"{name} {value}" for name, value in _conditions(backend).items())
     folder = cache.folder()
@@ -247,7 +256,7 @@ def machine_limits(backend: Backend, *, anew: bool = False) -> Limits | None:
             return None
         best = found if known is None else found.joined(known)
         _write(folder, kept | {key: {"at": time(), **asdict(best)}})
-    return replace(best, settled=found.settled) if anew else best
+    return replace(best, cores=found.cores) if anew else best
 
 
 def _seconds(limit: StepLimit) -> float:
@@ -297,9 +306,9 @@ def _parsed(entry: Any) -> Limits | None:
             bandwidth=tuple((int(size), float(rate)) for size, rate in entry["bandwidth"]),
             flops_per_second=float(entry["flops_per_second"]),
             itemsize=int(entry["itemsize"]),
-            settled=bool(entry["settled"]),
+            cores=float(entry["cores"]),
         )
-        rates = [limits.flops_per_second, *(rate for _, rate in limits.bandwidth)]
+        rates = [limits.flops_per_second, limits.cores, *(rate for _, rate in limits.bandwidth)]
         if limits.bandwidth and all(0 < rate < math.inf for rate in rates):
             return limits
     return None
@@ -325,7 +334,7 @@ def _measured(backend: Backend) -> Limits | None:
     try:
         flops = _product_rate(backend)
         if not is_host(about["device"]):
-            return Limits(_device_bandwidth(backend, itemsize), flops, itemsize, settled=True)
+            return Limits(_device_bandwidth(backend, itemsize), flops, itemsize, cores=1.0)
     except Exception:  # arrays that cannot be multiplied, or that do not fit
         if not is_host(about["device"]):
             return None
@@ -333,7 +342,7 @@ def _measured(backend: Backend) -> Limits | None:
     threads = int(about.get("threads", len(os.sched_getaffinity(0))))
     own, products = _host_product_rate(threads, "float64" if itemsize == 8 else "float32")
     bandwidth, passes = _host_bandwidth(threads)
-    return Limits(bandwidth, max(flops, own), itemsize, products and passes)
+    return Limits(bandwidth, max(flops, own), itemsize, min(products, passes))
 
 
 def _pass_seconds(
@@ -396,18 +405,19 @@ def _best_seconds(passes: Callable[[int], object], wait: Callable[[], None]) -> 
 
 
 class _Cores:
-    """Tells whether every thread has had a core of its own since this object was made."""
+    """Tells how much of their processors threads have had since this object was made."""
 
     def __init__(self, threads: int) -> None:
         self._threads, self._wall, self._processor = threads, perf_counter(), process_time()
 
-    def own(self) -> bool:
+    def share(self) -> float:
+        """The share of a processor for each thread, at most 1."""
         wall, processor = perf_counter() - self._wall, process_time() - self._processor
-        return processor > OWN_CORES * self._threads * wall
+        return min(1.0, processor / (self._threads * wall))
 
 
-def _host_product_rate(threads: int, dtype: str) -> tuple[float, bool]:
-    """Operations/s of NumPy's matrix products, and whether every thread had a core in some reading.
+def _host_product_rate(threads: int, dtype: str) -> tuple[float, float]:
+    """Operations/s of NumPy's matrix products, and the threads' share in the best reading.
 
     Each thread computes a product of its own and waits for no other, so that other processes cost a
     share of the rate and not nearly all of it. With float32, which can hold all halves, this also
@@ -427,29 +437,29 @@ def _host_product_rate(threads: int, dtype: str) -> tuple[float, bool]:
         def passes(n: int) -> None:
             list(pool.map(repeated, [n] * threads))
 
-        best, settled, start = math.inf, False, perf_counter()
+        best, share, start = math.inf, 0.0, perf_counter()
         while (took := perf_counter() - start) < PRODUCT_READINGS_S or (
-            took < PRODUCT_LIMIT_S and not settled
+            took < PRODUCT_LIMIT_S and share <= OWN_CORES
         ):
             cores = _Cores(threads)
             best = min(best, _pass_seconds(passes, _at_once))
-            settled = settled or cores.own()
-    return threads * 2 * HOST_PRODUCT**3 / best, settled
+            share = max(share, cores.share())
+    return threads * 2 * HOST_PRODUCT**3 / best, share
 
 
 def _at_once() -> None:
     """NumPy's calls return when they are done."""
 
 
-def _host_bandwidth(threads: int) -> tuple[Bandwidth, bool]:
-    """Bytes/s by size on all threads, each with a part of its own, and whether every thread had a
-    core in some reading of each size.
+def _host_bandwidth(threads: int) -> tuple[Bandwidth, float]:
+    """Bytes/s by size on all threads, each with a part of its own, and the threads' share in the
+    best reading of each size, for the size where it was least.
 
     There are two kinds of pass, and the faster counts: reading, which is fastest in the nearest
     caches, and updating in place, which is fastest further out, where data go both ways at once.
     """
     sizes = _ladder(FIRST_RUNG, LAST_RUNG // threads)
-    left = set(sizes)  # sizes for which threads have not had cores of their own in any reading
+    shares = dict.fromkeys(sizes, 0.0)
     with ThreadPoolExecutor(threads) as pool:
         # Ones, because zeros that nobody has written to would all share one page.
         parts = list(pool.map(np.ones, [sizes[-1] // 8] * threads))
@@ -466,14 +476,13 @@ def _host_bandwidth(threads: int) -> tuple[Bandwidth, bool]:
             cores = _Cores(threads)
             least_s = max(READING_S, THREAD_S * threads)
             read, updated = (_pass_seconds(kind, _at_once, least_s) for kind in (reading, updating))
-            if cores.own():
-                left.discard(size)
+            shares[size] = max(shares[size], cores.share())
             stored = STORES if size == FIRST_RUNG else 1
             return threads * size * max(stored / read, 2 / updated)
 
-        best = _walked(sizes, rate, lambda: not left)
+        best = _walked(sizes, rate, lambda: min(shares.values()) > OWN_CORES)
     bandwidth = tuple((threads * size, best[size]) for size in sizes)
-    return bandwidth, not left
+    return bandwidth, min(shares.values())
 
 
 def _read_all(part: npt.NDArray[np.float64], passes: int) -> None:
