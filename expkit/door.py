@@ -87,7 +87,7 @@ class Run:
 
     @property
     def config(self) -> Mapping[str, object]:
-        """The flat configuration, and as `actual.*` what the backend said of itself."""
+        """The flat configuration, and as `used.*` what the backend said of itself."""
         return self.stored.config
 
     @property

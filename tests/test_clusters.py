@@ -87,8 +87,8 @@ def at_once(expkit: Expkit) -> int:
     """How many cells ran at the same time, at most."""
     changes = []
     for folder in sweep_of(expkit).folder.glob("[0-9]*"):
-        times = [record["time"] for record, _ in journal.read(folder)]
-        changes += [(times[0], 1), (times[-1], -1)]
+        times = {record["kind"]: record["time"] for record, _ in journal.read(folder)}
+        changes += [(times["run"], 1), (times["end"], -1)]
     alive = [sum(change for _, change in sorted(changes)[: i + 1]) for i in range(len(changes))]
     return max(alive)
 

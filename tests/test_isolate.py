@@ -79,7 +79,7 @@ def processes(expkit: Expkit) -> list[int]:
     for folder in sides(expkit):
         opening = journal.opening(folder)
         assert opening is not None
-        found.append(int(opening["params"]["actual.process"]))
+        found.append(int(opening["params"]["used.process"]))
     return found
 
 

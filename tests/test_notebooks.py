@@ -142,7 +142,7 @@ def test_the_first_tutorials_printed_losses() -> None:
     assert (printed.LOSSES[0], printed.LOSSES[-1]) == (1492.5057618088194, 9.659890720665171)
 
 
-OURS = {"large_dot_small"}
+OURS = {"large_dot_small", "scaling"}
 
 
 def test_presets_say_whether_they_are_a_tutorials_or_ours() -> None:

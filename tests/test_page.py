@@ -139,16 +139,38 @@ def test_times_by_size_are_one_chart(sizes: door.Sweep) -> None:
     assert "Time by problem.n" in text_of(sizes)
 
 
+def test_each_seed_has_a_curve_of_its_own(outputs: Path) -> None:
+    found = door.sweep(*SIZES, *QUICK, "seed=1,2", "measure.repeats_max=6")
+    [chart] = scaling.charts(found.results)
+    assert [list(curve.x) for curve in chart.curves] == [[10, 20, 40]] * 2
+    assert [curve.name for curve in chart.curves] == ["seed=1", "seed=2"]
+
+
 def test_what_somebody_wrote_into_a_record_is_text(sizes: door.Sweep, tmp_path: Path) -> None:
     copy = tmp_path / "2026-01-01" / "00-00-00"
     shutil.copytree(sizes.folder, copy)
     kept = json.loads((copy / "sweep.json").read_text())
     kept["groups"][0] = "<script>alert(1)</script>"
     for cell in kept["cells"]:
-        cell["title"] = cell["name"] = "</title><script>"
+        cell["title"] = cell["name"] = "</title><script>#ffffff $x^"
+        cell["colour"] = 'red"><script>'
     (copy / "sweep.json").write_text(json.dumps(kept))
     parsed = Parsed(page.page([Results.read(Manifest.load(copy))]))
     assert "script" not in {tag for tag, _ in parsed.tags}
+    assert any("<script>#ffffff $x^: " in title for title in parsed.titles), "and is not changed"
+
+
+def test_of_many_cells_the_first_are_drawn(
+    rates: door.Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "MOST", 3)
+    monkeypatch.setattr(page, "CURVES", 2)
+    text = page.page([rates.results])
+    rows = "".join(Parsed(text).text)
+    assert all(cell.name in rows for cell in rates.manifest.cells)
+    assert text.count(" repeats</title>") == 3
+    assert "The charts show the first 3 of 6 cells." in rows
+    assert "those of 1 more cell are not drawn" in rows
 
 
 def test_several_sweeps_are_told_apart(
@@ -235,4 +257,4 @@ def test_sizes_of_two_backends_stand_side_by_side(outputs: Path) -> None:
     assert columns == ["add", "numpy, backend.fast=true", "numpy, backend.fast=false", "verdict"]
     assert [row.split()[0] for row in rows[:3]] == [f"problem.n={n}" for n in (10, 20, 40)]
     for row in rows[:3]:
-        assert re.search(r"\d\.\d{3} \(.*\)  (FASTER|SLOWER|SAME|CAN'T TELL)$", row), row
+        assert re.search(r"\d\.\d{3} \(.*\) +(FASTER|SLOWER|SAME|CAN'T TELL)$", row), row

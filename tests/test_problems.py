@@ -75,6 +75,7 @@ PRESETS = {
     "linear": ("linear", 10, 0.01),
     "large_dot": ("large_dot", 200, 0.001),
     "large_dot_small": ("large_dot", 1000, 0.005),
+    "scaling": ("large_dot", 20, 5e-7),
 }
 SIZES = {"sine": 2000, "matmul": 100, "add": 10_000, "large_dot": 10_000_000}
 
@@ -88,6 +89,6 @@ def test_presets_keep_the_tutorials_settings(preset: str, backend: str) -> None:
     rate = resolved["optimizer"]["lr"] if "optimizer" in resolved else None
     assert (cell.names["problem"], work.steps, rate) == PRESETS[preset]
     assert (cell.names["backend"], resolved["backend"]["dtype"]) == (backend, "float32")
-    if preset != "large_dot_small" and cell.names["problem"] in SIZES:
+    if preset not in ("large_dot_small", "scaling") and cell.names["problem"] in SIZES:
         assert resolved["problem"]["n"] == SIZES[cell.names["problem"]]
     assert resolved["problem"].get("draw", True), "the tutorials draw inside the loop"

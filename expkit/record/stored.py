@@ -33,7 +33,7 @@ class Stored:
 
     Attributes:
         outcome: as in the run's tag; `running` for one without an end.
-        config: its configuration, flat, and as `actual.*` what its backend said of itself.
+        config: its configuration, flat, and as `used.*` what its backend said of itself.
         tags: the last value of each.
         facts: see `expkit.measure.parity`.
         broken: where its program does not work with what its configuration says.

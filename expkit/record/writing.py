@@ -76,7 +76,7 @@ def opening(
             "uri": address.without_password(cell.address),
             "experiment": cell.tracking.experiment,
         },
-        "params": cell.params | {f"actual.{k}": v for k, v in about.items()},
+        "params": cell.params | {f"used.{k}": v for k, v in about.items()},
         "tags": own | dict(tags),
         "cell": dict(cell.frozen),
     }

@@ -37,6 +37,7 @@ STYLE: dict[Any, Any] = {
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
     "text.color": INK,
+    "text.parse_math": False,
     "xtick.color": INK,
     "ytick.color": INK,
     "xtick.minor.size": 0,
@@ -87,7 +88,6 @@ class Curve:
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-    dotted: bool = False
 
 
 @dataclass
@@ -153,8 +153,7 @@ def curves(
     size, room = (WIDE / 2 + 0.4, 2.7), (0.75, BELOW, 0.1, 0.2 if crossings else 0.08)
     with _chart(size, room, f"{y} by {x}") as (drawing, axes, result):
         for line in lines:
-            style = "--" if line.dotted else "-"
-            (drawn,) = axes.plot(line.x, line.y, style, color=line.colour, linewidth=1.5)
+            (drawn,) = axes.plot(line.x, line.y, color=line.colour, linewidth=1.5)
             drawing.mark(drawn, line.name)
             if len(line.low):
                 axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.18, lw=0)
@@ -270,11 +269,15 @@ def _dressed(svg: str, titles: Sequence[str], label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = FONT.sub("system-ui, sans-serif", svg)
-    svg = VALUE.sub(lambda value: DECIMALS.sub(r"\1", value.group()), svg)
+    svg = VALUE.sub(lambda value: _dressed_value(value.group()), svg)
     svg = IDS.sub("", svg).replace("\n", " ")
-    svg = COLOUR.sub(lambda found: _themed(found.group()), svg)
     svg = MARK.sub(lambda m: f"<g><title>{html.escape(titles[int(m.group(1))])}</title>", svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
+
+
+def _dressed_value(value: str) -> str:
+    """Return an attribute's value with short numbers and the page's colours."""
+    return COLOUR.sub(lambda found: _themed(found.group()), DECIMALS.sub(r"\1", value))
 
 
 def _themed(colour: str) -> str:

@@ -22,7 +22,7 @@ def keys(runs: Sequence[Stored]) -> list[str]:
     for run in runs:
         for key, value in run.config.items():
             values.setdefault(key, set()).add(str(value))
-    apart = ("actual.", "tracking.")
+    apart = ("used.", "actual.", "tracking.")  # actual: from an older expkit
     several = (key for key, found in values.items() if len(found) > 1)
     return [key for key in several if key not in OPTIONS and not key.startswith(apart)]
 

@@ -22,7 +22,7 @@ from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER, UNLIKE
 from expkit.outcome import Outcome
 from expkit.record.colours import colours
 from expkit.record.curves import grid
-from expkit.record.stored import Stored, losses_of
+from expkit.record.stored import COLOUR, Stored, losses_of
 from expkit.report import breakdown, charts
 from expkit.report.charts import Curve, Spread
 from expkit.report.units import count, percent, seconds
@@ -126,12 +126,12 @@ def page(sweeps: Sequence[Results], runs: Sequence[Stored] = ()) -> str:
 
 def findings(found: Results) -> list[tuple[str, str]]:
     """Return what a sweep found: a sentence a problem, then one for each curve or crossing."""
-    said = [(title, sentence(found, ranked)) for title, ranked in found.by_problem()]
+    said = [(title, _sentence(found, ranked)) for title, ranked in found.by_problem()]
     swept = scaling.charts(found)
     return said + [(chart.title, f"{line}.") for chart in swept for line in chart.findings]
 
 
-def sentence(found: Results, ranked: Sequence[Entry]) -> str:
+def _sentence(found: Results, ranked: Sequence[Entry]) -> str:
     """Say in one sentence what came out for the cells of a problem, the best of which is first."""
     rest = Counter(entry.outcome for entry in ranked if not entry.is_ok)
     tail = "".join(f"; {number} {name.replace('_', ' ')}" for name, number in rest.items())
@@ -164,13 +164,13 @@ def _held(found: Results, timed: Sequence[Entry]) -> str:
         return "; ".join(filter(None, [said, ", ".join([*more, *others])]))
     if len(held) > 1:
         return f"none is FASTER than {against}: {', '.join(others)}"
-    how = {SLOWER: "SLOWER than", SAME: "the SAME as", UNLIKE: "UNLIKE"}.get(held[0].standing)
-    name = _name(found, held[0])
-    return (
-        f"{name} is {how} {against}: {_ratio(held[0])}"
-        if how
-        else (f"one CAN'T TELL whether {name} is faster than {against}: {_ratio(held[0])}")
-    )
+    how = {
+        SLOWER: "{} is SLOWER than {}",
+        SAME: "{} takes the SAME time as {}",
+        UNLIKE: "{} is UNLIKE {}",
+        CANT_TELL: "one CAN'T TELL whether {} is faster than {}",
+    }[held[0].standing]
+    return f"{how.format(_name(found, held[0]), against)}: {_ratio(held[0])}"
 
 
 def _name(found: Results, entry: Entry) -> str:
@@ -201,6 +201,9 @@ def _sweep(found: Results, *, headed: bool) -> list[str]:
     if failed := table.failures(found):
         lines = _text("\n".join(failed))
         body.append(f"<h3>What failed or diverged</h3><pre>{lines}</pre>")
+    if manifest.damaged:
+        lines = _text("\n".join(manifest.damaged))
+        body.append(f"<h3>Damaged</h3><pre>{lines}</pre>")
     if manifest.skipped:
         skipped = (f"<li>{_text(title)}: {_text(why)}</li>" for title, why in manifest.skipped)
         body.append(f"<h3>Skipped</h3><ul>{''.join(skipped)}</ul>")
@@ -296,9 +299,9 @@ def _targets(ranked: Sequence[Entry], learnt: Learnt) -> list[str]:
         goal = base.loss if base and base.outcome == Outcome.OK else None
         reached = ""
         if entry.is_ok and entry.run and entry.run.summary and goal is not None:
-            losses, ended = learnt[entry.planned.index]
+            losses, ended = learnt.get(entry.planned.index, NOTHING)
             low = np.flatnonzero(losses <= goal)
-            reached = seconds(ended[low[0]]) if low.size else "not reached"
+            reached = seconds(ended[low[0]]) if low.size else "not reached" if losses.size else ""
         found.append(reached)
     return found
 
@@ -350,11 +353,14 @@ def _ratios(found: Results, entry: Entry) -> Spread:
 
 
 def _colours(entries: Iterable[Entry]) -> Mapping[int, str]:
-    """Return each cell's colour: its backend's, where an older expkit kept none."""
+    """Return each cell's colour: its backend's, where none is kept, as by an older expkit."""
     cells = [entry.planned for entry in entries]
     backends = {cell.index: cell.frozen["choices"].get("backend", "") for cell in cells}
     usual = colours(backends.values())
-    return {cell.index: cell.colour or usual[backends[cell.index]] for cell in cells}
+    return {
+        cell.index: cell.colour if COLOUR.fullmatch(cell.colour) else usual[backends[cell.index]]
+        for cell in cells
+    }
 
 
 def _environment(runs: Sequence[Stored]) -> str:

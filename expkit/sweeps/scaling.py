@@ -16,6 +16,8 @@ from expkit.sweeps.labels import CHOICES
 from expkit.sweeps.manifest import Planned
 from expkit.sweeps.ranking import Entry, Results
 
+UNORDERED = ("seed", "log_every")
+"""Numbers over which no curve is drawn."""
 FEWEST = 3
 """The fewest values of a number that make a curve."""
 HELD = 4
@@ -79,7 +81,7 @@ def settings(planned: Planned) -> dict[str, object]:
     for group, value in planned.frozen["config"].items():
         if isinstance(value, Mapping) and group in CHOICES:
             found |= {f"{group}.{key}": one for key, one in value.items() if key != "_target_"}
-        elif group in ("steps", "log_every"):
+        elif group in ("steps", "log_every", "stream", "seed"):
             found[group] = value
     return found | {kind: planned.frozen["choices"].get(kind) for kind in CHOICES}
 
@@ -90,7 +92,7 @@ def charts(found: Results) -> list[Chart]:
     every = dict.fromkeys(key for own in chosen.values() for key in own)
     varying = [key for key in every if len({str(own.get(key)) for own in chosen.values()}) > 1]
     made = []
-    for key in varying:
+    for key in (key for key in varying if key not in UNORDERED):
         rows: dict[str, list[tuple[float, Entry]]] = {}
         for entry in found.entries:
             own = chosen[entry.planned.index]

@@ -70,7 +70,12 @@ WRONG = [
     ("backend=numpy ~backend", "backend", "~backend"),
     (f"-m ~problem seed=1,2 {DRY}", "problem", "~problem"),
     (f"seed=1,2 -m ~backend {DRY}", "backend", "~backend", "numpy"),
-    ("frobnicate", "frobnicate", "no such command", "compare, doctor, draw, export, resume"),
+    (
+        "frobnicate",
+        "frobnicate",
+        "no such command",
+        "compare, crossover, doctor, draw, export, report, resume",
+    ),
     ("tracking.uri=http://bob:pw@h:9/x?token=abc", "http://bob@h:9/x", "= , :", "'tracking.uri="),
     # keys that are not there
     ("+sweep.x=1", "sweep.x", "no such key", "dry_run"),
