@@ -154,10 +154,14 @@ def test_one_pass_of_each_length_is_all_that_it_costs(tmp_path: Path) -> None:
 
 def test_a_short_program_is_warmed_up_at_the_length_that_fills_a_reading(tmp_path: Path) -> None:
     """Where the steps run several times inside one reading."""
-    found, _, _ = measured(tmp_path, Compiled, "problem.n=4", "steps=1", *SIX)
-    assert found.outcome == "ok"
-    assert found.warm_up is not None
-    filling = max(found.warm_up.first_passes)
+    filling = 1
+    for number in range(5):  # in a slow moment one step alone fills a reading
+        found, _, _ = measured(tmp_path / str(number), Compiled, "problem.n=4", "steps=1", *SIX)
+        assert found.outcome == "ok"
+        assert found.warm_up is not None
+        filling = max(found.warm_up.first_passes)
+        if filling > 1:
+            break
     assert filling > 1
     assert max(s for repeat in found.chunk_seconds for s in repeat) < COMPILING_S / filling
 
