@@ -92,6 +92,7 @@ def run_together(
     watch: Watch = silent,
     *,
     tags: Mapping[str, str],
+    own: Sequence[Mapping[str, str]] = (),
     timed: bool = True,
 ) -> list[Result]:
     """Run cells in this process, each in its folder, their repeats interleaved.
@@ -101,6 +102,7 @@ def run_together(
 
     Args:
         tags: tags of every run.
+        own: more tags, of each run.
         timed: false where other work runs meanwhile: each cell has one repeat and no times.
 
     Raises:
@@ -115,7 +117,8 @@ def run_together(
         trials = []
         for number, (cell, folder) in enumerate(jobs):
             told = partial(watch, number)
-            trial = Trial(cell, folder, tags, tracker, told, alone=alone, timed=timed)
+            all_tags = {**tags, **(own[number] if own else {})}
+            trial = Trial(cell, folder, all_tags, tracker, told, alone=alone, timed=timed)
             trials.append(stack.enter_context(trial))
         stack.enter_context(as_a_program())
         _in_turn(trials, watch, timed=timed)
@@ -128,13 +131,15 @@ def run_apart(
     watch: Watch = silent,
     *,
     tags: Mapping[str, str],
+    own: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Do as `run_together`, each cell in a process of its own: an error ends its run alone."""
     with ExitStack() as stack:
         trials = []
         for number, (cell, folder) in enumerate(jobs):
             watch(number, Now(f"starting a process for {cell.title}"))
-            attempt = Attempt(cell.frozen, folder, tags, tracker)
+            all_tags = {**tags, **(own[number] if own else {})}
+            attempt = Attempt(cell.frozen, folder, all_tags, tracker)
 
             def placed(rounds: int, number: int = number) -> None:
                 watch(number, Now(f"measuring in turn, round {rounds}"))

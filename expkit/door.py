@@ -39,6 +39,7 @@ from expkit.report import rows as plain
 from expkit.report import table as tables
 from expkit.report.rows import Row
 from expkit.report.units import seconds
+from expkit.sweeps import labels
 from expkit.tracking import address, journal, known, sync_state
 from expkit.tracking.tracker import Tracker
 
@@ -594,8 +595,9 @@ def measured(
 
     Pictures are not drawn yet, and MLflow need not have the runs yet.
     """
+    own = [{"mlflow.runName": title} for title in labels.titles([cell for cell, _ in jobs])]
     measure = run_together if here else run_apart
-    measure(jobs, tracker, watch, tags=tags)
+    measure(jobs, tracker, watch, tags=tags, own=own)
     return [Run(load_stored(folder)) for _, folder in jobs]
 
 

@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from conftest import Expkit
 
 SWEEP = ("problem=sine", "backend=numpy", "optimizer=sgd,momentum", "optimizer.lr=1e-7,1e-6")
-TIMES = ("measure.repeats_min=6", "measure.budget_s=0", "measure.settle_s=0", "steps=400")
+TIMES = (
+    "steps=400",
+    "measure.repeats_min=12",
+    "measure.repeats_per_placement=1",
+    "measure.budget_s=0",
+    "measure.settle_s=0",
+)
 WAIT_MS = 60_000
 FULL = """() => [...document.querySelectorAll('.js-plotly-plot')]
     .filter(chart => (chart.data || []).some(trace => (trace.y || trace.x || []).length > 0)).length

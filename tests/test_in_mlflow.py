@@ -107,6 +107,14 @@ def test_cells_have_names_colours_and_verdicts_that_sort(expkit: Expkit) -> None
     assert said.endswith(f"Again: `expkit -m {' '.join([*words, *QUICK])}`")
 
 
+@pytest.mark.parametrize("apart", [["--isolate"], []])
+def test_two_that_differ_in_one_key_have_two_names(expkit: Expkit, apart: list[str]) -> None:
+    sides = ("backend.fast=true", "backend.fast=false")
+    expkit("compare", *sides, "problem=linear", "steps=20", *QUICK, *apart)
+    names = [run.info.run_name for run in kept(expkit)]
+    assert sorted(names) == [f"linear · numpy · sgd, backend.fast={v}" for v in ("false", "true")]
+
+
 def shown(expkit: Expkit) -> dict[str, Any]:
     """The view that MLflow's page opens with."""
     from mlflow import MlflowClient

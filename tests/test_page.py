@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import expkit as door
+from expkit.report.units import seconds
 from expkit.sweeps import page, scaling
 from expkit.sweeps.manifest import Manifest
 from expkit.sweeps.ranking import Results
@@ -120,6 +121,7 @@ def test_a_page_says_what_came_out_first(rates: door.Sweep) -> None:
     [(problem, first), *rest] = said
     assert problem == "linear"
     assert first.endswith("; 1 diverged.")
+    assert rest.pop(0) == ("linear", "none comes to the loss at which its baseline ends.")
     assert [what for what, _ in rest] == ["Final loss by optimizer.lr"] * 2
     assert rest[0][1].startswith("sgd has the least at optimizer.lr = 0.01")
     best = min(
@@ -128,6 +130,19 @@ def test_a_page_says_what_came_out_first(rates: door.Sweep) -> None:
     assert f"{best.losses[-1]:.6g}" in rest[1][1]
     text = text_of(rates)
     assert 0 < text.index(f"<b>{problem}</b>") < text.index("<table>")
+
+
+def test_the_optimizer_that_is_sooner_at_a_loss_is_named(outputs: Path) -> None:
+    words = ("problem=sine", "steps=300", "optimizer=sgd,momentum", "optimizer.lr=1e-6")
+    found = door.sweep(*words, *QUICK)
+    [_, (_, line)] = page.findings(found.results)
+    said = re.fullmatch(r"momentum is the first to come to the loss at which sgd ends: .*", line)
+    assert said, line
+    plain, fast = found
+    after = int((fast.losses <= plain.losses[-1]).argmax())
+    assert 0 < after < 250
+    rows = [row for row in found.steps() if row["cell"] == 1]
+    assert f"after {seconds(float(str(rows[after]['seconds'])))}, against" in line
 
 
 def test_times_by_size_are_one_chart(sizes: door.Sweep) -> None:

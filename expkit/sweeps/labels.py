@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from expkit.config import Cell
 from expkit.record.colours import colours, shade
 
 CHOICES = ("problem", "backend", "optimizer")
+
+
+def varying(cells: Sequence[Cell]) -> set[str]:
+    """Return the keys in which cells with the same options differ, whichever word set them.
+
+    Values that only the problem's recommendation gives are alike.
+    """
+    chosen: dict[tuple[str, ...], dict[str, Any]] = {}
+    found: set[str] = set()
+    for cell in cells:
+        alike = chosen.setdefault((*cell.names.values(), how_long(cell)), {})
+        for key, value in cell.params.items():
+            own = "???" if key in cell.recommended else value
+            if alike.setdefault(key, own) != own:
+                found.add(key)
+    return found | ({"measure"} if len({how_long(cell) for cell in cells}) > 1 else set())
+
+
+def titles(cells: Sequence[Cell]) -> list[str]:
+    """Return the cells' titles, with the values of keys in which cells of one title differ."""
+    keys = varying(cells)
+    return [
+        cell.title + "".join(f", {key}={short(value)}" for key, value in values(cell, keys).items())
+        for cell in cells
+    ]
 
 
 def names(cells: Mapping[int, Cell], varying: Collection[str]) -> dict[int, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import html
+import math
 import os
 import shlex
 from collections import Counter
@@ -125,10 +126,45 @@ def page(sweeps: Sequence[Results], runs: Sequence[Stored] = ()) -> str:
 
 
 def findings(found: Results) -> list[tuple[str, str]]:
-    """Return what a sweep found: a sentence a problem, then one for each curve or crossing."""
-    said = [(title, _sentence(found, ranked)) for title, ranked in found.by_problem()]
+    """Return what a sweep found: a sentence or two a problem, then one a curve or crossing."""
+    return _findings(found, _learnt(found))
+
+
+def _findings(found: Results, learnt: Learnt) -> list[tuple[str, str]]:
+    said = []
+    for title, ranked in found.by_problem():
+        said.append((title, _sentence(found, ranked)))
+        if line := _sooner(found, ranked, learnt):
+            said.append((title, line))
     swept = scaling.charts(found)
     return said + [(chart.title, f"{line}.") for chart in swept for line in chart.findings]
+
+
+def _learnt(found: Results) -> Learnt:
+    """Return the losses of the first cells of each problem, as many as are drawn."""
+    shown = (entry for _, ranked in found.by_problem() for entry in ranked[:MOST])
+    return {e.planned.index: losses_of(e.run.folder) for e in shown if e.run and e.run.is_finished}
+
+
+def _sooner(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> str | None:
+    """Say which cell comes first to the loss at which its baseline ends; None for one optimizer."""
+    reached = dict(zip((e.planned.index for e in ranked), _reached(ranked, learnt), strict=False))
+    others = [
+        (after, entry)
+        for entry in ranked
+        if entry.planned.baseline is not None and (after := reached.get(entry.planned.index))
+    ]
+    if not reached:
+        return None
+    sooner = [(after, entry) for after, entry in others if after < math.inf]
+    if not sooner:
+        return "none comes to the loss at which its baseline ends." if others else None
+    after, first = min(sooner, key=lambda each: each[0])
+    base = next(e for e in found.entries if e.planned.index == first.planned.baseline)
+    against = reached.get(base.planned.index)
+    said = f", against {seconds(against)}" if against else ""
+    where = f"the loss at which {_name(found, base)} ends"
+    return f"{_name(found, first)} is the first to come to {where}: after {seconds(after)}{said}."
 
 
 def _sentence(found: Results, ranked: Sequence[Entry]) -> str:
@@ -190,14 +226,16 @@ def _ratio(entry: Entry) -> str:
 def _sweep(found: Results, *, headed: bool) -> list[str]:
     manifest = found.manifest
     body = [f"<h2>Sweep {_text(manifest.id)}</h2>"] if headed else []
-    said = (f"<li><b>{_text(what)}</b>: {_text(line)}</li>" for what, line in findings(found))
+    learnt = _learnt(found)
+    results = _findings(found, learnt)
+    said = (f"<li><b>{_text(what)}</b>: {_text(line)}</li>" for what, line in results)
     body.append(f"<ul>{''.join(said)}</ul>")
     body.append(f"<p>{_text(table.counted(found.outcomes(), len(manifest.damaged)))}.</p>")
     for chart in scaling.charts(found):
         body.append(_figure(chart.title, charts.legend(chart.curves) + chart.svg()))
     for title, ranked in found.by_problem():
         level = "h3" if headed else "h2"
-        body += [f"<{level}>{_text(title)}</{level}>", *_problem(found, ranked)]
+        body += [f"<{level}>{_text(title)}</{level}>", *_problem(found, ranked, learnt)]
     if failed := table.failures(found):
         lines = _text("\n".join(failed))
         body.append(f"<h3>What failed or diverged</h3><pre>{lines}</pre>")
@@ -213,16 +251,17 @@ def _sweep(found: Results, *, headed: bool) -> list[str]:
     return body
 
 
-def _problem(found: Results, ranked: Sequence[Entry]) -> list[str]:
+def _problem(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> list[str]:
     shown = ranked[:MOST]
-    learnt = {
-        e.planned.index: losses_of(e.run.folder) for e in shown if e.run and e.run.is_finished
-    }
     body = [_table(found, ranked, learnt)]
     timed = [entry for entry in shown if entry.run and entry.run.summary]
     if timed:
         rows = [_spread(found, entry) for entry in timed]
         what = "Time of a run: each repeat, the median and its 95% interval"
+        if not all(
+            entry.run and entry.run.summary and entry.run.summary.interval for entry in timed
+        ):
+            what += " (from the least to the greatest, where there are too few placements)"
         body.append(_figure(what, charts.spreads(rows, "time of a run")))
     held = [_ratios(found, entry) for entry in timed if entry.verdict and entry.verdict.interval]
     if held:
@@ -271,7 +310,10 @@ def _table(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> str:
     shares = [
         entry.run.share_of_limit if entry.run and entry.run.summary else None for entry in ranked
     ]
-    targets = _targets(ranked, learnt)
+    targets = [
+        "" if after is None else "not reached" if after == math.inf else seconds(after)
+        for after in _reached(ranked, learnt)
+    ]
     extra: list[tuple[str, Sequence[str]]] = []
     if any(share is not None for share in shares):
         extra.append(("of the limit", [percent(s) if s is not None else "" for s in shares]))
@@ -289,20 +331,24 @@ def _table(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> str:
     )
 
 
-def _targets(ranked: Sequence[Entry], learnt: Learnt) -> list[str]:
-    """Return when each cell's loss had come as low as its baseline's last one, if it had."""
+def _reached(ranked: Sequence[Entry], learnt: Learnt) -> list[float | None]:
+    """Return after how many seconds each cell's loss is as low as its baseline's last one.
+
+    Infinity if it never is; None where there is no time or no such loss. Empty if the cells have
+    one optimizer.
+    """
     if len({entry.planned.frozen["choices"].get("optimizer") for entry in ranked}) < 2:
         return []
-    found = []
+    found: list[float | None] = []
     for entry in ranked:
         base = entry.base if entry.planned.baseline is not None else entry.run
         goal = base.loss if base and base.outcome == Outcome.OK else None
-        reached = ""
-        if entry.is_ok and entry.run and entry.run.summary and goal is not None:
-            losses, ended = learnt.get(entry.planned.index, NOTHING)
+        losses, ended = learnt.get(entry.planned.index, NOTHING)
+        if goal is None or not losses.size or entry.run is None or entry.run.summary is None:
+            found.append(None)
+        else:
             low = np.flatnonzero(losses <= goal)
-            reached = seconds(ended[low[0]]) if low.size else "not reached" if losses.size else ""
-        found.append(reached)
+            found.append(float(ended[low[0]]) if low.size else math.inf)
     return found
 
 

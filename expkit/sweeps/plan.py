@@ -70,7 +70,7 @@ def plan(
         raise UserError("sweep: its keys are for the whole sweep, so they take one value each")
     if not made and first is None:
         raise unset[0][1]
-    varying = _varying(list(made.values()))
+    varying = labels.varying(list(made.values()))
     if first is not None:  # what the other batches vary is not known here
         typed = set(as_typed(master.hydra.overrides.task))  # all trials have these
         varying |= {w.partition("=")[0] for job in jobs for w in job if w not in typed}
@@ -283,22 +283,6 @@ def _impossible(cell: Cell) -> str | None:
 
 def _finished(outputs: Path, sweep: Sweep) -> Mapping[tuple[str, str], Path]:
     return finished_elsewhere(outputs, sweep.timing) if sweep.skip_finished else {}
-
-
-def _varying(cells: Sequence[Cell]) -> set[str]:
-    """Return the keys in which cells with the same options differ, whichever word set them.
-
-    Values that only the problem's recommendation gives are alike.
-    """
-    values: dict[tuple[str, ...], dict[str, Any]] = {}
-    varying: set[str] = set()
-    for cell in cells:
-        alike = values.setdefault((*cell.names.values(), labels.how_long(cell)), {})
-        for key, value in cell.params.items():
-            chosen = "???" if key in cell.recommended else value
-            if alike.setdefault(key, chosen) != chosen:
-                varying.add(key)
-    return varying | ({"measure"} if len({labels.how_long(cell) for cell in cells}) > 1 else set())
 
 
 def _is_own(key: str) -> bool:
