@@ -52,6 +52,7 @@ STYLE = """
 @media print {
   :root { --ink: #000; --faint: #ccc; --paper: #fff; --keep: 100% }
   figure, table { break-inside: avoid }
+  details::details-content { content-visibility: visible; block-size: auto }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
@@ -233,9 +234,15 @@ def _sweep(found: Results, *, headed: bool) -> list[str]:
     body.append(f"<p>{_text(table.counted(found.outcomes(), len(manifest.damaged)))}.</p>")
     for chart in scaling.charts(found):
         body.append(_figure(chart.title, charts.legend(chart.curves) + chart.svg()))
+    if sizes := table.by_size(found):
+        body.append(_rows(sizes))
     for title, ranked in found.by_problem():
+        parts = "".join(_problem(found, ranked, learnt))
         level = "h3" if headed else "h2"
-        body += [f"<{level}>{_text(title)}</{level}>", *_problem(found, ranked, learnt)]
+        if sizes:
+            body.append(f"<details><summary>{_text(title)}</summary>{parts}</details>")
+        else:
+            body.append(f"<{level}>{_text(title)}</{level}>{parts}")
     if failed := table.failures(found):
         lines = _text("\n".join(failed))
         body.append(f"<h3>What failed or diverged</h3><pre>{lines}</pre>")
@@ -289,9 +296,8 @@ def _problem(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> list[st
 
 def _runs(runs: Sequence[Stored]) -> list[str]:
     """Return a table of runs that no sweep has."""
-    lines = [
-        "<tr><th></th><th>median</th><th>95% interval</th><th>final loss</th><th>outcome</th></tr>"
-    ]
+    head = ("", "median", "95% interval", "final loss", "outcome")
+    lines = ["".join(f"<th>{cell}</th>" for cell in head)]
     look = colours(str(run.config.get("backend")) for run in runs)
     for run in runs:
         summary, loss = run.summary, "" if run.loss is None else f"{run.loss:.6g}"
@@ -300,8 +306,22 @@ def _runs(runs: Sequence[Stored]) -> list[str]:
             times = [seconds(summary.median), f"{seconds(summary.low)} to {seconds(summary.high)}"]
         first = charts.swatch(look[str(run.config.get("backend"))]) + _text(run.name)
         cells = [first, *map(_text, (*times, loss, run.outcome))]
-        lines.append("<tr>{}</tr>".format("".join(f"<td>{cell}</td>" for cell in cells)))
-    return ["<h2>Other runs</h2>", f'<div class="wide"><table>{"".join(lines)}</table></div>']
+        lines.append("".join(f"<td>{cell}</td>" for cell in cells))
+    return ["<h2>Other runs</h2>", _wide(lines)]
+
+
+def _rows(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table, the first row of which is its head."""
+    head, *rest = rows
+    lines = ["".join(f"<th>{_text(cell)}</th>" for cell in head)]
+    lines += ["".join(f"<td>{_text(cell)}</td>" for cell in row) for row in rest]
+    return _wide(lines)
+
+
+def _wide(lines: Sequence[str]) -> str:
+    """Return a table of rows of cells, which can be scrolled where it is too wide."""
+    rows = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide"><table>{rows}</table></div>'
 
 
 def _table(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> str:
@@ -326,9 +346,7 @@ def _table(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> str:
         first = charts.swatch(look[entry.planned.index]) + _text(_name(found, entry))
         cells = [first, *map(_text, (*row[1:], *more))]
         lines.append("".join(f"<td>{cell}</td>" for cell in cells))
-    return '<div class="wide"><table>{}</table></div>'.format(
-        "".join(f"<tr>{line}</tr>" for line in lines)
-    )
+    return _wide(lines)
 
 
 def _reached(ranked: Sequence[Entry], learnt: Learnt) -> list[float | None]:
