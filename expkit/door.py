@@ -28,7 +28,7 @@ from expkit.error_messages import explained
 from expkit.errors import Incomparable, UserError
 from expkit.measure import crossover as crossover_search
 from expkit.measure.crossover import Crossing, Point
-from expkit.measure.verdict import Verdict
+from expkit.measure.verdict import SAME, Verdict
 from expkit.outcome import Outcome
 from expkit.record.stored import Stored, find, metrics_of, params_of
 from expkit.record.stored import load as load_stored
@@ -384,8 +384,10 @@ class Crossover:
         ends = f"between {self.key} = {self.points[0].at:g} and {self.points[-1].at:g}"
         sides = {point.side for point in self.points}
         if sides == {0}:
-            return f"CAN'T TELL: {ends} neither was seen to be faster"
-        where = "wherever that can be told" if 0 in sides else "at every value measured"
+            words = {point.word for point in self.points}
+            same = "both take the SAME time at every value measured"
+            return f"{ends} {same}" if words == {SAME} else f"CAN'T TELL: {ends} neither is faster"
+        where = "wherever one of them is" if 0 in sides else "at every value measured"
         return f"no crossover {ends}: {faster[max(sides, key=abs)]} is faster {where}"
 
 
@@ -440,6 +442,8 @@ def crossover(
         raise UserError(f"crossover: over: got {over!r}, takes a key with a number above 0")
     whole = isinstance(middle, int)
     ends = [middle / 10 if low is None else low, middle * 10 if high is None else high]
+    if not all(map(math.isfinite, ends)):
+        raise UserError(f"crossover: got the range {ends[0]:g} to {ends[1]:g}, takes two numbers")
     if whole:
         ends = [max(1, round(end)) for end in ends]
     if not 0 < ends[0] < ends[1]:
@@ -453,7 +457,7 @@ def crossover(
         if verdict is None or found.unlike:
             why = "; ".join([*found.barriers, *found.unlike])
             raise Incomparable(f"crossover: at {over}={at:g} they may not be compared: {why}")
-        return Point(at, verdict.ratio, *(verdict.interval or (0.0, math.inf)))
+        return Point(at, verdict.ratio, verdict.word)
 
     return Crossover(over, (a, b), crossover_search.search(measure, *ends, whole=whole))
 
@@ -514,11 +518,11 @@ def load(what: Path | str) -> Run | Sweep | Runs:
     return Run(load_stored(find(str(what), outputs)))
 
 
-def report(*what: Path | str) -> str:
+def report(*what: Path | str | Run | Runs) -> str:
     """The page of sweeps, or of the sweeps and other runs of an experiment, as HTML.
 
     Args:
-        what: folders or ids of sweeps, or experiments' names.
+        what: sweeps and experiments, or their folders, ids and names.
 
     Raises:
         UserError: there is nothing of that name, or it is a single run.
@@ -529,19 +533,21 @@ def report(*what: Path | str) -> str:
 
     sweeps: dict[Path, Results] = {}
     runs: dict[Path, Stored] = {}
-    for word in what:
-        found = load(word)
+    for one in what:
+        found = load(one) if isinstance(one, Path | str) else one
         if isinstance(found, Run):
-            raise UserError(f"report: got the run {word}, takes a sweep or an experiment")
+            raise UserError(f"report: got the run {found.folder}, takes a sweep or an experiment")
         if isinstance(found, Sweep):
             sweeps[found.folder] = found.results
             continue
         for run in found:
-            if (run.folder.parent / FILE).is_file():
-                if run.folder.parent not in sweeps:
-                    sweeps[run.folder.parent] = Results.read(Manifest.load(run.folder.parent))
-            else:
+            folder = run.folder.parent
+            if not (folder / FILE).is_file():
                 runs[run.folder] = run.stored
+            elif folder not in sweeps:
+                sweeps[folder] = Results.read(Manifest.load(folder))
+    if not sweeps and not runs:
+        raise UserError("report: there are no runs, takes a sweep or an experiment")
     return page(list(sweeps.values()), list(runs.values()))
 
 
@@ -650,8 +656,8 @@ def _describe(sweep: Sweep, tracker: Tracker) -> str | None:
     again = f"Again: `expkit -m {shlex.join(manifest.words)}`"
     lines = "".join(f"- **{what}**: {said}\n" for what, said in findings(sweep.results))
     first = next(iter(sweep), None)
-    if first and (first.folder / FILE).is_file():
-        run = sync_state.read(first.folder).get("run_id")
+    run = sync_state.read(first.folder).get("run_id") if first else None
+    if first and run and (first.folder / FILE).is_file():
         where = f"#/experiments/{{experiment}}/runs/{run}/artifacts/{FILE}"
         again = f"[The page of this sweep]({where}?workflowType=machine_learning)\n\n{again}"
     text = f"{lines}\nThe latest sweep, {manifest.id}:\n\n{sweep.markdown()}\n\n"

@@ -54,10 +54,10 @@ Search for the value of a key at which one of two cells overtakes the other.
 
 At each value both are measured in turn: first at five values from one end of the range to the
 other, then around the first crossing, until it lies between two values that differ by a tenth, or
-it cannot be told any nearer. The range is from a tenth of the key's value to ten times it.
+it cannot be located more closely. The range is from a tenth of the key's value to ten times it.
 
-Exit status: 0 if there is an answer, also that there is no crossover in the range; 3 if it CAN'T be
-TOLD anywhere which is faster; 4 if one of them failed or their work is UNLIKE.
+Exit status: 0 if there is an answer, including that there is none in the range; 3 if it CAN'T be
+TOLD at any value which is faster; 4 if one of them failed or their work is UNLIKE.
 """
 APART = "measure each cell in a process of its own while the other sleeps, or both in one"
 VERBOSE = "also show how the figures were obtained"

@@ -23,12 +23,12 @@ def report(what: Sequence[str], output: Path | None, outputs: Path) -> int:
     """
     os.environ["EXPKIT_OUTPUTS"] = str(outputs)
     try:
-        named = list(what) or [str(newest(outputs))]
-        text = door.report(*named)
-        found = door.load(named[0]) if len(named) == 1 else None
+        found = [door.load(word) for word in what or [str(newest(outputs))]]
+        text = door.report(*found)
     except UserError as error:
         return print_error(error)
-    place = found.folder if isinstance(found, door.Sweep) else outputs
+    alone = found[0] if len(found) == 1 else None
+    place = alone.folder if isinstance(alone, door.Sweep) else outputs
     file = (output or place / FILE).absolute()
     try:
         file.write_text(text, encoding="utf-8")

@@ -165,6 +165,18 @@ def _told(
         reporter.close()
 
 
+def _show_page(found: Results) -> None:
+    """Write the page of a sweep, and say where it is."""
+    try:
+        file, missing = page.write_wanted(found)
+    except OSError as error:  # the disk is full; all runs are kept
+        file, missing = None, f"no page ({one_line(error)})"
+    if missing:
+        print_error(missing)
+    if file:
+        show(f"page: {file}")
+
+
 Shown = Callable[[Results, int | None], str]
 """Makes the table of a sweep, with at most this many rows."""
 
@@ -175,14 +187,14 @@ def tell(
     *,
     interrupted: str | None = None,
     table: Shown = report.result,
-    more: Callable[[Results], None] = lambda found: None,
+    more: Callable[[Results], None] = _show_page,
     verbose: bool = False,
 ) -> int:
     """Show the results of a sweep, then send what is not in MLflow; return the exit status.
 
     Args:
         interrupted: what to print if the sweep was interrupted.
-        more: called after the table to show more.
+        more: called after the table of a sweep that was not interrupted, to show more.
         verbose: show all rows, and where each run is kept.
     """
     found = Results.read(manifest)
@@ -194,11 +206,10 @@ def tell(
     show(f"{report.counted(outcomes, len(manifest.damaged))}; {manifest.folder}")
     if alike := [outcome for outcome in ALIKE if outcome in outcomes]:
         show(f"to run these again: expkit resume {manifest.name} --retry {','.join(alike)}")
-    more(found)
     if interrupted:
         print_error(interrupted)
     else:
-        _show_page(found)
+        more(found)
     try:
         error = _send_rest(found, tracker) if tracker else None
     except KeyboardInterrupt:
@@ -211,18 +222,6 @@ def tell(
         return INTERRUPTED
     failed = bool(manifest.damaged) or any(outcome not in FINISHED for outcome in outcomes)
     return FAILED if failed or error else OK
-
-
-def _show_page(found: Results) -> None:
-    """Write the page of a sweep, and say where it is."""
-    try:
-        file, missing = page.write_wanted(found)
-    except OSError as error:  # the disk is full; all runs are kept
-        file, missing = None, f"no page ({one_line(error)})"
-    if missing:
-        print_error(missing)
-    if file:
-        show(f"page: {file}")
 
 
 def _send_rest(found: Results, tracker: Tracker) -> str | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, log
 
+from expkit.measure.verdict import FASTER, SLOWER
+
 GRID = 5
 """How many values are measured first, from one end of the range to the other."""
 MOST = 16
@@ -22,18 +24,17 @@ class Point:
     Attributes:
         at: the value.
         ratio: B's time over A's.
-        low, high: the ends of its 95% interval; 0 and infinity where there is none.
+        word: the verdict on B.
     """
 
     at: float
     ratio: float
-    low: float
-    high: float
+    word: str
 
     @property
     def side(self) -> int:
-        """-1 where B is faster, 1 where A is, 0 where that cannot be told."""
-        return -1 if self.high < 1 else int(self.low > 1)
+        """-1 where B is faster, 1 where A is, 0 where they are the same or that cannot be told."""
+        return {FASTER: -1, SLOWER: 1}.get(self.word, 0)
 
 
 @dataclass(frozen=True)

@@ -173,27 +173,27 @@ def hold_to_limit(
     A time may seem too short because the limit was measured while other processes used the memory,
     or at a slower clock. So the limit is measured again, more than once, and the best counts. The
     step is timed again each time: if it now respects the limit in half of the tries, the machine
-    has become slower, and the limit is in doubt. It also is where others had processors meanwhile,
-    and the share that they took explains the time.
+    has become slower, and the limit is in doubt. It is also in doubt where other processes had the
+    processors meanwhile, and the share that they took explains the time.
 
     Args:
         moved: elements that the optimizer moves, see `optimizer_elements`.
         again: returns the seconds of a step, timed now.
     """
-    cores, slower = 0.0, 0
+    settled, cores, slower = True, 0.0, 0
     for measured in range(1, MEASURED + 1):
         limits = machine_limits(backend, anew=measured > 1)
         if limits is None:
             return Found(None)
         limit = step_limit(limits, work, moved)
-        cores = max(cores, limits.cores)
+        settled, cores = settled and limits.settled, max(cores, limits.cores)
         share = limit.share(step_seconds)
         if share <= BEYOND:
             return Found(limit if limits.settled else None)
         slower += limit.share(again()) <= BEYOND
     most = f"{100 * share:,.0f}% of the most that this machine's {limit.binds} allows"
     said = f"a step seems to take {step_seconds:.2g} s, {most}"
-    others = share * cores <= BEYOND
+    others = not settled and share * cores <= BEYOND
     if others or 2 * slower >= MEASURED:
         why = "while others had its cores" if others else "after it had become slower"
         return Found(None, doubt=f"{said}, as measured {why}")

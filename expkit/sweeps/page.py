@@ -112,10 +112,8 @@ def page(sweeps: Sequence[Results], runs: Sequence[Stored] = ()) -> str:
     if not alone:
         what = [count(len(sweeps), "sweep")] if sweeps else []
         what += [count(len(runs), "other run")] if runs else []
-        body.append(
-            f"<p>{' and '.join(what)}. Only cells of one sweep were measured in turn, so times are "
-            "compared within each sweep, and never from one to another.</p>"
-        )
+        said = "Times are compared within a sweep, and never from one to another"
+        body.append(f"<p>{' and '.join(what)}. {said}, as those were not measured in turn.</p>")
     for found in sweeps:
         body += _sweep(found, headed=not alone)
     if runs:
@@ -135,8 +133,7 @@ def _findings(found: Results, learnt: Learnt) -> list[tuple[str, str]]:
     said = []
     for title, ranked in found.by_problem():
         said.append((title, _sentence(found, ranked)))
-        if line := _sooner(found, ranked, learnt):
-            said.append((title, line))
+        said += [(title, line) for line in _sooner(found, ranked, learnt)]
     swept = scaling.charts(found)
     return said + [(chart.title, f"{line}.") for chart in swept for line in chart.findings]
 
@@ -147,25 +144,26 @@ def _learnt(found: Results) -> Learnt:
     return {e.planned.index: losses_of(e.run.folder) for e in shown if e.run and e.run.is_finished}
 
 
-def _sooner(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> str | None:
-    """Say which cell comes first to the loss at which its baseline ends; None for one optimizer."""
-    reached = dict(zip((e.planned.index for e in ranked), _reached(ranked, learnt), strict=False))
-    others = [
-        (after, entry)
-        for entry in ranked
-        if entry.planned.baseline is not None and (after := reached.get(entry.planned.index))
-    ]
-    if not reached:
-        return None
-    sooner = [(after, entry) for after, entry in others if after < math.inf]
-    if not sooner:
-        return "none comes to the loss at which its baseline ends." if others else None
-    after, first = min(sooner, key=lambda each: each[0])
-    base = next(e for e in found.entries if e.planned.index == first.planned.baseline)
-    against = reached.get(base.planned.index)
-    said = f", against {seconds(against)}" if against else ""
-    where = f"the loss at which {_name(found, base)} ends"
-    return f"{_name(found, first)} is the first to come to {where}: after {seconds(after)}{said}."
+def _sooner(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> list[str]:
+    """Say for each baseline which cell with another optimizer is first at its final loss."""
+    reached = _reached(ranked, learnt)
+    by_base: dict[int, list[tuple[float, Entry]]] = {}
+    for entry in ranked:
+        after, base = reached.get(entry.planned.index), entry.planned.baseline
+        if after is not None and base is not None:
+            by_base.setdefault(base, []).append((after, entry))
+    cells, said = {entry.planned.index: entry for entry in ranked}, []
+    for base, others in by_base.items():
+        name, own = _name(found, cells[base]), reached.get(base)
+        after, first = min(others, key=lambda each: each[0])
+        if own is None:
+            continue
+        if after < own:
+            times = f"after {seconds(after)}, against {seconds(own)}"
+            said.append(f"{_name(found, first)} is first at the final loss of {name}: {times}.")
+        else:
+            said.append(f"none comes to the final loss of {name} before it.")
+    return said
 
 
 def _sentence(found: Results, ranked: Sequence[Entry]) -> str:
@@ -189,10 +187,9 @@ def _held(found: Results, timed: Sequence[Entry]) -> str:
     """Say how cells compare with their baselines."""
     held = [entry for entry in timed if entry.verdict]
     words = Counter(entry.standing for entry in held)
-    baselines = {entry.planned.baseline for entry in held}
-    cells = {entry.planned.index: entry for entry in found.entries}
-    only = cells.get(baselines.pop() or 0) if len(baselines) == 1 else None
-    against = _name(found, only) if only else "its baseline"
+    indices = {entry.planned.baseline for entry in held}
+    bases = [entry for entry in found.entries if entry.planned.index in indices]
+    against = _name(found, bases[0]) if len(bases) == 1 else "its baseline"
     others = [f"{words[word]} {word}" for word in (SLOWER, SAME, CANT_TELL, UNLIKE) if words[word]]
     if words[FASTER]:
         best = next(entry for entry in held if entry.standing == FASTER)
@@ -205,9 +202,10 @@ def _held(found: Results, timed: Sequence[Entry]) -> str:
         SLOWER: "{} is SLOWER than {}",
         SAME: "{} takes the SAME time as {}",
         UNLIKE: "{} is UNLIKE {}",
-        CANT_TELL: "one CAN'T TELL whether {} is faster than {}",
+        CANT_TELL: "one CAN'T TELL whether {} is faster than {}; as measured",
     }[held[0].standing]
-    return f"{how.format(_name(found, held[0]), against)}: {_ratio(held[0])}"
+    colon = "" if held[0].standing == CANT_TELL else ":"
+    return f"{how.format(_name(found, held[0]), against)}{colon} {_ratio(held[0])}"
 
 
 def _name(found: Results, entry: Entry) -> str:
@@ -220,7 +218,7 @@ def _ratio(entry: Entry) -> str:
     """Say how the time of a cell compares with its baseline's."""
     assert entry.verdict is not None
     ends = entry.verdict.interval
-    said = f" ({ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
+    said = f" ({ends[0]:.3g} to {ends[1]:.3g})" if ends else ""
     return f"it takes {entry.verdict.ratio:.3g} times as long{said}"
 
 
@@ -332,7 +330,7 @@ def _table(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> str:
     ]
     targets = [
         "" if after is None else "not reached" if after == math.inf else seconds(after)
-        for after in _reached(ranked, learnt)
+        for after in _reached(ranked, learnt).values()
     ]
     extra: list[tuple[str, Sequence[str]]] = []
     if any(share is not None for share in shares):
@@ -349,24 +347,28 @@ def _table(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> str:
     return _wide(lines)
 
 
-def _reached(ranked: Sequence[Entry], learnt: Learnt) -> list[float | None]:
+def _reached(ranked: Sequence[Entry], learnt: Learnt) -> dict[int, float | None]:
     """Return after how many seconds each cell's loss is as low as its baseline's last one.
 
-    Infinity if it never is; None where there is no time or no such loss. Empty if the cells have
-    one optimizer.
+    Infinity if it never is. None where there is no such time, where it may not be compared with the
+    baseline's, and where the cell has the same optimizer as its baseline. Empty if all have one.
     """
-    if len({entry.planned.frozen["choices"].get("optimizer") for entry in ranked}) < 2:
-        return []
-    found: list[float | None] = []
+    optimizers = {e.planned.index: e.planned.frozen["choices"].get("optimizer") for e in ranked}
+    if len(set(optimizers.values())) < 2:
+        return {}
+    found: dict[int, float | None] = {}
     for entry in ranked:
-        base = entry.base if entry.planned.baseline is not None else entry.run
-        goal = base.loss if base and base.outcome == Outcome.OK else None
-        losses, ended = learnt.get(entry.planned.index, NOTHING)
-        if goal is None or not losses.size or entry.run is None or entry.run.summary is None:
-            found.append(None)
-        else:
+        index, baseline = entry.planned.index, entry.planned.baseline
+        apart = [line for line in entry.unlike if not line.startswith("optimizer")]
+        other = baseline is not None and optimizers[index] != optimizers.get(baseline)
+        held = baseline is None or (other and entry.verdict is not None and not apart)
+        base = entry.run if baseline is None else entry.base
+        goal = base.loss if held and base and base.outcome == Outcome.OK else None
+        losses, ended = learnt.get(index, NOTHING)
+        found[index] = None
+        if goal is not None and losses.size and entry.run and entry.run.summary:
             low = np.flatnonzero(losses <= goal)
-            found.append(float(ended[low[0]]) if low.size else math.inf)
+            found[index] = float(ended[low[0]]) if low.size else math.inf
     return found
 
 
@@ -379,7 +381,11 @@ def _losses(found: Results, shown: Sequence[Entry], learnt: Learnt) -> list[str]
     for entry in drawn[:CURVES]:
         losses, ended = learnt[entry.planned.index]
         steps = grid(losses.size)
-        kept = steps[losses[steps] <= HIGHEST * abs(losses[0])]
+        first = losses[np.isfinite(losses) & (losses > 0)][:1]
+        highest = HIGHEST * float(first[0]) if first.size else math.inf
+        kept = steps[np.isfinite(losses[steps]) & (losses[steps] <= highest)]
+        if not kept.size:
+            continue
         cut |= kept.size < steps.size
         named = _name(found, entry), look[entry.planned.index]
         by_step.append(Curve(*named, (kept + 1).tolist(), losses[kept].tolist()))

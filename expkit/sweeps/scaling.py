@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
+from itertools import permutations
 
 from expkit.measure.crossover import Crossing, Point, crossings
+from expkit.measure.verdict import UNLIKE
 from expkit.record.colours import colours, shade
 from expkit.report import charts as drawing
 from expkit.report.charts import FAR, Curve
@@ -16,12 +18,14 @@ from expkit.sweeps.labels import CHOICES
 from expkit.sweeps.manifest import Planned
 from expkit.sweeps.ranking import Entry, Results
 
-UNORDERED = ("seed", "log_every")
-"""Numbers over which no curve is drawn."""
+UNORDERED = ("seed", "log_every", "measure.")
+"""How keys begin over which no curve is drawn."""
 FEWEST = 3
 """The fewest values of a number that make a curve."""
-HELD = 4
-"""The most curves that are all held against each other."""
+
+
+Row = Sequence[tuple[float, Entry]]
+"""Cells that differ in one number alone, by its value."""
 
 
 @dataclass(frozen=True)
@@ -31,36 +35,37 @@ class Chart:
     Attributes:
         key: the key that is swept.
         timed: whether the curves are of seconds, or else of final losses.
-        ends: the least and the greatest value of the key.
+        rows: the cells of each curve.
     """
 
     title: str
     key: str
     timed: bool
     curves: Sequence[Curve]
-    ends: Collection[float]
+    rows: Sequence[Row]
 
     @cached_property
     def crossed(self) -> list[tuple[Curve, Curve, Crossing]]:
-        """Where one curve of times overtakes another."""
-        pairs = combinations(self.curves, 2) if self.timed and len(self.curves) <= HELD else ()
-        return [(a, b, found) for a, b in pairs for found in crossings(_ratios(a, b))]
+        """Where one curve of times overtakes another whose cells are its cells' baselines."""
+        pairs = permutations(zip(self.curves, self.rows, strict=True), 2) if self.timed else ()
+        return [(a, b, at) for (a, own), (b, base) in pairs for at in crossings(_held(own, base))]
 
     @property
     def findings(self) -> list[str]:
         """Say where one curve overtakes another, or which value gives each the least loss."""
-        if not self.timed:
-            best = [(curve.name, *min(zip(curve.y, curve.x, strict=True))) for curve in self.curves]
+        if self.timed:
             return [
-                f"{name} has the least at {self.key} = {x:g}: {loss:.6g}"
-                + (", at the end of the range" if x in self.ends else "")
-                for name, loss, x in best
+                f"{a.name} and {b.name} take the same time at about {self.key} = {found.at:.3g} "
+                f"(between {found.below.at:g} and {found.above.at:g})"
+                for a, b, found in self.crossed
             ]
-        return [
-            f"{a.name} and {b.name} take the same time at about {self.key} = {found.at:.3g} "
-            f"(between {found.below.at:g} and {found.above.at:g})"
-            for a, b, found in self.crossed
-        ]
+        said = []
+        for curve, row in zip(self.curves, self.rows, strict=True):
+            loss, x = min(zip(curve.y, curve.x, strict=True))
+            end = ", at the end of the range" if x in (row[0][0], row[-1][0]) else ""
+            name = f"the loss of {curve.name}" if curve.name else "the loss"
+            said.append(f"{name} is least at {self.key} = {x:g}: {loss:.6g}{end}")
+        return said
 
     def svg(self) -> str:
         values = [x for curve in self.curves for x in curve.x]
@@ -79,7 +84,7 @@ def settings(planned: Planned) -> dict[str, object]:
     """Return what was chosen for a cell, by key; a value that its problem recommends is `???`."""
     found: dict[str, object] = {}
     for group, value in planned.frozen["config"].items():
-        if isinstance(value, Mapping) and group in CHOICES:
+        if isinstance(value, Mapping) and group in (*CHOICES, "measure"):
             found |= {f"{group}.{key}": one for key, one in value.items() if key != "_target_"}
         elif group in ("steps", "log_every", "stream", "seed"):
             found[group] = value
@@ -87,12 +92,18 @@ def settings(planned: Planned) -> dict[str, object]:
 
 
 def charts(found: Results) -> list[Chart]:
-    """Return a chart for each number of which at least `FEWEST` values were swept."""
+    """Return a chart for each number of which at least `FEWEST` values were swept.
+
+    Times are drawn over all such numbers but an optimizer's, and losses over an optimizer's.
+    """
     chosen = {entry.planned.index: settings(entry.planned) for entry in found.entries}
     every = dict.fromkeys(key for own in chosen.values() for key in own)
     varying = [key for key in every if len({str(own.get(key)) for own in chosen.values()}) > 1]
     made = []
-    for key in (key for key in varying if key not in UNORDERED):
+    for key in varying:
+        timed = not key.startswith("optimizer.")
+        if key.startswith(UNORDERED) or (timed and not found.manifest.sweep.timing):
+            continue
         rows: dict[str, list[tuple[float, Entry]]] = {}
         for entry in found.entries:
             own = chosen[entry.planned.index]
@@ -100,19 +111,20 @@ def charts(found: Results) -> list[Chart]:
             if isinstance(number, int | float) and not isinstance(number, bool):
                 rest = str([(other, own.get(other)) for other in varying if other != key])
                 rows.setdefault(rest, []).append((float(number), entry))
-        swept = [
-            sorted(row, key=lambda each: each[0]) for row in rows.values() if len(row) >= FEWEST
+        swept = [sorted(row, key=lambda each: each[0]) for row in rows.values()]
+        drawn = [
+            (curve, row)
+            for row in swept
+            if len({x for x, _ in row}) >= FEWEST and (curve := _curve(key, row, timed=timed))
         ]
-        timed = found.manifest.sweep.timing and not key.startswith("optimizer.")
-        curves = [curve for row in swept if (curve := _curve(key, row, timed=timed))]
-        if curves:
-            what = "Time" if timed else "Final loss"
-            ends = {row[0][0] for row in swept} | {row[-1][0] for row in swept}
-            made.append(Chart(f"{what} by {key}", key, timed, _coloured(curves), ends))
+        if drawn:
+            curves = _coloured([curve for curve, _ in drawn])
+            title = f"{'Time' if timed else 'Final loss'} by {key}"
+            made.append(Chart(title, key, timed, curves, [row for _, row in drawn]))
     return made
 
 
-def _curve(key: str, row: Sequence[tuple[float, Entry]], *, timed: bool) -> Curve | None:
+def _curve(key: str, row: Row, *, timed: bool) -> Curve | None:
     """Return the curve of cells that differ in one number alone, and have a time or a loss."""
     points: list[tuple[float, float, float, float]] = []
     for number, entry in row:
@@ -132,22 +144,21 @@ def _curve(key: str, row: Sequence[tuple[float, Entry]], *, timed: bool) -> Curv
     return Curve(_name(first, key), colours([backend])[backend], x, y, *ends)
 
 
-def _ratios(a: Curve, b: Curve) -> list[Point]:
-    """Return how the times of B compare with those of A, where both have one."""
-    times = {x: ends for x, *ends in zip(a.x, a.y, a.low, a.high, strict=True)}
+def _held(row: Row, base: Row) -> list[Point]:
+    """Return the verdicts on the cells of a row whose baselines are in the other."""
+    bases = {entry.planned.index for _, entry in base}
     return [
-        Point(x, y / times[x][0], low / times[x][2], high / times[x][1])
-        for x, y, low, high in zip(b.x, b.y, b.low, b.high, strict=True)
-        if x in times
+        Point(x, entry.verdict.ratio, entry.verdict.word)
+        for x, entry in row
+        if entry.verdict and entry.verdict.word != UNLIKE and entry.planned.baseline in bases
     ]
 
 
 def _name(planned: Planned, key: str) -> str:
-    """Return a cell's name without the value of a key."""
+    """Return a cell's name without the value of a key; empty where nothing else is in it."""
     end = key.rpartition(".")[2]
-    parts = (planned.name or planned.title).split(" · ")
-    left = [part for part in parts if not part.startswith((f"{end}=", f"{key}="))]
-    return " · ".join(left) or "all"
+    parts = re.split(" · |, ", planned.name or planned.title)
+    return " · ".join(part for part in parts if not part.startswith((f"{end}=", f"{key}=")))
 
 
 def _coloured(curves: Sequence[Curve]) -> list[Curve]:

@@ -82,6 +82,9 @@ def by_size(found: Results) -> list[Row] | None:
     groups: dict[int, dict[str, Entry]] = {}
     for entry in found.entries:
         groups.setdefault(entry.planned.group, {})[entry.planned.title] = entry
+    for group, cells in groups.items():  # the baseline first
+        order = sorted(cells, key=lambda title: cells[title].planned.baseline is not None)
+        groups[group] = {title: cells[title] for title in order}
     titles = list(next(iter(groups.values()), {}))
     if len(groups) < FEWEST or len(titles) > FEW or not found.manifest.sweep.timing:
         return None
@@ -94,7 +97,7 @@ def by_size(found: Results) -> list[Row] | None:
         return None
     head = [found.manifest.groups[0].partition(",")[0], *titles[:1]]
     for title in titles[1:]:
-        head += [title, "", "verdict"]
+        head += [title, f"against {titles[0]}", "verdict"]
     rows: list[Row] = [head]
     for cells in groups.values():
         first, *others = cells.values()
