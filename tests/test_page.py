@@ -121,7 +121,9 @@ def test_a_page_says_what_came_out_first(rates: door.Sweep) -> None:
     [(problem, first), *rest] = said
     assert problem == "linear"
     assert first.endswith("; 1 diverged.")
-    none = [f"none comes to the final loss of sgd · lr={rate} before it." for rate in (0.001, 0.01)]
+    none = [
+        f"none reaches the final loss of sgd · lr={rate} before it does." for rate in (0.001, 0.01)
+    ]
     assert sorted(rest[:2]) == [("linear", line) for line in none]
     del rest[:2]
     assert [what for what, _ in rest] == ["Final loss by optimizer.lr"] * 2
@@ -138,7 +140,7 @@ def test_the_optimizer_that_is_sooner_at_a_loss_is_named(outputs: Path) -> None:
     words = ("problem=sine", "steps=300", "optimizer=sgd,momentum", "optimizer.lr=1e-6")
     found = door.sweep(*words, *QUICK)
     [_, (_, line)] = page.findings(found.results)
-    assert line.startswith("momentum is first at the final loss of sgd: ")
+    assert line.startswith("momentum reaches the final loss of sgd first: ")
     plain, fast = found
     after = int((fast.losses <= plain.losses[-1]).argmax())
     assert 0 < after < 250

@@ -145,7 +145,7 @@ def _learnt(found: Results) -> Learnt:
 
 
 def _sooner(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> list[str]:
-    """Say for each baseline which cell with another optimizer is first at its final loss."""
+    """Say for each baseline which cell with another optimizer reaches its final loss first."""
     reached = _reached(ranked, learnt)
     by_base: dict[int, list[tuple[float, Entry]]] = {}
     for entry in ranked:
@@ -160,9 +160,9 @@ def _sooner(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> list[str
             continue
         if after < own:
             times = f"after {seconds(after)}, against {seconds(own)}"
-            said.append(f"{_name(found, first)} is first at the final loss of {name}: {times}.")
+            said.append(f"{_name(found, first)} reaches the final loss of {name} first: {times}.")
         else:
-            said.append(f"none comes to the final loss of {name} before it.")
+            said.append(f"none reaches the final loss of {name} before it does.")
     return said
 
 
