@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from expkit.door import Crossover
 from expkit.measure.crossover import GRID, MOST, NEAR, Point, crossings, search
 from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER
+from expkit.record.stored import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,6 +180,21 @@ def test_bad_input_is_one_line(expkit: Expkit, words: tuple[str, ...], said: str
     assert (done.status, done.out) == (2, ""), done
     assert said in done.err
     assert done.err.count("\n") == 1, done.err
+
+
+def test_an_interrupt_leaves_what_was_measured(expkit: Expkit) -> None:
+    words = ("a=numpy", "b=numpy", *WORDS, "problem.n=50", "measure.budget_s=3", "--no-isolate")
+    process = expkit.start("crossover", *words)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("problem.n = 5: ")
+    process.send_signal(signal.SIGINT)
+    done = expkit.end(process)
+    assert done.status == 130
+    assert (
+        done.err == f"expkit: interrupted; what was measured is in {expkit.outputs}/comparisons\n"
+    )
+    assert load(next(expkit.outputs.glob("comparisons/*/*/a"))).outcome in ("ok", "interrupted")
+    assert expkit.processes() == []
 
 
 @pytest.mark.alone

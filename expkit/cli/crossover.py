@@ -55,6 +55,9 @@ def crossover(words: Sequence[str], outputs: Path, isolate: bool | None) -> int:
             )
         except Incomparable as error:
             return print_error(error, MAY_NOT_COMPARE)
+        except KeyboardInterrupt:
+            print_error(f"interrupted; what was measured is in {outputs / 'comparisons'}")
+            raise
         show(f"\n{found}")
         return OK if any(point.side for point in found.points) else CANT_TELL
 
