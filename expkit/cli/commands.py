@@ -54,7 +54,8 @@ Search for the value of a key at which one of two cells overtakes the other.
 
 At each value both are measured in turn: first at five values from one end of the range to the
 other, then around the first crossing, until it lies between two values that differ by a tenth, or
-it cannot be located more closely. The range is from a tenth of the key's value to ten times it.
+it cannot be located more closely. The range is from a tenth of the key's value to ten times it. The
+runs are kept in outputs/comparisons; with tracking=mlflow they are sent too.
 
 Exit status: 0 if there is an answer, including that there is none in the range; 3 if it CAN'T be
 TOLD at any value which is faster; 4 if one of them failed or their work is UNLIKE.
