@@ -101,7 +101,8 @@ def test_a_compiler_is_never_on_the_clock(tmp_path: Path) -> None:
     assert max(readings) < COMPILING_S, "no reading holds a compilation"
     assert found.warm_up is not None
     assert set(found.warm_up.first_passes) == {20, 50, 100}
-    assert 3 * COMPILING_S < found.warm_up.compile_seconds < found.warm_up.seconds
+    steps_s = 170 * found.warm_up.step_seconds  # as it was then, perhaps in a slow moment
+    assert 3 * COMPILING_S - steps_s < found.warm_up.compile_seconds < found.warm_up.seconds
     assert found.warm_up.step_seconds < COMPILING_S / 100, "what compiles is no step's time"
     [line] = [line for line in said.splitlines() if line.split()[0] == "compile"]
     assert "20, 50, 100 steps" in line
