@@ -372,6 +372,11 @@ class Crossover:
         """Every crossing between values at which it can be told which is faster."""
         return crossover_search.crossings(self.points)
 
+    @property
+    def told(self) -> bool:
+        """Whether there is an answer: one is faster somewhere, or both are the same everywhere."""
+        return any(p.side for p in self.points) or all(p.word == SAME for p in self.points)
+
     def __str__(self) -> str:
         """Say where one overtakes the other, or that it does not in this range."""
         faster = {1: self.names[0], -1: self.names[1]}
@@ -384,9 +389,8 @@ class Crossover:
         ends = f"between {self.key} = {self.points[0].at:g} and {self.points[-1].at:g}"
         sides = {point.side for point in self.points}
         if sides == {0}:
-            words = {point.word for point in self.points}
             same = "both take the SAME time at every value measured"
-            return f"{ends} {same}" if words == {SAME} else f"CAN'T TELL: {ends} neither is faster"
+            return f"{ends} {same}" if self.told else f"CAN'T TELL which is faster {ends}"
         where = "wherever one of them is" if 0 in sides else "at every value measured"
         return f"no crossover {ends}: {faster[max(sides, key=abs)]} is faster {where}"
 

@@ -174,3 +174,12 @@ def planted(expkit: Expkit) -> Expkit:
     modules = {file.name: file.read_text() for file in PLANTED.glob("*.py")}
     expkit.plugin({**modules, "conf/backend/planted.yaml": option})
     return expkit
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for what all tests of a module measure from Python."""
+    place = tmp_path_factory.mktemp("outputs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPKIT_OUTPUTS", str(place))
+        yield place

@@ -18,7 +18,7 @@ from expkit.sweeps.manifest import Manifest
 from expkit.sweeps.plan import plan_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from conftest import Done, Expkit
 
@@ -35,14 +35,6 @@ WORDS = (
     "tracking=none",
 )
 """A sweep of four cells, of which those with plain gradient descent at the great rate diverge."""
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    place = tmp_path_factory.mktemp("outputs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EXPKIT_OUTPUTS", str(place))
-        yield place
 
 
 @pytest.fixture(scope="module")

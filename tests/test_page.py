@@ -18,7 +18,7 @@ from expkit.sweeps.manifest import Manifest
 from expkit.sweeps.ranking import Results
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from conftest import Done, Expkit
 
@@ -62,14 +62,6 @@ class Parsed(HTMLParser):
         if self.open and self.open[-1] == "title":
             self.titles.append(data)
         self.text.append(data)
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    place = tmp_path_factory.mktemp("outputs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EXPKIT_OUTPUTS", str(place))
-        yield place
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def crossover(words: Sequence[str], outputs: Path, isolate: bool | None) -> int:
     own = {key: value for key, _, value in (word.partition("=") for word in words) if key in OWN}
     rest = [word for word in words if word.partition("=")[0] not in OWN]
     try:
-        ends = [_number(own, end) for end in ("from", "to")]
+        low, high = (_number(own, end) for end in ("from", "to"))
         for key in ("a", "b", "over"):
             if not own.get(key):
                 raise UserError(
@@ -44,14 +44,16 @@ def crossover(words: Sequence[str], outputs: Path, isolate: bool | None) -> int:
         verdict = found.verdict
         said = ""
         if verdict:
-            low, high = verdict.interval or (0.0, float("inf"))
-            said = f"; b takes {verdict.ratio:.3f} times as long ({low:.3f} to {high:.3f})"
+            ends = "no interval"
+            if verdict.interval:
+                ends = "{:.3f} to {:.3f}".format(*verdict.interval)
+            said = f"; b takes {verdict.ratio:.3f} times as long ({ends})"
         show(f"{over} = {at:g}: {times or 'no time'}{said}")
 
     def work() -> int:
         try:
             found = door.crossover(
-                a, b, *rest, over=over, low=ends[0], high=ends[1], here=here, watch=watch
+                a, b, *rest, over=over, low=low, high=high, here=here, watch=watch
             )
         except Incomparable as error:
             return print_error(error, MAY_NOT_COMPARE)
@@ -59,7 +61,7 @@ def crossover(words: Sequence[str], outputs: Path, isolate: bool | None) -> int:
             print_error(f"interrupted; what was measured is in {outputs / 'comparisons'}")
             raise
         show(f"\n{found}")
-        return OK if any(point.side for point in found.points) else CANT_TELL
+        return OK if found.told else CANT_TELL
 
     return interruptible(work)
 
