@@ -1,4 +1,4 @@
-"""From which size on one of two is faster: the search, and the command on a planted pair."""
+"""The size beyond which one of two is faster: the search, and the command on a planted pair."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def test_of_many_cells_the_first_are_drawn(
     assert all(cell.name in rows for cell in rates.manifest.cells)
     assert text.count(" repeats</title>") == 3
     assert "The charts show the first 3 of 6 cells." in rows
-    assert "those of 1 more cell are not drawn" in rows
+    assert "losses of 1 more cell are not drawn" in rows
 
 
 def test_several_sweeps_are_told_apart(

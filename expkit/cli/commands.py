@@ -174,7 +174,7 @@ def add_crossover(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add `expkit crossover` and its help."""
     parser = commands.add_parser(
         "crossover",
-        help="find the size from which on one of two cells is faster",
+        help="find the size beyond which one of two cells is faster",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=CROSSOVER,
     )

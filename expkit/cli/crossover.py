@@ -1,4 +1,4 @@
-"""`expkit crossover`: from which size on one of two cells is faster."""
+"""`expkit crossover`: the size beyond which one of two cells is faster."""
 
 from __future__ import annotations
 

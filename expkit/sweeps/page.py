@@ -39,9 +39,9 @@ NOTHING = (np.empty(0), np.empty(0))
 MOST = 60
 """The most cells of a problem in its charts."""
 CURVES = 24
-"""The most losses in one chart: the best ones are shown."""
+"""The most losses in one chart: those of the cells that rank first."""
 HIGHEST = 10
-"""A loss is drawn up to so many times the first one: one that diverges would hide the others."""
+"""Losses are drawn up to this multiple of the first: one that diverges would hide the others."""
 LONG = 100
 """From so many points on, steps and seconds are on logarithmic scales."""
 STYLE = """
@@ -401,7 +401,7 @@ def _losses(found: Results, shown: Sequence[Entry], learnt: Learnt) -> list[str]
         chart = charts.curves(by_time, "time", "loss", logarithmic_x=long, in_seconds="x")
         parts.append(_figure(f"Loss by time{more}", chart))
     if left := len(drawn[CURVES:]):
-        parts.append(f"<p>Of the losses, those of {count(left, 'more cell')} are not drawn.</p>")
+        parts.append(f"<p>The losses of {count(left, 'more cell')} are not drawn.</p>")
     return parts
 
 
