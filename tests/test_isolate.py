@@ -37,8 +37,9 @@ PLUGIN = """
     from expkit_plugins.numpy.backend import NumpyBackend
 
     def work():
+        block = bytes(10**8)
         while True:
-            hashlib.sha256(bytes(10**6)).digest()  # without the interpreter's lock
+            hashlib.sha256(block).digest()  # without the interpreter's lock
 
     class Raising(StepProgram):
         def advance(self, n):
