@@ -48,7 +48,7 @@ def examples(pages: Sequence[Path], env: Mapping[str, str]) -> None:
 def _filled(env: Mapping[str, str], found: re.Match[str]) -> str:
     command = found["command"]
     printed = run(EXPKIT if command == "make run" else command, env)
-    if where := re.search(r"where +(\S+)", printed):
+    if where := re.search(r"saved to +(\S+)", printed):
         pictures = [imread(Path(where[1], name)) for name in ("fit.png", "loss.png")]
         imsave(HERE / "sine.png", np.hstack(pictures))
     printed = printed.replace(env["EXPKIT_OUTPUTS"], "outputs")

@@ -134,6 +134,10 @@ class Working:
         return {}
 
 
+def wait_for(program: Program) -> None:
+    cast(Any, program).synchronize()
+
+
 class Lazy(Working):
     """Works seven steps at a time; what is left is done when losses are read."""
 
@@ -187,7 +191,7 @@ def audited(
     program = build(room)
     # What a step takes on the clock.
     step_s = STEP_S * (shares.get("advance", 0) + shares.get("synchronize", 0)) or 1e-7
-    audit = Audit(program, cast(Any, program).synchronize, room, fetching)
+    audit = Audit(program, wait_for, room, fetching)
     found = audit.left([asked], step_s) or audit.meanwhile() or audit.ahead(build)
     return None if found is None else found.outcome
 
@@ -238,7 +242,7 @@ class InHundreds(Working):
 def test_a_burst_while_a_step_was_timed_hides_nothing_that_is_left() -> None:
     """The audit is told that a step takes a hundred times as long as it does."""
     program = InHundreds(1000, {})
-    audit = Audit(cast(Program, program), program.synchronize, program.room, lambda: 1e-9)
+    audit = Audit(cast(Program, program), wait_for, program.room, lambda: 1e-9)
     found = audit.left([50], 100 * STEP_S)
     assert found is not None
     assert found.outcome == "not_synchronized"
@@ -287,7 +291,7 @@ class Blocks(Working):
 def test_the_length_of_a_reading_is_looked_at_however_long_reading_takes() -> None:
     """All steps together leave nothing, and reading what they leave asks for that many."""
     program = Blocks(100, {}, fixed=1e-3)
-    audit = Audit(cast(Program, program), program.synchronize, 100, lambda: 1e-9)
+    audit = Audit(cast(Program, program), wait_for, 100, lambda: 1e-9)
     found = audit.left((50, 50), 6e-5)
     assert found is not None
     assert found.outcome == "not_synchronized"
@@ -308,7 +312,7 @@ def test_what_is_done_ahead_is_held_against_the_step_as_it_is_when_it_is_known(
     found_then = []
     for _ in range(7):
         program = build(400)
-        audit = Audit(program, cast(Any, program).synchronize, 400, lambda: 1e-9)
+        audit = Audit(program, wait_for, 400, lambda: 1e-9)
         audit.all_left()
         assert audit.ahead(build) is None
         takes_s = audit._step_seconds  # here and now
@@ -334,7 +338,7 @@ def test_threads_that_keep_the_interpreter_do_not_keep_the_audit() -> None:
     def build(steps: int) -> Program:
         return cast(Program, LettingGo(steps, {"advance": 1.0}))
 
-    audit = Audit(build(200), lambda: None, 200, lambda: 1e-9)
+    audit = Audit(build(200), wait_for, 200, lambda: 1e-9)
     threads = [threading.Thread(target=keep) for _ in range(2)]
     try:
         for thread in threads:
@@ -365,7 +369,7 @@ def test_a_program_that_is_long_in_placing_is_not_asked_for_many_steps(
         asked.append(steps)
         return cast(Program, Working(steps, {"build": 1.0, "reallocate": 1.0}))
 
-    audit = Audit(build(1000), lambda: None, 1000, lambda: 1e-9)
+    audit = Audit(build(1000), wait_for, 1000, lambda: 1e-9)
     assert audit.ahead(build)
     assert max(asked) == 5000
     assert len(asked) < 10
@@ -413,7 +417,7 @@ class HurryingAmongOthers(Hurrying):
 
 def test_others_that_hide_it_now_and_then_do_not_hide_it() -> None:
     program = HurryingAmongOthers(200, {"advance": 1.0})
-    audit = Audit(cast(Program, program), program.synchronize, program.room, lambda: 1e-9)
+    audit = Audit(cast(Program, program), wait_for, program.room, lambda: 1e-9)
     found = audit.meanwhile()
     assert found is not None
     assert found.outcome == "off_the_clock"
@@ -442,7 +446,7 @@ def test_what_is_done_before_it_can_be_asked_for_now_and_then_is_found(
     left_over: tuple[float, ...],
 ) -> None:
     program = HurryingUnseen(400, {"advance": 1.0})
-    audit = Audit(cast(Program, program), program.synchronize, program.room, lambda: 1e-9)
+    audit = Audit(cast(Program, program), wait_for, program.room, lambda: 1e-9)
     program.left_over, program.resets = left_over, 0
     audit._rng = np.random.default_rng(0)
     found = audit.meanwhile()
@@ -484,7 +488,7 @@ def test_what_alternates_is_believed(period: int, slow: int) -> None:
     """Whichever turn the audit begins with."""
     for turn in range(period):
         program = Alternating(200, {"advance": 1.0}, period=period, slow=slow)
-        audit = Audit(cast(Program, program), program.synchronize, program.room, lambda: 1e-9)
+        audit = Audit(cast(Program, program), wait_for, program.room, lambda: 1e-9)
         program.turn = program.asked = turn
         assert audit.left([100], STEP_S) is None
         assert audit.meanwhile() is None
@@ -503,7 +507,7 @@ def test_a_difference_of_microseconds_is_no_work() -> None:
 
 def test_nor_are_they_where_one_of_them_was_interrupted() -> None:
     program = Hurrying(45, {"advance": 1.0})
-    audit = Audit(cast(Program, program), program.synchronize, program.room, lambda: 1e-9)
+    audit = Audit(cast(Program, program), wait_for, program.room, lambda: 1e-9)
     program.interrupted = 5e-3
     assert audit.meanwhile() is None
 
@@ -710,6 +714,64 @@ def test_the_picture_is_of_what_the_last_repeat_learnt(tmp_path: Any) -> None:
     program.advance(600)
     for name, learnt in program.params().items():
         np.testing.assert_array_equal(found.params[name], learnt)
+
+
+class Changing(StepProgram):
+    """Spins in `reset` or in `reallocate` for as long as its steps take, once it was placed often.
+
+    Attributes:
+        where: the call in which it spins, if any.
+    """
+
+    where = ""
+    _placed = 0
+
+    def reallocate(self) -> None:
+        self._placed += 1
+        super().reallocate()
+        self._spin("reallocate")
+
+    def reset(self) -> None:
+        super().reset()
+        self._spin("reset")
+
+    def _spin(self, where: str) -> None:
+        if self.where == where and self._placed > 6:
+            spin(0.01)
+
+
+@pytest.mark.parametrize("where", ["reset", "reallocate", ""])
+def test_work_that_a_later_placement_begins_to_do_is_found(
+    where: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was honest in all that was looked at before the first repeat."""
+    monkeypatch.setattr(Changing, "where", where)
+    words = ("measure.repeats_min=12", "measure.repeats_max=12", "measure.repeats_per_placement=1")
+    expected = "off_the_clock" if where else "ok"
+    assert outcome(Changing, tmp_path, monkeypatch, *words)[0] == expected
+
+
+def test_every_program_that_is_made_is_waited_for() -> None:
+    """A library that records a graph has placed nothing before that."""
+
+    class Recording(Working):
+        waited = False
+
+        def synchronize(self) -> None:
+            self.waited = True
+
+        def params(self) -> dict[str, HostArray]:
+            assert self.waited
+            return {}
+
+    made: list[Recording] = []
+
+    def build(steps: int) -> Program:
+        made.append(Recording(steps, {"advance": 1.0}))
+        return cast(Program, made[-1])
+
+    assert Audit(build(200), wait_for, 200, lambda: 1e-9).ahead(build) is None
+    assert len(made) > 1
 
 
 class Roomy(StepProgram):

@@ -74,6 +74,26 @@ class DrawsInReallocate(DrawsInReset):
         self._random = self._ahead
 
 
+LATE = 5
+"""The placement from which on some are at fault: the first repeat is honest."""
+
+
+class DrawsInResetLate(DrawsInReset):
+    """Draws the stream of a whole repeat in `reset`, from its fifth placement on."""
+
+    _placed = 0
+
+    def reallocate(self) -> None:
+        self._placed += 1
+        super().reallocate()
+
+    def reset(self) -> None:
+        if self._placed < LATE:
+            Steps.reset(self)
+        else:
+            super().reset()
+
+
 class DrawsInLosses(Steps):
     """Draws in `losses` what the next chunk needs, and what is missing in `advance`."""
 
@@ -224,6 +244,19 @@ class KnowsFromReset(Knowing):
     """Computes the whole repeat in `reset`, or in `load`; `advance` counts."""
 
 
+class KnowsFromResetLate(Knowing):
+    """Computes the whole repeat in `reset`, or in `load`, from its fifth placement on."""
+
+    _placed = 0
+
+    def reallocate(self) -> None:
+        self._placed += 1
+        super().reallocate()
+
+    def _walk(self, step: int) -> Any:
+        return super()._walk(step) if self._placed >= LATE else None
+
+
 class KnowsFromBuild(Knowing):
     """Computes the whole repeat once, when it is built; `advance` counts."""
 
@@ -363,9 +396,11 @@ class Remembers(Steps):
 FAULTS = {
     "draws_in_reset": Kind(DrawsInReset, ("linear", "large_dot", "matmul_drawn")),
     "draws_in_reallocate": Kind(DrawsInReallocate, ("linear", "large_dot", "matmul_drawn")),
+    "draws_in_reset_late": Kind(DrawsInResetLate, ("linear", "large_dot", "matmul_drawn")),
     "draws_in_losses": Kind(DrawsInLosses, ("linear", "large_dot", "matmul_drawn")),
     "knows_from_build": Kind(KnowsFromBuild),
     "knows_from_reset": Kind(KnowsFromReset),
+    "knows_from_reset_late": Kind(KnowsFromResetLate),
     "knows_from_child": Kind(KnowsFromChild),
     "knows_from_thread": Kind(KnowsFromThread),
     "knows_in_time": Kind(KnowsInTime, words=("log_every=5",)),

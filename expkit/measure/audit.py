@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from threading import get_native_id
@@ -126,7 +126,7 @@ class Audit:
     def __init__(
         self,
         program: Program,
-        synchronize: Callable[[], None],
+        synchronize: Callable[[Program], None],
         room: int,
         fetching: Callable[[], float],
         fetch_seconds: float | None = None,
@@ -134,12 +134,14 @@ class Audit:
         """Measure how long the calls take without steps.
 
         Args:
+            synchronize: returns when all work of a program is done.
             room: the most steps that the program takes between two resets.
             fetching: measures the seconds to fetch a loss, see `number_seconds`; returns 0 for an
                 operation, which has none.
             fetch_seconds: what `fetching` has just returned, if it was called before.
         """
-        self._program, self._synchronize, self.room = program, synchronize, room
+        self._program, self._synchronize, self.room = program, partial(synchronize, program), room
+        self._wait_for = synchronize
         self.short = False
         """Whether all steps together were too short for `meanwhile` to tell anything."""
         self.ahead_s = 0.0
@@ -361,14 +363,14 @@ class Audit:
         building, placing = self._made(build, self.room)
         quick = building <= BUILDING_S
         once = placing + (building if quick else 0.0)
-        times = 1.0 if quick or placing > BUILDING_S else MORE
+        times = 1.0
         # Steps that take no time on the clock could be asked for without end, and threads of the
         # programs built for them may go on working: hence a time limit.
         enough = perf_counter() + LOOKING_S
         while AHEAD * max(clocked, TOLD_S) * times < GROWTH * once:
             # For several times as many steps, work that is done ahead stands out even where the
             # machine becomes twice as fast from one program to the next.
-            times = max(times, GROWTH)
+            times = max(times, GROWTH if quick or placing > BUILDING_S else MORE)
             found = self._grown(build, int(times), clocked, once, quick)
             if found or not quick or perf_counter() > enough:
                 return found
@@ -411,12 +413,12 @@ class Audit:
         """Seconds of building a program for `steps`, and seconds of placing and resetting it."""
         started = _Stopwatch()
         program = build(steps)
-        self._synchronize()
+        self._wait_for(program)
         building = started.seconds()
         started = _Stopwatch()
         program.reallocate()
         program.reset()
-        self._synchronize()
+        self._wait_for(program)
         program.losses()
         program.params()
         return building, started.seconds()
@@ -511,6 +513,44 @@ def left_in_readings(clocked: Sequence[float], beside: Sequence[float]) -> Findi
         Outcome.NOT_SYNCHRONIZED,
         f"{len(off)} of {len(clocked)} timed readings took {_seconds(seen)} on the clock, and "
         f"reading their losses then took {_seconds(left)} of processor time off it",
+    )
+
+
+def starting_seconds(program: Program, wait_for: Callable[[Program], None]) -> tuple[float, float]:
+    """Seconds of placing a program in fresh memory, and of resetting it."""
+    found = []
+    for call in (program.reallocate, program.reset):
+        started = _Stopwatch()
+        call()
+        wait_for(program)
+        found.append(started.seconds())
+    return found[0], found[1]
+
+
+def longer_to_start(
+    start: Callable[[], tuple[float, float]], before: Sequence[float], clocked: float
+) -> Finding | None:
+    """Find out whether a program has begun to compute its steps while it is placed or reset.
+
+    Args:
+        start: does both, and returns the seconds of each.
+        before: the same seconds, before the first repeat.
+        clocked: seconds of all steps on the clock.
+    """
+    for _ in _hearings():
+        took = start()
+        beyond = [
+            now - then
+            for now, then in zip(took, before, strict=True)
+            if now - then > max(AHEAD * max(clocked, TOLD_S), then / 2)
+        ]
+        if not beyond:
+            return None
+    return Finding(
+        Outcome.OFF_THE_CLOCK,
+        f"the steps take {_seconds(clocked)} on the clock, and placing and resetting the program "
+        f"take {_seconds(sum(took))}, where they took {_seconds(sum(before))} before the first "
+        "repeat",
     )
 
 
