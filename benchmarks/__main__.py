@@ -32,7 +32,7 @@ from benchmarks.programs import advance, draw_seconds, process, program, tutoria
 from expkit.config import compose_cell
 from expkit.contracts import Program
 from expkit.measure.clock import timed
-from expkit.report.units import seconds
+from expkit.units import seconds
 
 LARGE = 10_000_000
 

@@ -21,7 +21,7 @@ from time import perf_counter
 
 import expkit
 from benchmarks.load import load
-from expkit.report.units import seconds
+from expkit.units import seconds
 
 COMMAND = (sys.executable, "-m", "expkit", "problem=sine", "tracking=none")
 SHORTEST_S, LONGEST_S = 0.3, 1.0

@@ -33,7 +33,7 @@ from benchmarks.notebook import CUDA, NUMPY, SIDES, TORCH, Notebook, Side, Timin
 from benchmarks.pairs import paired
 from expkit.authors import first_params
 from expkit.contracts import HostArray
-from expkit.report.units import seconds
+from expkit.units import seconds
 
 HERE = Path(__file__).parent
 DTYPES = ("float64", "float32")

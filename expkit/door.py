@@ -38,10 +38,10 @@ from expkit.report import formats, plots
 from expkit.report import rows as plain
 from expkit.report import table as tables
 from expkit.report.rows import Row
-from expkit.report.units import seconds
 from expkit.sweeps import labels
 from expkit.tracking import address, journal, known, sync_state
 from expkit.tracking.tracker import Tracker
+from expkit.units import seconds
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 import expkit as door
-from expkit.report.units import seconds
 from expkit.sweeps import page, scaling
 from expkit.sweeps.manifest import Manifest
 from expkit.sweeps.ranking import Results
+from expkit.units import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from expkit.cli.compare import is_apart
 from expkit.cli.session import interruptible, show
 from expkit.cli.status import CANT_TELL, MAY_NOT_COMPARE, OK, print_error
 from expkit.errors import Incomparable, UserError
-from expkit.report.units import seconds
+from expkit.units import seconds
 
 OWN = ("a", "b", "over", "from", "to")
 """The words that are not for the cells."""

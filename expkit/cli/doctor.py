@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from expkit.cli.status import OK
 from expkit.measure.environment import Activity, Snapshot, cpu_list, environment
-from expkit.report.units import seconds
+from expkit.units import seconds
 
 Environment: TypeAlias = Mapping[str, Any]
 """What `environment()` reads, with `activity` (as `Activity`) and `jitter` (as `jitter()`)."""

@@ -11,8 +11,8 @@ from expkit.cli.status import FAILED, OK, print_error
 from expkit.errors import UserError
 from expkit.report import formats
 from expkit.report.rows import Row
-from expkit.report.units import count
 from expkit.sweeps.manifest import newest
+from expkit.units import count
 
 SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".md": "md", ".tex": "latex"}
 READ = ("md", "latex")

@@ -13,7 +13,7 @@ from typing import Any
 from expkit.conduct import Watch
 from expkit.measure.stopping import Measure, fitted, most_repeats, seconds_left
 from expkit.record.result import Now
-from expkit.report.units import roughly
+from expkit.units import roughly
 
 REDRAW_S = 0.1
 PLAIN, MEASURING = "{desc}", "{desc} {bar:20}{postfix}"

@@ -28,7 +28,6 @@ from expkit.errors import ConfigError, UserError, is_disk_full
 from expkit.outcome import ALIKE, FINISHED, Outcome
 from expkit.record.stored import Stored
 from expkit.report import plots
-from expkit.report.units import count, megabytes
 from expkit.sweeps import cluster, names, page
 from expkit.sweeps import table as report
 from expkit.sweeps.engine import ProgressReporter
@@ -37,6 +36,7 @@ from expkit.sweeps.pace import Pace
 from expkit.sweeps.ranking import Results
 from expkit.tracking.address import one_line
 from expkit.tracking.tracker import Tracker
+from expkit.units import count, megabytes
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from expkit.measure.breakdown import BESIDE, FETCHING, PLACING, PREFIX, SUFFIX, UNATTRIBUTED
-from expkit.report.units import percent, seconds
+from expkit.units import percent, seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from expkit.report import breakdown
-from expkit.report.units import percent, seconds
+from expkit.units import percent, seconds
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -8,7 +8,7 @@ from expkit.measure import parity
 from expkit.measure.verdict import CANT_TELL, FASTER, SLOWER, UNLIKE, Verdict, held
 from expkit.outcome import Outcome
 from expkit.record.stored import Stored
-from expkit.report.units import percent, seconds
+from expkit.units import percent, seconds
 
 MAY_NOT = "MAY NOT BE COMPARED"
 

@@ -6,7 +6,7 @@ import shlex
 
 from expkit.config import Cell
 from expkit.record.result import Result
-from expkit.report.units import seconds
+from expkit.units import seconds
 
 
 def note(cell: Cell, result: Result, verdict: str | None) -> str:

@@ -6,7 +6,7 @@ from expkit.measure.statistics import Summary
 from expkit.record import quantities
 from expkit.record.stored import Stored
 from expkit.report import breakdown
-from expkit.report.units import percent, seconds
+from expkit.units import percent, seconds
 
 LEAST_COMPILE_S = 0.1
 """Seconds from which on compiling has a line of its own."""

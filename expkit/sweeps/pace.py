@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from expkit.measure.stopping import Measure, fitted, most_repeats
-from expkit.report.units import count, roughly
 from expkit.sweeps.manifest import Planned
+from expkit.units import count, roughly
 
 
 def left(team_s: float | None, waiting: Mapping[str, int], took: Mapping[str, float]) -> str:

@@ -26,11 +26,11 @@ from expkit.record.curves import grid
 from expkit.record.stored import COLOUR, Stored, losses_of
 from expkit.report import breakdown, charts
 from expkit.report.charts import Curve, Spread
-from expkit.report.units import count, percent, seconds
 from expkit.sweeps import scaling, table
 from expkit.sweeps.ranking import Entry, Results
 from expkit.tracking.address import one_line
 from expkit.tracking.journal import Journal
+from expkit.units import count, percent, seconds
 
 FILE = "report.html"
 Learnt = Mapping[int, tuple[HostArray, HostArray]]

@@ -12,11 +12,11 @@ from expkit.outcome import FINISHED, Outcome
 from expkit.record.stored import Stored
 from expkit.remote import SAID
 from expkit.report.plots import Course
-from expkit.report.units import count, seconds
 from expkit.sweeps.labels import short
 from expkit.sweeps.manifest import Manifest, Planned
 from expkit.sweeps.ranking import Entry, Results
 from expkit.sweeps.scaling import FEWEST, charts, settings
+from expkit.units import count, seconds
 
 SHOWN = 30
 """Most rows shown of a problem; `result.txt` in the sweep's folder has all of them."""
