@@ -66,6 +66,7 @@ WRONG = {
     "float32_arrays",
     "float32_inside",
     "left_queued",
+    "rate_off",
     "repeats_loss_at_end",
     "replays_first",
     "returns_early",

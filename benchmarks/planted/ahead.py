@@ -13,7 +13,7 @@ import numpy as np
 from expkit.authors import StepProgram
 from expkit.contracts import Array, Backend, HostArray, Mark, Random, Workload
 
-from .kinds import Kind, Steps
+from .kinds import FIRST, Kind, Steps
 
 # Draws
 
@@ -74,8 +74,8 @@ class DrawsInReallocate(DrawsInReset):
         self._random = self._ahead
 
 
-LATE = 5
-"""The placement from which on some are at fault: the first repeat is honest."""
+LATE = FIRST + 1
+"""The placement from which on some are at fault: the first repeats are honest."""
 
 
 class DrawsInResetLate(DrawsInReset):

@@ -19,6 +19,9 @@ CELLS = {
     "matmul": "problem=matmul",
     "add": "problem=add",
     "matmul_drawn": "problem=matmul problem.draw=true",
+    # Sums so long that in float32 their rounding is large.
+    "large_dot_10m": "problem=large_dot problem.n=10000000 steps=6 log_every=3 "
+    "backend.dtype=float32",
     # Longer than the reference goes: 3998 steps, 5000 and 39.
     "sine_long": "problem=sine steps=5000",
     "linear_long": "problem=linear steps=8000 optimizer.lr=1e-5",
@@ -35,10 +38,13 @@ CELLS = {
 }
 """The words of a cell, by the name that the table shows. At its recommended rate `linear` has
 learned the line after 100 steps: what is done after them changes nothing."""
+FIRST = 4
+"""The placement of the first repeats: a program is placed when it is made, and by the audit."""
 LEARNING = ("sine", "linear", "large_dot")
 ALL = (*LEARNING, "matmul")
 LONG = ("sine_long", "linear_long", "large_dot_long")
 FEW = ("sine_few", "linear_few", "large_dot_few")
+WIDEST = "large_dot_10m"
 WIDE = ("sine_1m", "linear_wide", "large_dot_1m", "matmul_600")
 
 

@@ -28,7 +28,7 @@ from expkit.contracts import (
     Workload,
 )
 
-from .kinds import LONG, WIDE, Kind, Steps
+from .kinds import FIRST, LEARNING, LONG, WIDE, WIDEST, Kind, Steps
 
 # Work that is left out
 
@@ -84,6 +84,15 @@ class SkipsUpdatesLate(SkipsUpdates):
         return _reference_end(workload)
 
 
+class RateOff(Steps):
+    """Learns at a rate that is a hundredth too high."""
+
+    def __init__(self, backend: Backend, workload: Workload) -> None:
+        rule: Any = workload.optimizer
+        off = dataclasses.replace(rule, lr=1.01 * rule.lr)
+        super().__init__(backend, dataclasses.replace(workload, optimizer=off))
+
+
 class Early(Steps):
     """Returns when nine tenths of the steps are done."""
 
@@ -137,11 +146,11 @@ class WrongLater(Steps):
     placed = 0
 
     def reallocate(self) -> None:
-        self.placed += 1  # when it is made, too
+        self.placed += 1
         super().reallocate()
 
     def losses(self, start: int = 0) -> HostArray:
-        return super().losses(start) * (1 + 1e-6 * (self.placed > 2))
+        return super().losses(start) * (1 + 1e-6 * (self.placed > FIRST))
 
 
 class Replays(Steps):
@@ -395,12 +404,13 @@ class _HalfRows:
 
 DRAWN = tuple(name for name in LONG if "sine" not in name)
 FAULTS = {
+    "rate_off": Kind(RateOff),
     "skips_updates": Kind(SkipsUpdates),
     "skips_updates_later": Kind(SkipsUpdatesLater, ("sine", "linear", "large_dot_101")),
     "skips_updates_late": Kind(SkipsUpdatesLate, LONG),
     "returns_early": Kind(Early),
     "returns_early_padded": Kind(EarlyPadded),
-    "stale_losses": Kind(StaleLosses),
+    "stale_losses": Kind(StaleLosses, (*LEARNING, WIDEST)),
     "wrong_later": Kind(WrongLater),
     "replays_first": Kind(Replays),
     "repeats_loss_late": Kind(RepeatsLoss, LONG),

@@ -88,6 +88,9 @@ SHORT_TRIES = 7
 """By how many the tries that are too short may outnumber the rest before more steps are taken."""
 REMEMBERED = 3.0
 """How many times as long steps may take from a start that the program has not seen."""
+LENGTHENED = 1.5
+"""By how many times placing and resetting may become longer: a machine may become twice as slow,
+and where memory is taken from changes too."""
 LONG_STEP_S = 0.05
 """The noise is small beside a step that takes this long or longer: one look is enough."""
 MORE = 16.0
@@ -542,7 +545,7 @@ def longer_to_start(
         beyond = [
             now - then
             for now, then in zip(took, before, strict=True)
-            if now - then > max(AHEAD * max(clocked, TOLD_S), then / 2)
+            if now - then > max(AHEAD * max(clocked, CLOCKED_S), LENGTHENED * then)
         ]
         if not beyond:
             return None
