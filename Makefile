@@ -8,8 +8,10 @@ EXTRAS ?= dev
 run: .venv/ready
 	$(BIN)/python -m expkit $(ARGS)
 
-# Several tests at once, then one by one those that measure times. 5: none of a kind was asked for.
+# Several tests at once, whose threads do not spin while they wait, then one by one those that measure
+# times. 5: none of a kind was asked for.
 test: .venv/ready
+	OMP_WAIT_POLICY=passive OPENBLAS_THREAD_TIMEOUT=4 \
 	$(BIN)/python -m pytest -n 4 --dist loadgroup -m "not alone" $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -m alone $(ARGS) || [ $$? = 5 ]
 

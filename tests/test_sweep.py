@@ -971,8 +971,9 @@ def test_a_search_goes_on_after_a_cell_that_diverged(expkit: Expkit) -> None:
 
 @searching
 def test_a_search_takes_a_value_twice(expkit: Expkit) -> None:
-    words = ("-m", "hydra/sweeper=optuna", "problem=matmul", "backend.threads=choice(1,2)")
-    done = expkit(*words, "hydra.sweeper.n_trials=6", "sweep.objective=seconds", *QUICK)
+    words = ("-m", "hydra/sweeper=optuna", "problem=matmul", "problem.n=10")
+    twice = ("backend.threads=choice(1,2)", "hydra.sweeper.n_trials=6", "tracking=none")
+    done = expkit(*words, *twice, "sweep.objective=seconds", *QUICK)
     assert done.status == 0, done.err
     assert "best: " in done.out
 
