@@ -657,13 +657,13 @@ def _describe(sweep: Sweep, tracker: Tracker) -> str | None:
     from expkit.sweeps.page import FILE, findings
 
     manifest = sweep.manifest
-    again = f"Again: `expkit -m {shlex.join(manifest.words)}`"
+    again = f"[The runs in charts]({{charts}})\n\nAgain: `expkit -m {shlex.join(manifest.words)}`"
     lines = "".join(f"- **{what}**: {said}\n" for what, said in findings(sweep.results))
     first = next(iter(sweep), None)
     run = sync_state.read(first.folder).get("run_id") if first else None
     if first and run and (first.folder / FILE).is_file():
         where = f"#/experiments/{{experiment}}/runs/{run}/artifacts/{FILE}"
-        again = f"[The page of this sweep]({where}?workflowType=machine_learning)\n\n{again}"
+        again = f"[The page of this sweep]({where}?workflowType=machine_learning) · {again}"
     text = f"{lines}\nThe latest sweep, {manifest.id}:\n\n{sweep.markdown()}\n\n"
     if len(text) + len(again) > DESCRIPTION:
         whole = f"The rest: `expkit export {manifest.id} --format md`\n\n"

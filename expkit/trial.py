@@ -31,9 +31,8 @@ from expkit.measure.subject import Subject
 from expkit.measure.threads import AGAIN_S, Queue, overused, overused_again
 from expkit.measure.verification import Verification
 from expkit.outcome import Outcome
-from expkit.record import writing
+from expkit.record import note, writing
 from expkit.record.result import Now, Result, Watch
-from expkit.report.note import note
 from expkit.tracking.address import one_line
 from expkit.tracking.journal import Journal, now_ms
 from expkit.tracking.tracker import Tracker
@@ -111,11 +110,13 @@ class Trial(AbstractContextManager["Trial"]):
             self.result.outcome, status = Outcome.INTERRUPTED, "KILLED"
         elif error is not None:
             self.result.outcome, status = Outcome.FAILED, "FAILED"
+            self.result.reason = one_line(error)
             with suppress(OSError):  # on a full disk, the first error is the one to report
-                self.journal.tags({"reason": one_line(error)})
+                self.journal.tags({"reason": self.result.reason})
                 (self.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
                 self.journal.artifact("error.txt")
-        self.journal.tags({"outcome": self.result.outcome})
+        about = {note.TAG: note.note(self.cell, self.result, None)} if error else {}
+        self.journal.tags({"outcome": self.result.outcome} | about)
         self.journal.end(status)
         if self.tracker:  # the caller shows a result before it waits for MLflow
             self.tracker.update(self.folder, last=error is not None)
@@ -398,8 +399,8 @@ class Trial(AbstractContextManager["Trial"]):
         for name, value in figures.items():
             self.journal.metric(name, [value])
         writing.write_result(self.journal, self.result)
-        about = note(self.cell, self.result, tags.get("verdict"))
-        self.journal.tags({"mlflow.note.content": about})
+        about = note.note(self.cell, self.result, tags.get("verdict"))
+        self.journal.tags({note.TAG: about})
         self._send()
         writing.write_files(self.cell, self.journal, self.result)
 

@@ -112,6 +112,13 @@ def test_mlflows_page_is_ready_on_opening(seen: Seen) -> None:
     for name in names:
         window.get_by_text(name).first.wait_for()
 
+    window.goto(seen.start.replace("&compareRunsMode=CHART", ""))
+    for opened in range(2):
+        for column in ("outcome", "time/median_ms", "verdict/ratio", "stable"):
+            window.get_by_role("columnheader").get_by_text(column, exact=True).first.wait_for()
+        if not opened:
+            window.reload()
+
     window.goto(f"{seen.home}#/experiments/1/runs/{ids[0]}")
     window.get_by_text("verdict:").first.wait_for()
     window.goto(f"{seen.home}#/experiments/1/runs/{ids[0]}/artifacts/loss.png")

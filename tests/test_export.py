@@ -147,14 +147,15 @@ def test_every_format_says_the_same(
             assert [kind.kind for kind in found.dtypes] == [kind.kind for kind in table.dtypes]
 
 
+@pytest.mark.parametrize("words", [[], ["--samples"], ["--curves"]])
 def test_polars_reads_what_pandas_reads(
-    sweep: door.Sweep, to: Callable[..., str], tmp_path: Path
+    sweep: door.Sweep, to: Callable[..., str], tmp_path: Path, words: list[str]
 ) -> None:
     polars = pytest.importorskip("polars")
-    for suffix, read in (("csv", polars.read_csv), ("parquet", polars.read_parquet)):
+    for suffix in ("csv", "parquet", "json"):
         file = tmp_path / f"found.{suffix}"
-        to(sweep, "--samples", "--output", str(file))
-        found = read(file)
+        to(sweep, *words, "--output", str(file))
+        found = getattr(polars, f"read_{suffix}")(file)
         assert found["seconds"].dtype == polars.Float64
         assert found["cell"].dtype == polars.Int64
         assert found["optimizer.lr"].dtype == polars.Float64

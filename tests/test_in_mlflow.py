@@ -33,6 +33,29 @@ QUICK = (
 )
 
 
+FAILING = """
+    import os
+    from dataclasses import dataclass
+    from expkit.authors import StepProgram, manual
+    from expkit_plugins.numpy.backend import NumpyBackend
+
+    class Raising(StepProgram):
+        def advance(self, n):
+            raise RuntimeError("the device is gone")
+
+    class Dying(StepProgram):
+        def advance(self, n):
+            os._exit(3)
+
+    @dataclass(frozen=True)
+    class Backend(NumpyBackend):
+        dies: bool = False
+
+        def build(self, workload):
+            return (Dying if self.dies else Raising)(self, workload, manual(self.xp))
+"""
+
+
 def kept(expkit: Expkit) -> list[Run]:
     """The runs in MLflow, in the order of their starts."""
     from mlflow import MlflowClient
@@ -84,6 +107,20 @@ def test_a_run_has_a_note_a_data_set_and_curves(expkit: Expkit) -> None:
     assert times == sorted(times)
     assert run.info.start_time <= times[0] <= times[-1] <= run.info.end_time
     assert times[-1] - times[0] >= 500 * run.data.metrics["time/median_seconds"], "in milliseconds"
+
+
+def test_runs_that_fail_have_a_note_too(expkit: Expkit) -> None:
+    option = "_target_: broken_plugin.Backend\ndies: false\n"
+    expkit.plugin({"__init__.py": FAILING, "conf/backend/failing.yaml": option})
+    words = ("problem=linear", "steps=20", "backend=failing", "backend.dies=false,true")
+    assert expkit("-m", *words, *QUICK).status == 1
+    raised, died = (run.data.tags["mlflow.note.content"].splitlines() for run in kept(expkit))
+    assert raised[1] == "- no time: failed: RuntimeError: the device is gone"
+    assert died[1].startswith("- no time: failed: ")
+    for said, dies in ((raised, "false"), (died, "true")):
+        assert len(said) == 5
+        assert said[4].startswith("- again: `expkit problem=linear ")
+        assert f"backend.dies={dies}" in said[4].lower()
 
 
 def test_cells_have_names_colours_and_verdicts_that_sort(expkit: Expkit) -> None:
@@ -146,6 +183,7 @@ def test_a_sweeps_page_is_in_mlflow(expkit: Expkit) -> None:
     [link] = re.findall(
         r"\(#/experiments/1/runs/(\w+)/artifacts/report.html\?\S+\)", described(expkit)
     )
+    assert f"[The runs in charts]({views.opened('1')})" in described(expkit)
     there = {file.path for file in client.list_artifacts(link)}
     assert "report.html" in there
     [file] = expkit.outputs.glob("sweeps/*/*/report.html")
@@ -170,6 +208,21 @@ def test_what_a_person_wrote_above_the_runs_stays(tmp_path: Path) -> None:
         uploader.describe(uri, "mine", "2", "second")
         now = client.get_experiment(experiment.experiment_id).tags["mlflow.note.content"]
         assert now == changed.replace("first", "second")
+
+
+def test_an_experiment_that_was_there_before_opens_on_its_runs(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    from expkit.tracking.upload import Uploader
+
+    client = MlflowClient(address.local(tmp_path))
+    theirs = {name: client.create_experiment(name) for name in ("old", "chosen")}
+    [kind] = views.KIND
+    client.set_experiment_tag(theirs["chosen"], kind, "custom")
+    for name in theirs:
+        Uploader().describe(address.local(tmp_path), name, "1", "text")
+    kinds = {name: client.get_experiment(number).tags[kind] for name, number in theirs.items()}
+    assert kinds == {"old": views.KIND[kind], "chosen": "custom"}
 
 
 def test_what_is_not_finite_is_no_number_there(expkit: Expkit) -> None:

@@ -97,9 +97,9 @@ def _compose_and_run(argv: Sequence[str], tracker: Tracker | None, *, verbose: b
     with _one_blas_thread() if _is_sweep(argv) else nullcontext():
         from expkit import config
 
-    command = Command(tracker, verbose=verbose)
-    config.register()
     words, flags = parse(argv)
+    command = Command(tracker, words, verbose=verbose)
+    config.register()
     check_words(words, option_folder(flags))
     require_plain(config.default_outputs())
     if any(word.startswith("hydra/sweeper=optuna") for word in words):
@@ -179,8 +179,9 @@ def require_free(folder: Path) -> None:
 class Command:
     """The function that Hydra calls with a cell, or expkit's sweeper with the cells of a sweep."""
 
-    def __init__(self, tracker: Tracker | None, *, verbose: bool) -> None:
-        self._tracker, self._verbose = tracker, verbose
+    def __init__(self, tracker: Tracker | None, words: Sequence[str], *, verbose: bool) -> None:
+        """`words` are those that were typed, without options such as `-m`."""
+        self._tracker, self._words, self._verbose = tracker, words, verbose
         self._search: Search | None = None
         self.statuses: list[int] = []
 
@@ -245,7 +246,8 @@ class Command:
 
         if self._search is None:
             manifest.require_unused(Path(master.hydra.sweep.dir).absolute())
-        batch = plan.plan(master, loader, jobs, [], first)
+        words = [address.scrub(word) for word in self._words]
+        batch = plan.plan(master, loader, jobs, words, first)
         allow_given(self._tracker, batch, master.tracking.uri)
         used = self._tracker if batch.is_tracked else None
         sweeper = master.hydra.sweeper

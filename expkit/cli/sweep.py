@@ -9,7 +9,6 @@ import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ from expkit.errors import ConfigError, UserError, is_disk_full
 from expkit.outcome import ALIKE, FINISHED, Outcome
 from expkit.record.stored import Stored
 from expkit.report import plots
-from expkit.sweeps import cluster, names, page
+from expkit.sweeps import cluster, names, page, ranking
 from expkit.sweeps import table as report
 from expkit.sweeps.engine import ProgressReporter
 from expkit.sweeps.manifest import Manifest, Planned, locked, named, newest, require_unused
@@ -165,6 +164,18 @@ def _told(
         reporter.close()
 
 
+def _show_best(found: Results) -> None:
+    """Show the best trial of a search, and draw the picture of the search."""
+    show(report.best(found))
+    if any(cell.cell.tracking.pictures for cell in found.manifest.cells):
+        try:
+            picture = plots.draw_search(report.course(found), found.manifest.folder)
+        except Exception as error:  # the search itself has succeeded
+            print_error(f"the search's picture cannot be drawn: {one_line(error)}")
+        else:
+            show(f"picture: {picture}")
+
+
 def _show_page(found: Results) -> None:
     """Write the page of a sweep, and say where it is."""
     try:
@@ -177,30 +188,23 @@ def _show_page(found: Results) -> None:
         show(f"page: {file}")
 
 
-Shown = Callable[[Results, int | None], str]
-"""Makes the table of a sweep, with at most this many rows."""
-
-
 def tell(
     manifest: Manifest,
     tracker: Tracker | None,
     *,
     interrupted: str | None = None,
-    table: Shown = report.result,
-    more: Callable[[Results], None] = _show_page,
     verbose: bool = False,
 ) -> int:
     """Show the results of a sweep, then send what is not in MLflow; return the exit status.
 
     Args:
         interrupted: what to print if the sweep was interrupted.
-        more: called after the table of a sweep that was not interrupted, to show more.
         verbose: show all rows, and where each run is kept.
     """
     found = Results.read(manifest)
     with suppress(OSError):  # the table is printed anyway
-        (manifest.folder / "result.txt").write_text(table(found, None) + "\n")
-    shown = table(found, None if verbose else report.SHOWN)
+        (manifest.folder / "result.txt").write_text(report.result(found, None) + "\n")
+    shown = report.result(found, None if verbose else report.SHOWN)
     show(f"\n{shown}\n" if shown else "")  # empty if all cells are damaged
     outcomes = found.outcomes()
     show(f"{report.counted(outcomes, len(manifest.damaged))}; {manifest.folder}")
@@ -209,7 +213,9 @@ def tell(
     if interrupted:
         print_error(interrupted)
     else:
-        more(found)
+        if manifest.best:
+            _show_best(found)
+        _show_page(found)
     try:
         error = _send_rest(found, tracker) if tracker else None
     except KeyboardInterrupt:
@@ -238,7 +244,6 @@ class Search:
     ) -> None:
         self._tracker, self._verbose = tracker, verbose
         self._trials: int | None = sweeper.get("n_trials")
-        self._greatest = "maximize" in str(sweeper.get("direction"))
         self._manifest: Manifest | None = None
 
     def launch(
@@ -278,21 +283,7 @@ class Search:
         if self._manifest is None:
             return None
         names.link(self._manifest, {})
-        table = partial(report.search, greatest=self._greatest)
-        more, verbose = self._show_best, self._verbose
-        return tell(self._manifest, self._tracker, table=table, more=more, verbose=verbose)
-
-    def _show_best(self, found: Results) -> None:
-        """Show the best trial, and draw the picture of the search."""
-        show(report.best(found, greatest=self._greatest))
-        if any(cell.cell.tracking.pictures for cell in found.manifest.cells):
-            try:
-                course = report.course(found, greatest=self._greatest)
-                picture = plots.draw_search(course, found.manifest.folder)
-            except Exception as error:  # the search itself has succeeded
-                print_error(f"the search's picture cannot be drawn: {one_line(error)}")
-            else:
-                show(f"picture: {picture}")
+        return tell(self._manifest, self._tracker, verbose=self._verbose)
 
 
 def _objective(run: Stored | None, objective: str) -> JobReturn:
@@ -301,7 +292,7 @@ def _objective(run: Stored | None, objective: str) -> JobReturn:
     if run is None or run.outcome != Outcome.OK:
         why = f"{run.outcome}: {run.reason}" if run else "it cannot run"
         return JobReturn(_return_value=RuntimeError(why), status=JobStatus.FAILED)
-    value = report.objective(run, objective)
+    value = ranking.objective(run, objective)
     if value is None:
         raise UserError("sweep.objective: got 'loss', and this problem has none; takes seconds")
     return JobReturn(_return_value=value, status=JobStatus.COMPLETED)

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from expkit.config import Cell
 from expkit.measure.environment import environment
 from expkit.outcome import Outcome
-from expkit.record import quantities
+from expkit.record import note, quantities
 from expkit.record.colours import colours
 from expkit.record.curves import elapsed, grid
 from expkit.record.result import Result
@@ -51,7 +51,8 @@ def record_failure(
     journal = Journal(folder)
     if not begun:
         journal.write("run", **opening(cell, folder, tags, {}))
-    journal.tags({"outcome": outcome, "reason": reason})
+    about = note.note(cell, Result(outcome=Outcome(outcome), reason=reason), None)
+    journal.tags({"outcome": outcome, "reason": reason, note.TAG: about})
     journal.end("KILLED" if outcome == Outcome.INTERRUPTED else "FAILED")
 
 

@@ -10,6 +10,7 @@ from expkit.config import Cell
 from expkit.record.colours import colours, shade
 
 CHOICES = ("problem", "backend", "optimizer")
+IN_TURN = 8
 
 
 def varying(cells: Sequence[Cell]) -> set[str]:
@@ -59,13 +60,20 @@ def names(cells: Mapping[int, Cell], varying: Collection[str]) -> dict[int, str]
     return found
 
 
-def shades(cells: Mapping[int, Cell]) -> dict[int, str]:
-    """Return each cell's colour: its backend's, in a shade for each of this backend's cells."""
+def shades(cells: Mapping[int, Cell], *, searched: bool = False) -> dict[int, str]:
+    """Return each cell's colour: its backend's, in a shade for each of this backend's cells.
+
+    Args:
+        searched: there may be more cells: they have `IN_TURN` shades in turn.
+    """
     backends = {number: cell.names["backend"] for number, cell in cells.items()}
     base, count = colours(backends.values()), Counter(backends.values())
     used: Counter[str] = Counter()
     found = {}
     for number, backend in backends.items():
+        if searched:
+            found[number] = shade(base[backend], number % IN_TURN, IN_TURN)
+            continue
         found[number] = shade(base[backend], used[backend], count[backend])
         used[backend] += 1
     return found

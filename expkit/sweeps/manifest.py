@@ -53,10 +53,12 @@ from expkit.tracking.address import one_line
 
 FILE = "sweep.json"
 LOCK = "sweep.lock"
-VERSION = 2
+VERSION = 3
 """Version of the file's format. A file without a version that names its folder is read as 0."""
 FROM_2 = {"name": "", "colour": ""}
 """What cells have from version 2 on, as it is read from an older file."""
+FROM_3 = {"best": ""}
+"""What the file has from version 3 on, beside the cells."""
 
 
 def _is_pair(value: object) -> bool:
@@ -79,6 +81,7 @@ KEYS = {
         lambda value: isinstance(value, list) and all(map(_is_pair, value)),
     ),
     "again": Check("numbers of cells by number", _is_again),
+    "best": Check("least, greatest or nothing", lambda v: v in ("least", "greatest", "")),
 }
 CELL = {
     "index": WHOLE,
@@ -142,6 +145,7 @@ class Manifest:
         cells: what is to be run.
         skipped: the titles of cells that cannot or need not be run, with the reasons.
         again: the numbers of skipped cells that repeat another cell, with the number of that cell.
+        best: of a search, which objective is the best: `least` or `greatest`; empty for others.
         damaged: what is wrong with each cell of the file that is not among `cells`.
     """
 
@@ -152,6 +156,7 @@ class Manifest:
     cells: Sequence[Planned]
     skipped: Sequence[tuple[str, str]] = field(default_factory=tuple)
     again: Mapping[int, int] = field(default_factory=dict)
+    best: str = ""
     damaged: Sequence[str] = field(default_factory=tuple)
 
     @property
@@ -195,6 +200,8 @@ class Manifest:
         version: Any = record.get("version") if isinstance(record, dict) else None
         if version == 0:
             record.pop("folder", None)
+        if is_whole(version) and version < VERSION:
+            record = FROM_3 | record
         if is_whole(version) and version > VERSION:
             raise UserError(
                 f"sweep {file}: a newer expkit wrote it: version {version}, takes {VERSION}"
@@ -217,6 +224,7 @@ class Manifest:
             cells,
             [(title, reason) for title, reason in record["skipped"]],
             {int(number): index for number, index in record["again"].items()},
+            record["best"],
             damaged,
         )
 

@@ -132,8 +132,10 @@ def findings(found: Results) -> list[tuple[str, str]]:
 def _findings(found: Results, learnt: Learnt) -> list[tuple[str, str]]:
     said = []
     for title, ranked in found.by_problem():
-        said.append((title, _sentence(found, ranked)))
-        said += [(title, line) for line in _sooner(found, ranked, learnt)]
+        lines = [_sentence(found, ranked), *_sooner(found, ranked, learnt)]
+        if {entry.standing for entry in ranked if entry.verdict} == {UNLIKE}:
+            lines = [*lines[1:], lines[0]]  # another optimizer: how soon it learns comes first
+        said += [(title, line) for line in lines]
     swept = scaling.charts(found)
     return said + [(chart.title, f"{line}.") for chart in swept for line in chart.findings]
 
@@ -168,6 +170,8 @@ def _sooner(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> list[str
 
 def _sentence(found: Results, ranked: Sequence[Entry]) -> str:
     """Say in one sentence what came out for the cells of a problem, the best of which is first."""
+    if found.manifest.best:
+        return f"{count(len(ranked), 'trial')}; {table.best(found)}."
     rest = Counter(entry.outcome for entry in ranked if not entry.is_ok)
     tail = "".join(f"; {number} {name.replace('_', ' ')}" for name, number in rest.items())
     timed = [entry for entry in ranked if entry.run and entry.run.summary]
@@ -196,6 +200,9 @@ def _held(found: Results, timed: Sequence[Entry]) -> str:
         said = f"{_name(found, best)} is FASTER than {against}: {_ratio(best)}"
         more = [f"{words[FASTER] - 1} more FASTER"] if words[FASTER] > 1 else []
         return "; ".join(filter(None, [said, ", ".join([*more, *others])]))
+    if len(held) > 1 and words[UNLIKE] == len(held):
+        whose = f"that of {against}" if len(bases) == 1 else "that of their baselines"
+        return f"the times of {len(held)} cells are not compared: their work is UNLIKE {whose}"
     if len(held) > 1:
         return f"none is FASTER than {against}: {', '.join(others)}"
     how = {
@@ -210,7 +217,7 @@ def _held(found: Results, timed: Sequence[Entry]) -> str:
 
 def _name(found: Results, entry: Entry) -> str:
     """Return what tells a cell apart from the others of its problem."""
-    single = len(found.manifest.groups) == 1
+    single = len(found.manifest.groups) == 1 or found.manifest.best
     return (entry.planned.name if single else "") or entry.planned.title
 
 
@@ -268,7 +275,11 @@ def _problem(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> list[st
         ):
             what += " (from the least to the greatest, where there are too few placements)"
         body.append(_figure(what, charts.spreads(rows, "time of a run")))
-    held = [_ratios(found, entry) for entry in timed if entry.verdict and entry.verdict.interval]
+    held = [
+        _ratios(found, entry)
+        for entry in timed
+        if entry.verdict and entry.verdict.interval and entry.standing != UNLIKE
+    ]
     if held:
         what = "Against the baseline: the ratio and its 95% interval"
         label = "times as long as the baseline; below 1 is faster"
@@ -354,7 +365,7 @@ def _reached(ranked: Sequence[Entry], learnt: Learnt) -> dict[int, float | None]
     baseline's, and where the cell has the same optimizer as its baseline. Empty if all have one.
     """
     optimizers = {e.planned.index: e.planned.frozen["choices"].get("optimizer") for e in ranked}
-    if len(set(optimizers.values())) < 2:
+    if len(set(optimizers.values())) < 2 or all(e.planned.baseline is None for e in ranked):
         return {}
     found: dict[int, float | None] = {}
     for entry in ranked:

@@ -88,12 +88,16 @@ def plan(
     manifest = _manifest(folder, words, sweep, kept, titles, skipped, held)
     log = _log(master)
     by_number = {number: cell for number, cell, _ in kept}
-    names, colours = labels.names(by_number, varying), labels.shades(by_number)
+    searched = first is not None
+    names, colours = labels.names(by_number, varying), labels.shades(by_number, searched=searched)
     cells = [
         replace(c, frozen={**c.frozen, "log": log}, name=names[c.index], colour=colours[c.index])
         for c in manifest.cells
     ]
-    return replace(manifest, cells=cells, again=again)
+    best = ""
+    if searched:
+        best = "greatest" if "maximize" in str(master.hydra.sweeper.get("direction")) else "least"
+    return replace(manifest, cells=cells, again=again, best=best)
 
 
 def plan_words(words: Sequence[str]) -> Manifest:

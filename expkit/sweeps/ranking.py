@@ -15,6 +15,9 @@ from expkit.record.stored import Stored
 from expkit.report.comparison import Comparison, hold
 from expkit.sweeps.manifest import Manifest, Planned
 
+FEW = 3
+"""The most problems that a title names."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -92,15 +95,20 @@ class Results:
         return cls(manifest, [Entry(c, runs[c.index], runs.get(c.baseline)) for c in cells])
 
     def by_problem(self) -> list[tuple[str, list[Entry]]]:
-        """Rank the cells of each problem: the fastest first or, if none is timed, by their loss.
+        """Rank the cells of each problem: the fastest first; if none is timed, by their loss. Those
+        of a search are ranked together, by its objective.
 
         Returns:
             The problems' titles with their cells, those without a result last. Problems all of
             whose cells are damaged are left out.
         """
+        titles = self.manifest.groups
+        if self.manifest.best:
+            title = ", ".join(titles) if len(titles) <= FEW else "several problems"
+            return [(title, sorted(self.entries, key=self._rank))]
         groups = [
             (title, sorted((e for e in self.entries if e.planned.group == number), key=self._rank))
-            for number, title in enumerate(self.manifest.groups)
+            for number, title in enumerate(titles)
         ]
         return [(title, ranked) for title, ranked in groups if ranked]
 
@@ -108,8 +116,26 @@ class Results:
         """Count the cells by outcome; a cell without a readable run counts as `not run`."""
         return Counter(entry.outcome for entry in self.entries)
 
+    def objective(self, entry: Entry) -> float | None:
+        """Return what a search looks for: the median seconds or the final loss of a cell."""
+        if entry.run is None or not entry.is_ok:
+            return None
+        return objective(entry.run, self.manifest.sweep.objective)
+
     def _rank(self, entry: Entry) -> float:
+        if self.manifest.best:
+            value = self.objective(entry)
+            if value is None or math.isnan(value):
+                return math.inf
+            return -value if self.manifest.best == "greatest" else value
         if self.manifest.sweep.timing:
             return entry.run.summary.median if entry.run and entry.run.summary else math.inf
         loss = entry.run.loss if entry.is_ok and entry.run else None
         return math.inf if loss is None else loss
+
+
+def objective(run: Stored, kind: str) -> float | None:
+    """Return the objective of a run that ended well: its final loss or its median seconds."""
+    if kind == "loss":
+        return run.loss
+    return run.summary.median if run.summary else None

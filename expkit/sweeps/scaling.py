@@ -118,7 +118,8 @@ def charts(found: Results) -> list[Chart]:
             if len({x for x, _ in row}) >= FEWEST and (curve := _curve(key, row, timed=timed))
         ]
         if drawn:
-            curves = _coloured([curve for curve, _ in drawn])
+            backends = [_backend(row[0][1].planned) for _, row in drawn]
+            curves = _coloured([curve for curve, _ in drawn], backends)
             title = f"{'Time' if timed else 'Final loss'} by {key}"
             made.append(Chart(title, key, timed, curves, [row for _, row in drawn]))
     return made
@@ -138,10 +139,8 @@ def _curve(key: str, row: Row, *, timed: bool) -> Curve | None:
     if not points:
         return None
     x, y, low, high = zip(*points, strict=True)
-    first = row[0][1].planned
-    backend = first.frozen["choices"].get("backend", "")
     ends = (low, high) if timed else ((), ())
-    return Curve(_name(first, key), colours([backend])[backend], x, y, *ends)
+    return Curve(_name(row[0][1].planned, key), "", x, y, *ends)
 
 
 def _held(row: Row, base: Row) -> list[Point]:
@@ -161,14 +160,16 @@ def _name(planned: Planned, key: str) -> str:
     return " · ".join(part for part in parts if not part.startswith((f"{end}=", f"{key}=")))
 
 
-def _coloured(curves: Sequence[Curve]) -> list[Curve]:
-    """Return the curves in shades of their colours, where several have the same."""
-    count = Counter(curve.colour for curve in curves)
+def _backend(planned: Planned) -> str:
+    return str(planned.frozen["choices"].get("backend", ""))
+
+
+def _coloured(curves: Sequence[Curve], backends: Sequence[str]) -> list[Curve]:
+    """Return the curves in the colours of their backends, in shades where several have the same."""
+    base, count = colours(backends), Counter(backends)
     used: Counter[str] = Counter()
     found = []
-    for curve in curves:
-        found.append(
-            replace(curve, colour=shade(curve.colour, used[curve.colour], count[curve.colour]))
-        )
-        used[curve.colour] += 1
+    for curve, backend in zip(curves, backends, strict=True):
+        found.append(replace(curve, colour=shade(base[backend], used[backend], count[backend])))
+        used[backend] += 1
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from expkit.units import count, seconds
 
 SHOWN = 30
 """Most rows shown of a problem; `result.txt` in the sweep's folder has all of them."""
-FEW = 3
-"""Most problems that a title names."""
+WIDE = 3
+"""The most cells of a problem in the table of all sizes."""
 LAST_LINES = 5
 LAST_BYTES = 1000
 """Most that is read of a process's output, of which there may be any amount."""
@@ -46,11 +45,14 @@ def planned(manifest: Manifest, todo: Sequence[Planned], *, apart: bool) -> str:
 
 
 def result(found: Results, most: int | None = SHOWN) -> str:
-    """Return a table of each problem's cells, the fastest first, then every failure.
+    """Return a table of each problem's cells, the fastest first, or of a search's trials, the best
+    first; then every failure.
 
     Args:
         most: most rows per problem; None for all, with the folder of each run.
     """
+    if found.manifest.best:
+        return _search(found, most)
     parts, manifest = [], found.manifest
     sizes = by_size(found) if most is not None else None
     if sizes:
@@ -86,7 +88,7 @@ def by_size(found: Results) -> list[Row] | None:
         order = sorted(cells, key=lambda title: cells[title].planned.baseline is not None)
         groups[group] = {title: cells[title] for title in order}
     titles = list(next(iter(groups.values()), {}))
-    if len(groups) < FEWEST or len(titles) > FEW or not found.manifest.sweep.timing:
+    if len(groups) < FEWEST or len(titles) > WIDE or not found.manifest.sweep.timing:
         return None
     if any(list(cells) != titles for cells in groups.values()):
         return None
@@ -149,8 +151,8 @@ class Trial:
     words: Mapping[str, str]
 
 
-def trials(found: Results) -> list[Trial]:
-    """A search's cells in the order in which they were tried."""
+def trials(found: Results, entries: Sequence[Entry]) -> list[Trial]:
+    """Return cells of a search, with what was chosen for them."""
     words = {}
     for entry in found.entries:
         pairs = (word.partition("=") for word in entry.planned.frozen.get("words", ()))
@@ -161,31 +163,25 @@ def trials(found: Results) -> list[Trial]:
         if len(words) == 1 or len({own.get(key) for own in words.values()}) > 1
     ]
     tried = []
-    for entry in found.entries:
-        kind = found.manifest.sweep.objective
-        value = objective(entry.run, kind) if entry.run and entry.is_ok else None
+    for entry in entries:
+        value = found.objective(entry)
         own = {key: words[entry.planned.index].get(key, "") for key in chosen}
         tried.append(Trial(entry.planned, entry.outcome, value, own))
     return tried
 
 
-def search(found: Results, most: int | None = SHOWN, *, greatest: bool = False) -> str:
-    """Return a table of a search's trials, the best first, then every failure.
-
-    Args:
-        greatest: whether the greatest objective is the best, and not the least.
-    """
-    tried, manifest = trials(found), found.manifest
+def _search(found: Results, most: int | None) -> str:
+    """Return a table of a search's trials, the best first, then every failure."""
+    [(title, entries)], manifest = found.by_problem(), found.manifest
+    ranked = trials(found, entries)
     kind = manifest.sweep.objective
-    head = ("trial", "median" if kind == "seconds" else "final loss", *tried[0].words, "outcome")
-    ranked = sorted(tried, key=lambda trial: _rank(trial, greatest=greatest))
+    chosen = ranked[0].words if ranked else ()
+    head = ("trial", "median" if kind == "seconds" else "final loss", *chosen, "outcome")
     rows = [
         (str(t.cell.index), _value(t, kind), *map(_rounded, t.words.values()), t.outcome)
         for t in ranked
     ]
-    order = "greatest" if greatest else "least"
-    titles = ", ".join(manifest.groups) if len(manifest.groups) <= FEW else "several problems"
-    lines = [f"{titles}: {count(len(rows), 'trial')}, the {order} {head[1]} first"]
+    lines = [f"{title}: {count(len(rows), 'trial')}, the {manifest.best} {head[1]} first"]
     lines += _aligned([head, *rows[:most]])
     if most is not None and len(rows) > most:
         lines.append(f"  and {len(rows) - most} more in {manifest.folder / 'result.txt'}")
@@ -194,41 +190,36 @@ def search(found: Results, most: int | None = SHOWN, *, greatest: bool = False) 
     return "\n".join([*lines, *(["", *failed] if failed else [])])
 
 
-def course(found: Results, *, greatest: bool = False) -> Course:
+def course(found: Results) -> Course:
     """Return the data for the picture of a search."""
-    tried, manifest = trials(found), found.manifest
+    tried, manifest = trials(found, found.entries), found.manifest
     kind = manifest.sweep.objective
     keys = tried[0].words
     numbers = {key: [_number(trial.words[key]) for trial in tried] for key in keys}
     floats = [key for key, values in numbers.items() if all(v is not None for v in values)]
     key = floats[0] if len(floats) == len(keys) == 1 else None
     return Course(
-        title=", ".join(manifest.groups[:FEW]),
+        title=found.by_problem()[0][0],
         objective="median (seconds)" if kind == "seconds" else "final loss",
         trials=[trial.cell.index for trial in tried],
         values=[trial.value for trial in tried],
-        greatest=greatest,
+        greatest=manifest.best == "greatest",
         key=key,
         choices=[v for v in numbers[key] if v is not None] if key else [],
     )
 
 
-def best(found: Results, *, greatest: bool = False) -> str:
+def best(found: Results) -> str:
     """Describe the best trial of a search: its objective and its cell."""
     kind = found.manifest.sweep.objective
-    valued = [trial for trial in trials(found) if trial.value is not None]
+    [(_, entries)] = found.by_problem()
+    valued = [t for t in trials(found, entries) if t.value is not None]
     if not valued:
         return f"best: no cell came to a {kind.removesuffix('s')}"
-    trial = min(valued, key=lambda trial: _rank(trial, greatest=greatest))
+    trial = valued[0]
     said = _value(trial, kind)
     shown = said if kind == "seconds" else f"a final loss of {said}"
     return f"best: {shown}, by {name(found.manifest, trial.cell)} (cell {trial.cell.index})"
-
-
-def _rank(trial: Trial, *, greatest: bool) -> float:
-    if trial.value is None or math.isnan(trial.value):
-        return math.inf
-    return -trial.value if greatest else trial.value
 
 
 def _value(trial: Trial, kind: str) -> str:
@@ -247,13 +238,6 @@ def _rounded(word: str) -> str:
     """Round a number to six digits, as a sampled one has seventeen."""
     number = _number(word)
     return word if number is None else f"{number:.6g}"
-
-
-def objective(run: Stored, kind: str) -> float | None:
-    """Return the objective of a run that ended well: its final loss or its median seconds."""
-    if kind == "loss":
-        return run.loss
-    return run.summary.median if run.summary else None
 
 
 def name(manifest: Manifest, cell: Planned) -> str:

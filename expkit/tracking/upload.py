@@ -114,11 +114,14 @@ class Uploader:
         What somebody else has written there stays, above ours.
 
         Args:
-            text: in Markdown; `{experiment}` in it stands for the experiment's id.
+            text: in Markdown; `{experiment}` in it stands for the experiment's id, and `{charts}`
+                for the address of its charts.
         """
         uri = address.readable(uri)
         client, experiment = self._open(uri, name)
-        text = text.replace("{experiment}", experiment)
+        text = text.replace("{experiment}", experiment).replace(
+            "{charts}", views.opened(experiment)
+        )
         before = client.get_experiment(experiment).tags.get("mlflow.note.content", "")
         theirs = before.partition(OURS)[0].rstrip()
         parts = [theirs, f"{OURS}\n{text}"] if theirs else [f"{OURS}\n{text}"]
@@ -328,8 +331,11 @@ def _metrics(record: dict[str, Any]) -> list[Metric]:
 
 
 def _experiment(client: MlflowClient, name: str, place: str | None) -> Experiment:
-    """Return an experiment, which is created unless it exists."""
+    """Return an experiment, which is created unless it exists, and opens on its runs."""
     found = client.get_experiment_by_name(name)
+    if found is not None and not views.KIND.keys() <= found.tags.keys():
+        for key, value in views.KIND.items():
+            client.set_experiment_tag(found.experiment_id, key, value)
     if found is None:
         try:
             created = client.create_experiment(name, artifact_location=place, tags=views.KIND)

@@ -37,8 +37,6 @@ MOST = 100
 """The most runs in a chart."""
 LINES: dict[str, Any] = {
     "type": "LINE",
-    "metricKey": "curve/loss",
-    "selectedMetricKeys": ["curve/loss"],
     "yAxisKey": "metric",
     "scaleType": "log",
     "lineSmoothness": 0,
@@ -47,10 +45,24 @@ LINES: dict[str, Any] = {
     "useGlobalXaxisKey": False,
 }
 CHARTS: list[dict[str, Any]] = [
-    LINES | {"xAxisKey": "metric", "selectedXAxisMetricKey": "curve/seconds"},
-    LINES | {"xAxisKey": "step", "xAxisScaleType": "log"},
-    {"type": "BAR", "metricKey": "time/median_ms"},
-    {"type": "BAR", "metricKey": "final/loss"},
+    LINES
+    | {
+        "displayName": "loss by seconds",
+        "metricKey": "curve/loss",
+        "selectedMetricKeys": ["curve/loss"],
+        "xAxisKey": "metric",
+        "selectedXAxisMetricKey": "curve/seconds",
+    },
+    LINES
+    | {
+        "displayName": "loss by step",
+        "metricKey": "train/loss",  # also of runs without times
+        "selectedMetricKeys": ["train/loss"],
+        "xAxisKey": "step",
+        "xAxisScaleType": "log",
+    },
+    {"type": "BAR", "displayName": "median time (ms)", "metricKey": "time/median_ms"},
+    {"type": "BAR", "displayName": "final loss", "metricKey": "final/loss"},
 ]
 
 
@@ -67,6 +79,11 @@ def newest(uri: str) -> str:
     experiment = runs[0].info.experiment_id
     if TAG not in client.get_experiment(experiment).tags:
         client.set_experiment_tag(experiment, TAG, view())
+    return opened(experiment)
+
+
+def opened(experiment: str) -> str:
+    """Return the part of the page's URL that opens an experiment's runs in the view."""
     query = f"workflowType=machine_learning&viewStateShareKey={KEY}&compareRunsMode=CHART"
     return f"#/experiments/{experiment}/runs?{query}"
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import re
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +21,9 @@ from expkit.report import plots
 from expkit.sweeps import plan
 from expkit.sweeps.manifest import Manifest, Planned
 from expkit.sweeps.names import link
+from expkit.sweeps.page import FILE
 from expkit.sweeps.ranking import Results
-from expkit.sweeps.table import course, search
+from expkit.sweeps.table import course, result
 
 if TYPE_CHECKING:
     from conftest import Done, Expkit
@@ -304,10 +308,10 @@ searching = pytest.mark.skipif(
 @searching
 @pytest.mark.filterwarnings("ignore")  # Optuna's, of SQLAlchemy
 def test_a_search_ends_with_its_trials_by_their_objective(run: Run, tmp_path: Path) -> None:
-    rate = "optimizer.lr=tag(log, interval(1e-7,1e-5))"
+    searched = "optimizer.lr=tag(log, interval(1e-7,1e-5))"
     how = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=5", "hydra.sweeper.sampler.seed=1")
     short = [*SHORT, "tracking.pictures=true", "sweep.timing=false"]
-    done = run("-m", *how, "problem=sine", rate, *short)
+    done = run("-m", *how, "problem=sine", searched, *short)
     assert done.status == 0, done.err
     counts = re.findall(r"^\[(\d+)/(\d+)\]", done.err, re.MULTILINE)
     assert counts == [(str(n), "5") for n in range(1, 6)]
@@ -325,9 +329,16 @@ def test_a_search_ends_with_its_trials_by_their_objective(run: Run, tmp_path: Pa
         assert float(word.partition("=")[2]) == pytest.approx(float(rate), rel=1e-5)
     assert f"picture: {place / 'search.png'}" in done.out
     assert (place / "search.png").read_bytes().startswith(b"\x89PNG")
+    text = (place / FILE).read_text()
+    assert f"5 trials; best: a final loss of {rows[0].split()[1]}, by" in text
+    names = [f"lr={row.split()[2]}" for row in rows]
+    assert sorted(names, key=text.index) == names, "the best first"
+    again = shlex.join(["-m", *how, "problem=sine", searched, *short])
+    assert f"expkit {html.escape(again)}\n" in text
     found = Results.read(Manifest.load(place))
     assert course(found).key == "optimizer.lr"
-    greatest = search(found, greatest=True).splitlines()[2:7]
+    other = replace(found.manifest, best="greatest")
+    greatest = result(replace(found, manifest=other)).splitlines()[2:7]
     assert [float(row.split()[1]) for row in greatest] == sorted(losses, reverse=True)
 
 

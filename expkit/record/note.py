@@ -5,8 +5,11 @@ from __future__ import annotations
 import shlex
 
 from expkit.config import Cell
+from expkit.outcome import Outcome
 from expkit.record.result import Result
 from expkit.units import seconds
+
+TAG = "mlflow.note.content"
 
 
 def note(cell: Cell, result: Result, verdict: str | None) -> str:
@@ -23,9 +26,11 @@ def note(cell: Cell, result: Result, verdict: str | None) -> str:
         lines.append(
             f"{seconds(summary.median)} ({ends}), {seconds(summary.median / steps)} a step"
         )
+    elif result.outcome == Outcome.OK:
+        lines.append("not timed")
     else:
         why = f": {result.reason}" if result.reason else ""
-        lines.append(f"no time: {result.outcome}{why}" if result.timed else "not timed")
+        lines.append(f"no time: {result.outcome}{why}")
     lines.append(f"verdict: {verdict or 'compared with none'}")
     doubts = [*result.unstable, *result.broken]
     checked = result.checked or "the answer was not checked"
