@@ -1,8 +1,9 @@
 """How often a verdict is wrong, and how often a slowdown is found: `python -m benchmarks.verdicts`.
 
 Pairs of cells are compared as `expkit compare` does it, each side built anew, while another process
-uses a core in irregular bursts. A against itself should never be FASTER or SLOWER; A against A with
-a planted delay should be SLOWER. The delay has a fixed length: a share of A's undisturbed step.
+uses a core in irregular bursts. A against itself should never be FASTER or SLOWER; A against A that
+takes longer should be SLOWER. It takes longer by a share of what its steps have just taken: as more
+work would, and unlike a delay of fixed length, of which less is left while others have the core.
 """
 
 from __future__ import annotations
@@ -20,9 +21,7 @@ from typing import Any
 import expkit
 from benchmarks.load import load
 from benchmarks.machine import machine
-from expkit.config import Cell
 from expkit.contracts import Program, Workload
-from expkit.measure.clock import timed
 from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER
 
 BUDGET_S = 10
@@ -34,18 +33,20 @@ CASES = {
 }
 """Steps are such that a repeat takes some 10 ms."""
 PLANTED = {0.0: (FASTER, SLOWER), 0.05: (SLOWER,), 0.2: (SLOWER,)}
-"""The delay as a share of a step, and the verdicts that are counted."""
+"""By what share it takes longer, and the verdicts that are counted."""
 
 
 class Slowed:
-    """A program that takes longer by a fixed time per step."""
+    """A program that takes longer by a share of its time."""
 
-    def __init__(self, program: Program, delay_seconds: float) -> None:
-        self._program, self._delay_seconds = program, delay_seconds
+    def __init__(self, program: Program, share: float) -> None:
+        self._program, self._share = program, share
 
     def advance(self, n: int) -> None:
+        start = perf_counter()
         self._program.advance(n)
-        end = perf_counter() + n * self._delay_seconds
+        now = perf_counter()
+        end = now + self._share * (now - start)
         while perf_counter() < end:
             pass
 
@@ -56,25 +57,14 @@ class Slowed:
 class SlowedBackend:
     """A backend whose programs are slowed."""
 
-    def __init__(self, backend: Any, delay_seconds: float) -> None:
-        self._backend, self._delay_seconds = backend, delay_seconds
+    def __init__(self, backend: Any, share: float) -> None:
+        self._backend, self._share = backend, share
 
     def build(self, workload: Workload) -> Any:
-        return Slowed(self._backend.build(workload), self._delay_seconds)
+        return Slowed(self._backend.build(workload), self._share)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
-
-
-def step_seconds(cell: Cell) -> float:
-    """Time an undisturbed step: return the fastest of many short readings."""
-    program = cell.backend.build(cell.workload)
-    n = max(1, cell.workload.steps // 20)
-    readings = []
-    for _ in range(100):
-        program.reset()
-        readings.append(timed(program, cell.backend.synchronize, n) / n)
-    return min(readings)
 
 
 @dataclass(frozen=True)
@@ -87,14 +77,14 @@ class Pair:
 
 
 def pair(words: tuple[str, ...], share: float) -> Pair:
-    """Compare a cell with itself, slowed by a share of its step."""
+    """Compare a cell with itself, slowed by a share of its time."""
     measure = ("measure=standard", f"measure.budget_s={BUDGET_S}", "measure.repeats_max=100000")
     with tempfile.TemporaryDirectory() as place:
         given = {"tracking": "none", "tracking.pictures": False, "outputs": place}
         a, b = (expkit.cell(*measure, *words, **given) for _ in range(2))
         a.backend.configure()
         if share:
-            b = replace(b, backend=SlowedBackend(b.backend, share * step_seconds(a)))
+            b = replace(b, backend=SlowedBackend(b.backend, share))
         start = monotonic()
         found = expkit.compare(a, b, here=True)
         seconds = monotonic() - start
