@@ -1,12 +1,14 @@
 """Every placement lies somewhere else, and holds the same values."""
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from expkit.authors import LINE, PAGE
+from expkit.conduct import run_together
 from expkit.config import compose_cell
 
 PLACEMENTS = 12
@@ -37,3 +39,22 @@ def test_a_program_that_is_placed_anew_lies_elsewhere(backend: str, n: int) -> N
         assert len({start % PAGE for start in own}) >= 7
     between = {(basis - y) % PAGE for basis, y in starts}
     assert len(between) >= 7, "the arrays move against each other"
+
+
+def test_the_data_are_made_once_however_often_they_are_placed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = ("measure.repeats_min=6", "measure.repeats_max=6", "measure.repeats_per_placement=1")
+    cell = compose_cell("problem=sine", "steps=50", "tracking=none", *measure)
+    kind, made = type(cell.workload.problem), []
+    data = kind.data
+
+    def counted(*given: Any) -> Any:
+        made.append(given)
+        return data(*given)
+
+    monkeypatch.setattr(kind, "data", counted)
+    [found] = run_together([(cell, tmp_path / "run")], None, tags={})
+    assert found.outcome == "ok"
+    assert len(found.processes[0]) == 6
+    assert len(made) == 1

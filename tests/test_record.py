@@ -21,7 +21,15 @@ from expkit.tracking import journal
 if TYPE_CHECKING:
     from conftest import Expkit
 
-WORDS = ("problem=linear", "steps=20", "tracking=none", "measure=quick", "measure.budget_s=0")
+WORDS = (
+    "problem=linear",
+    "steps=20",
+    "tracking=none",
+    "measure.repeats_per_placement=1",
+    "measure.repeats_min=6",
+    "measure.budget_s=0",
+    "measure.settle_s=0",
+)
 
 
 def test_a_row_more_is_in_the_journal_the_table_and_what_is_loaded(

@@ -18,7 +18,7 @@ def run(outputs: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_numpy_runs(tmp_path: Path) -> None:
-    done = run(tmp_path, "problem=sine", "steps=20")
+    done = run(tmp_path, "problem=sine", "steps=20", "measure.settle_s=0")
     assert (done.returncode, done.stderr) == (0, "")
     assert "sine · numpy · sgd" in done.stdout
 
