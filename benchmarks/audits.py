@@ -2,7 +2,8 @@
 
 They look for work off the clock and check later steps; see docs/measurement.md. Default runs of
 `sine` are made one after the other, and the seconds of these checks in each are printed, then their
-median. The exit status is 1 if that is more than the quarter of a second that is promised.
+median. The exit status is 1 if that is more than the quarter of a second that is promised, or a run
+is not ok.
 """
 
 from __future__ import annotations
@@ -54,16 +55,17 @@ def main() -> int:
     taken: list[float] = []
     for owner, name in CHECKS:
         setattr(owner, name, timed(getattr(owner, name), taken))
-    totals = []
+    totals, outcomes = [], set()
     cell = expkit.cell(problem="sine", tracking="none")
     with tempfile.TemporaryDirectory() as place:
         for number in range(runs):
             taken.clear()
             run = expkit.run(cell, here=True, folder=Path(place, str(number)))
             totals.append(sum(taken))
+            outcomes.add(run.outcome)
             print(f"{number + 1:3}  {seconds(totals[-1]):>8}  {run.outcome}", flush=True)
     print(f"median {seconds(median(totals))}; at most {seconds(MOST_S)} is promised")
-    return 0 if median(totals) <= MOST_S else 1
+    return 0 if median(totals) <= MOST_S and outcomes == {"ok"} else 1
 
 
 if __name__ == "__main__":

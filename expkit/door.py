@@ -233,9 +233,11 @@ class Sweep(Runs):
         ]
 
     def tables(self) -> list[tuple[str, formats.Table]]:
-        """A table a problem, as the sweep prints it."""
+        """A table a problem, or one of a search's trials, as the sweep prints them."""
         from expkit.sweeps import table
 
+        if self.manifest.best:
+            return [table.tried(self.results)]
         ranked = self.results.by_problem()
         return [(title, table.compared(self.manifest, cells)) for title, cells in ranked]
 

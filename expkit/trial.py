@@ -115,8 +115,10 @@ class Trial(AbstractContextManager["Trial"]):
                 self.journal.tags({"reason": self.result.reason})
                 (self.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
                 self.journal.artifact("error.txt")
-        about = {note.TAG: note.note(self.cell, self.result, None)} if error else {}
-        self.journal.tags({"outcome": self.result.outcome} | about)
+        tags: dict[str, str] = {"outcome": self.result.outcome}
+        if error is not None:
+            tags[note.TAG] = note.note(self.cell, self.result, None)
+        self.journal.tags(tags)
         self.journal.end(status)
         if self.tracker:  # the caller shows a result before it waits for MLflow
             self.tracker.update(self.folder, last=error is not None)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from conftest import Expkit
 
 SWEEP = ("problem=sine", "backend=numpy", "optimizer=sgd,momentum", "optimizer.lr=1e-7,1e-6")
+SIZES = ("problem=sine", "backend=numpy,torch", "problem.n=200,2000,20000")
+RATES = ("problem=sine", "optimizer=sgd,momentum,adam", "optimizer.lr=1e-8,1e-7,1e-6,1e-5")
 TIMES = (
     "steps=400",
     "measure.repeats_min=12",
@@ -50,7 +52,7 @@ class Seen(NamedTuple):
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A browser without a window."""
-    need("chromium", packages=("playwright",))
+    need("chromium", packages=("playwright", "torch"))
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -113,11 +115,8 @@ def test_mlflows_page_is_ready_on_opening(seen: Seen) -> None:
         window.get_by_text(name).first.wait_for()
 
     window.goto(seen.start.replace("&compareRunsMode=CHART", ""))
-    for opened in range(2):
-        for column in ("outcome", "time/median_ms", "verdict/ratio", "stable"):
-            window.get_by_role("columnheader").get_by_text(column, exact=True).first.wait_for()
-        if not opened:
-            window.reload()
+    for column in ("outcome", "time/median_ms", "verdict", "stable"):
+        window.get_by_role("columnheader").get_by_text(column, exact=True).first.wait_for()
 
     window.goto(f"{seen.home}#/experiments/1/runs/{ids[0]}")
     window.get_by_text("verdict:").first.wait_for()
@@ -131,11 +130,18 @@ def test_mlflows_page_is_ready_on_opening(seen: Seen) -> None:
     inside.get_by_text("Time of a run: each repeat").first.wait_for()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("words", "scheme", "picture"),
+    [
+        (SIZES, "light", "page-light.png"),
+        (SIZES, "dark", "page-dark.png"),
+        (RATES, "light", "page-rates.png"),
+    ],
+)
 def test_a_sweeps_page_is_read_in_light_and_in_dark(
-    expkit: Expkit, chromium: Any, scheme: str
+    expkit: Expkit, chromium: Any, words: tuple[str, ...], scheme: str, picture: str
 ) -> None:
-    done = expkit("-m", *SWEEP, *TIMES, "tracking=none", "tracking.pictures=true")
+    done = expkit("-m", *words, *TIMES, "tracking=none", "tracking.pictures=true")
     assert done.status == 0, done.err
     [file] = expkit.outputs.glob(f"sweeps/*/*/{page.FILE}")
     window = chromium.new_page(color_scheme=scheme, viewport={"width": 1300, "height": 1000})
@@ -155,5 +161,5 @@ def test_a_sweeps_page_is_read_in_light_and_in_dark(
     for what in ("ink", "line"):
         assert abs(bright[what] - bright["paper"]) > 60, shades
     assert (bright["paper"] > 128) == (scheme == "light")
-    kept(window, f"page-{scheme}.png")
+    kept(window, picture)
     window.close()

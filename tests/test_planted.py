@@ -20,7 +20,7 @@ TRIED = """
     import json
     import numpy as np
     from broken_plugin import FAULTS, TWINS
-    from broken_plugin.kinds import CELLS, Steps
+    from broken_plugin.kinds import CELLS, FIRST, Steps
     from expkit.config import compose_cell
 
     SMALL = {
@@ -47,7 +47,7 @@ TRIED = """
             workload = cells[problem].workload
             one, other = kind.make(backend, workload), Steps(backend, workload)
             right = []
-            for restart in ("reset", "reallocate", "reset"):
+            for restart in ("reset", *["reallocate"] * FIRST, "reset"):
                 for n in (3, 7, 10):
                     one.advance(n)
                     other.advance(n)
@@ -73,8 +73,9 @@ WRONG = {
     "returns_early_padded",
     "skips_updates",
     "stale_losses",
+    "wrong_later",
 }
-"""Those whose answer is wrong within the first steps."""
+"""Those whose answer is wrong within the first steps, or after a few placements."""
 
 
 def test_what_is_computed_off_the_clock_is_computed_right(planted: Expkit) -> None:

@@ -39,7 +39,7 @@ CELLS = {
 """The words of a cell, by the name that the table shows. At its recommended rate `linear` has
 learned the line after 100 steps: what is done after them changes nothing."""
 FIRST = 4
-"""The placement of the first repeats: a program is placed when it is made, and by the audit."""
+"""The placement of the first repeats: one is made before, and the audit makes two."""
 LEARNING = ("sine", "linear", "large_dot")
 ALL = (*LEARNING, "matmul")
 LONG = ("sine_long", "linear_long", "large_dot_long")

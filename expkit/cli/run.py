@@ -246,10 +246,10 @@ class Command:
 
         if self._search is None:
             manifest.require_unused(Path(master.hydra.sweep.dir).absolute())
-        words = [address.scrub(word) for word in self._words]
+        words = [address.scrub(w) for w in self._words if not w.startswith(manifest.ONCE)]
         batch = plan.plan(master, loader, jobs, words, first)
         allow_given(self._tracker, batch, master.tracking.uri)
-        used = self._tracker if batch.is_tracked else None
+        used = self._tracker if batch.is_tracked or not batch.cells else None
         sweeper = master.hydra.sweeper
         self._search = self._search or Search(used, sweeper, verbose=self._verbose)
         folders = plan.subdirs(master, loader, jobs, first)

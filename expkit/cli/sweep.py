@@ -167,7 +167,7 @@ def _told(
 def _show_best(found: Results) -> None:
     """Show the best trial of a search, and draw the picture of the search."""
     show(report.best(found))
-    if any(cell.cell.tracking.pictures for cell in found.manifest.cells):
+    if any(c.frozen["config"]["tracking"]["pictures"] for c in found.manifest.cells):
         try:
             picture = plots.draw_search(report.course(found), found.manifest.folder)
         except Exception as error:  # the search itself has succeeded
@@ -276,7 +276,7 @@ class Search:
                     raise KeyboardInterrupt
         runs = {cell.index: manifest.result(cell) for cell in batch.cells}
         twins = {number: batch.again.get(number, number) for number in numbers}
-        return [_objective(runs.get(twins[n]), manifest.sweep.objective) for n in numbers]
+        return [_objective(runs.get(twins[n]), manifest) for n in numbers]
 
     def finish(self) -> int | None:
         """Show the results; return the exit status, or None if nothing was searched."""
@@ -286,13 +286,14 @@ class Search:
         return tell(self._manifest, self._tracker, verbose=self._verbose)
 
 
-def _objective(run: Stored | None, objective: str) -> JobReturn:
+def _objective(run: Stored | None, manifest: Manifest) -> JobReturn:
     if run is not None and run.outcome == Outcome.DIVERGED:  # a valid result, and the worst
-        return JobReturn(_return_value=math.inf, status=JobStatus.COMPLETED)
+        worst = -math.inf if manifest.best == "greatest" else math.inf
+        return JobReturn(_return_value=worst, status=JobStatus.COMPLETED)
     if run is None or run.outcome != Outcome.OK:
         why = f"{run.outcome}: {run.reason}" if run else "it cannot run"
         return JobReturn(_return_value=RuntimeError(why), status=JobStatus.FAILED)
-    value = ranking.objective(run, objective)
+    value = ranking.objective(run, manifest.sweep.objective)
     if value is None:
         raise UserError("sweep.objective: got 'loss', and this problem has none; takes seconds")
     return JobReturn(_return_value=value, status=JobStatus.COMPLETED)

@@ -5,6 +5,7 @@ looks for it in a program's other calls, which nobody times:
 
 - reading losses and parameters after many steps may take hardly longer than after one;
 - building, placing and resetting a program for more steps may take hardly longer;
+- placing and resetting a program may not take much longer after its repeats than before them;
 - a rest between a reset and the steps may not make the steps shorter.
 
 The extra time is compared with that of the same steps on the clock. It has to be seen several
@@ -88,8 +89,8 @@ SHORT_TRIES = 7
 """By how many the tries that are too short may outnumber the rest before more steps are taken."""
 REMEMBERED = 3.0
 """How many times as long steps may take from a start that the program has not seen."""
-LENGTHENED = 1.5
-"""By how many times placing and resetting may become longer: a machine may become twice as slow,
+LENGTHENED = 2.5
+"""How many times as long placing and resetting may take later: a machine may become twice as slow,
 and where memory is taken from changes too."""
 LONG_STEP_S = 0.05
 """The noise is small beside a step that takes this long or longer: one look is enough."""
@@ -540,14 +541,11 @@ def longer_to_start(
         before: the same seconds, before the first repeat.
         clocked: seconds of all steps on the clock.
     """
+    share = AHEAD * max(clocked, CLOCKED_S)
+    allowed = [max(then + share, LENGTHENED * then) for then in before]
     for _ in _hearings():
         took = start()
-        beyond = [
-            now - then
-            for now, then in zip(took, before, strict=True)
-            if now - then > max(AHEAD * max(clocked, CLOCKED_S), LENGTHENED * then)
-        ]
-        if not beyond:
+        if all(now <= most for now, most in zip(took, allowed, strict=True)):
             return None
     return Finding(
         Outcome.OFF_THE_CLOCK,

@@ -26,6 +26,8 @@ def note(cell: Cell, result: Result, verdict: str | None) -> str:
         lines.append(
             f"{seconds(summary.median)} ({ends}), {seconds(summary.median / steps)} a step"
         )
+    elif result.outcome == Outcome.RUNNING:
+        lines.append("no time yet")
     elif result.outcome == Outcome.OK:
         lines.append("not timed")
     else:

@@ -65,6 +65,7 @@ def opening(
         **{key: str(about[key]) for key in ("device", "dtype") if key in about},
         "cell": cell.hash,
         "outcome": Outcome.RUNNING,
+        note.TAG: note.note(cell, Result(outcome=Outcome.RUNNING), None),
         "expkit.folder": str(folder),
         "mlflow.runColor": colours([backend])[backend],
     }

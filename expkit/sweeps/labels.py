@@ -11,6 +11,7 @@ from expkit.record.colours import colours, shade
 
 CHOICES = ("problem", "backend", "optimizer")
 IN_TURN = 8
+"""How many shades the trials of a search have, one after the other."""
 
 
 def varying(cells: Sequence[Cell]) -> set[str]:

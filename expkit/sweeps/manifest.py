@@ -55,6 +55,8 @@ FILE = "sweep.json"
 LOCK = "sweep.lock"
 VERSION = 3
 """Version of the file's format. A file without a version that names its folder is read as 0."""
+ONCE = ("hydra.mode=", "hydra.sweep.dir=")
+"""Words that are not kept: another sweep of the others needs a folder of its own."""
 FROM_2 = {"name": "", "colour": ""}
 """What cells have from version 2 on, as it is read from an older file."""
 FROM_3 = {"best": ""}
@@ -213,7 +215,7 @@ class Manifest:
         except UserError as error:
             raise UserError(f"sweep {file}: {error}") from error
         cells = record["cells"]
-        if version < VERSION:
+        if version < 2:
             cells = [FROM_2 | cell if isinstance(cell, dict) else cell for cell in cells]
         cells, damaged = _sound(cells, len(record["groups"]))
         return cls(

@@ -170,10 +170,10 @@ def _sooner(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> list[str
 
 def _sentence(found: Results, ranked: Sequence[Entry]) -> str:
     """Say in one sentence what came out for the cells of a problem, the best of which is first."""
-    if found.manifest.best:
-        return f"{count(len(ranked), 'trial')}; {table.best(found)}."
     rest = Counter(entry.outcome for entry in ranked if not entry.is_ok)
     tail = "".join(f"; {number} {name.replace('_', ' ')}" for name, number in rest.items())
+    if found.manifest.best:
+        return f"{count(len(ranked), 'trial')}; {table.best(found)}{tail}."
     timed = [entry for entry in ranked if entry.run and entry.run.summary]
     if any(entry.verdict for entry in timed):
         return f"{_held(found, timed)}{tail}."
@@ -200,15 +200,16 @@ def _held(found: Results, timed: Sequence[Entry]) -> str:
         said = f"{_name(found, best)} is FASTER than {against}: {_ratio(best)}"
         more = [f"{words[FASTER] - 1} more FASTER"] if words[FASTER] > 1 else []
         return "; ".join(filter(None, [said, ", ".join([*more, *others])]))
+    whose = f"that of {against}" if len(bases) == 1 else "that of their baselines"
     if len(held) > 1 and words[UNLIKE] == len(held):
-        whose = f"that of {against}" if len(bases) == 1 else "that of their baselines"
         return f"the times of {len(held)} cells are not compared: their work is UNLIKE {whose}"
     if len(held) > 1:
         return f"none is FASTER than {against}: {', '.join(others)}"
+    if held[0].standing == UNLIKE:
+        return f"the time of {_name(found, held[0])} is not compared: its work is UNLIKE {whose}"
     how = {
         SLOWER: "{} is SLOWER than {}",
         SAME: "{} takes the SAME time as {}",
-        UNLIKE: "{} is UNLIKE {}",
         CANT_TELL: "one CAN'T TELL whether {} is faster than {}; as measured",
     }[held[0].standing]
     colon = "" if held[0].standing == CANT_TELL else ":"

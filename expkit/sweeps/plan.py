@@ -74,7 +74,9 @@ def plan(
     if first is not None:  # what the other batches vary is not known here
         typed = set(as_typed(master.hydra.overrides.task))  # all trials have these
         varying |= {w.partition("=")[0] for job in jobs for w in job if w not in typed}
-    shared = {key for key in varying if not _is_own(key)}
+    searched = first is not None
+    # Trials of several problems stand in one table.
+    shared = set() if searched else {key for key in varying if not _is_own(key)}
     own = varying - shared
     named = {
         number: (cell, _title(cell, CHOICES[:1], shared), _title(cell, CHOICES[1:], own))
@@ -88,7 +90,6 @@ def plan(
     manifest = _manifest(folder, words, sweep, kept, titles, skipped, held)
     log = _log(master)
     by_number = {number: cell for number, cell, _ in kept}
-    searched = first is not None
     names, colours = labels.names(by_number, varying), labels.shades(by_number, searched=searched)
     cells = [
         replace(c, frozen={**c.frozen, "log": log}, name=names[c.index], colour=colours[c.index])

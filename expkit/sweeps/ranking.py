@@ -15,7 +15,7 @@ from expkit.record.stored import Stored
 from expkit.report.comparison import Comparison, hold
 from expkit.sweeps.manifest import Manifest, Planned
 
-FEW = 3
+TITLES = 3
 """The most problems that a title names."""
 
 
@@ -102,13 +102,13 @@ class Results:
             The problems' titles with their cells, those without a result last. Problems all of
             whose cells are damaged are left out.
         """
-        titles = self.manifest.groups
         if self.manifest.best:
-            title = ", ".join(titles) if len(titles) <= FEW else "several problems"
-            return [(title, sorted(self.entries, key=self._rank))]
+            titles = list(dict.fromkeys(self.manifest.groups))
+            title = ", ".join(titles) if len(titles) <= TITLES else "several problems"
+            return [(title, sorted(self.entries, key=self._rank))] if self.entries else []
         groups = [
             (title, sorted((e for e in self.entries if e.planned.group == number), key=self._rank))
-            for number, title in enumerate(titles)
+            for number, title in enumerate(self.manifest.groups)
         ]
         return [(title, ranked) for title, ranked in groups if ranked]
 

@@ -78,8 +78,10 @@ def result(found: Results, most: int | None = SHOWN) -> str:
 def by_size(found: Results) -> list[Row] | None:
     """Return one table with a row for each value of a number, if problems differ in that alone.
 
-    None where they do not, or the table would be too wide.
+    None where they do not, or the table would be too wide, and for a search, which is ranked.
     """
+    if found.manifest.best:
+        return None
     chosen = {entry.planned.index: settings(entry.planned) for entry in found.entries}
     groups: dict[int, dict[str, Entry]] = {}
     for entry in found.entries:
@@ -162,47 +164,55 @@ def trials(found: Results, entries: Sequence[Entry]) -> list[Trial]:
         for key in dict.fromkeys(key for own in words.values() for key in own)
         if len(words) == 1 or len({own.get(key) for own in words.values()}) > 1
     ]
-    tried = []
+    made = []
     for entry in entries:
         value = found.objective(entry)
         own = {key: words[entry.planned.index].get(key, "") for key in chosen}
-        tried.append(Trial(entry.planned, entry.outcome, value, own))
-    return tried
+        made.append(Trial(entry.planned, entry.outcome, value, own))
+    return made
 
 
-def _search(found: Results, most: int | None) -> str:
-    """Return a table of a search's trials, the best first, then every failure."""
-    [(title, entries)], manifest = found.by_problem(), found.manifest
-    ranked = trials(found, entries)
-    kind = manifest.sweep.objective
+def tried(found: Results) -> tuple[str, list[Row]]:
+    """Return the title and the table of a search's trials, the best first."""
+    title, entries = next(iter(found.by_problem()), ("", []))
+    ranked, kind = trials(found, entries), found.manifest.sweep.objective
     chosen = ranked[0].words if ranked else ()
     head = ("trial", "median" if kind == "seconds" else "final loss", *chosen, "outcome")
     rows = [
         (str(t.cell.index), _value(t, kind), *map(_rounded, t.words.values()), t.outcome)
         for t in ranked
     ]
+    return title, [head, *rows]
+
+
+def _search(found: Results, most: int | None) -> str:
+    """Return a table of a search's trials, then every failure."""
+    manifest = found.manifest
+    title, (head, *rows) = tried(found)
     lines = [f"{title}: {count(len(rows), 'trial')}, the {manifest.best} {head[1]} first"]
     lines += _aligned([head, *rows[:most]])
     if most is not None and len(rows) > most:
         lines.append(f"  and {len(rows) - most} more in {manifest.folder / 'result.txt'}")
     lines += [f"  skipped: {title}: {reason}" for title, reason in manifest.skipped][:most]
+    if most is None:
+        lines += [f"  {e.planned.index}: {e.run.folder}" for e in found.entries if e.run]
     failed = failures(found)
     return "\n".join([*lines, *(["", *failed] if failed else [])])
 
 
 def course(found: Results) -> Course:
     """Return the data for the picture of a search."""
-    tried, manifest = trials(found, found.entries), found.manifest
+    every, manifest = trials(found, found.entries), found.manifest
     kind = manifest.sweep.objective
-    keys = tried[0].words
-    numbers = {key: [_number(trial.words[key]) for trial in tried] for key in keys}
+    keys = every[0].words
+    numbers = {key: [_number(trial.words[key]) for trial in every] for key in keys}
     floats = [key for key, values in numbers.items() if all(v is not None for v in values)]
     key = floats[0] if len(floats) == len(keys) == 1 else None
     return Course(
         title=found.by_problem()[0][0],
         objective="median (seconds)" if kind == "seconds" else "final loss",
-        trials=[trial.cell.index for trial in tried],
-        values=[trial.value for trial in tried],
+        trials=[trial.cell.index for trial in every],
+        values=[trial.value for trial in every],
         greatest=manifest.best == "greatest",
         key=key,
         choices=[v for v in numbers[key] if v is not None] if key else [],
@@ -212,10 +222,10 @@ def course(found: Results) -> Course:
 def best(found: Results) -> str:
     """Describe the best trial of a search: its objective and its cell."""
     kind = found.manifest.sweep.objective
-    [(_, entries)] = found.by_problem()
-    valued = [t for t in trials(found, entries) if t.value is not None]
+    ranked = (entry for _, entries in found.by_problem() for entry in entries)
+    valued = [t for t in trials(found, list(ranked)) if t.value is not None]
     if not valued:
-        return f"best: no cell came to a {kind.removesuffix('s')}"
+        return f"best: no cell came to a {'time' if kind == 'seconds' else 'loss'}"
     trial = valued[0]
     said = _value(trial, kind)
     shown = said if kind == "seconds" else f"a final loss of {said}"
@@ -303,11 +313,13 @@ def _ratio(entry: Entry) -> str:
 
 
 def unlike(ranked: Sequence[Entry]) -> list[str]:
+    """List where cells differ in their work from their baseline, or from what they say."""
     unlike = ((entry.planned.title, entry.unlike) for entry in ranked)
     return [f"  unlike work: {title}: {'; '.join(lines)}" for title, lines in unlike if lines]
 
 
 def unstable(ranked: Sequence[Entry]) -> list[str]:
+    """List the cells whose times are doubtful, each with every reason."""
     return [
         f"  unstable: {entry.planned.title}: {entry.run.stable}"
         for entry in ranked

@@ -47,7 +47,6 @@ LINES: dict[str, Any] = {
 CHARTS: list[dict[str, Any]] = [
     LINES
     | {
-        "displayName": "loss by seconds",
         "metricKey": "curve/loss",
         "selectedMetricKeys": ["curve/loss"],
         "xAxisKey": "metric",
@@ -55,14 +54,13 @@ CHARTS: list[dict[str, Any]] = [
     },
     LINES
     | {
-        "displayName": "loss by step",
         "metricKey": "train/loss",  # also of runs without times
         "selectedMetricKeys": ["train/loss"],
         "xAxisKey": "step",
         "xAxisScaleType": "log",
     },
-    {"type": "BAR", "displayName": "median time (ms)", "metricKey": "time/median_ms"},
-    {"type": "BAR", "displayName": "final loss", "metricKey": "final/loss"},
+    {"type": "BAR", "metricKey": "time/median_ms"},
+    {"type": "BAR", "metricKey": "final/loss"},
 ]
 
 

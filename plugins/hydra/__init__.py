@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from expkit.config import as_typed
 from expkit.sweeps.cluster import launcher_of
+from expkit.sweeps.manifest import ONCE
 
 
 class ExpkitSweeper(BasicSweeper):
@@ -42,7 +43,7 @@ class ExpkitSweeper(BasicSweeper):
         (jobs,) = self.split_arguments(parsed, None)
         # Words such as hydra/launcher=slurm, with references unresolved: each cell has its own.
         given = as_typed(self.config.hydra.overrides.hydra)
-        hydras = [w for w in given if not w.startswith(("hydra.mode=", "hydra.sweep.dir="))]
+        hydras = [w for w in given if not w.startswith(ONCE)]
         words = [*hydras, *arguments]
         return self._command.sweep(self.config, loader, jobs, words, self.launcher)
 

@@ -472,8 +472,15 @@ def test_a_manifest_of_nothing_but_brackets_is_one_line(
     assert said.count("\n") == 1
 
 
+def as_version_2(record: dict[str, Any]) -> None:
+    """As it was before a search was known as one."""
+    record["version"] = 2
+    del record["best"]
+
+
 def as_version_1(record: dict[str, Any]) -> None:
     """As it was before cells had names and colours for all their sweep."""
+    as_version_2(record)
     record["version"] = 1
     for cell in record["cells"]:
         del cell["name"], cell["colour"]
@@ -485,7 +492,7 @@ def as_version_0(record: dict[str, Any]) -> None:
     record["folder"] = None
 
 
-@pytest.mark.parametrize("change", [as_version_0, as_version_1])
+@pytest.mark.parametrize("change", [as_version_0, as_version_1, as_version_2])
 def test_a_manifest_of_an_older_expkit_is_read(
     change: Callable[[dict[str, Any]], object], sweep: Path
 ) -> None:

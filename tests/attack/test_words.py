@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from expkit import __version__, config
+from expkit import __version__, config, door
 from expkit.record.stored import load
 from expkit.report import plots
 from expkit.sweeps import plan
@@ -344,7 +344,7 @@ def test_a_search_ends_with_its_trials_by_their_objective(run: Run, tmp_path: Pa
 
 @searching
 @pytest.mark.filterwarnings("ignore")
-def test_a_search_for_seconds_says_units(run: Run) -> None:
+def test_a_search_for_seconds_says_units(run: Run, tmp_path: Path) -> None:
     how = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=1")
     what = ("sweep.objective=seconds", "problem=matmul", "problem.n=choice(10,200)")
     done = run("-m", *how, *what, *SHORT)
@@ -353,6 +353,29 @@ def test_a_search_for_seconds_says_units(run: Run) -> None:
     assert head.split()[:2] == ["trial", "median"]
     assert re.match(r"  \d +[\d.]+ (ns|µs|ms|s) +(10|200) +ok", rows[0])
     assert "baseline" not in done.out
+    (place,) = tmp_path.glob("outputs/sweeps/*/*")
+    [(title, table)] = door.Sweep(Results.read(Manifest.load(place))).tables()
+    assert title == "matmul"
+    lines = [head, *rows[: len(table) - 1]]
+    assert [list(row) for row in table] == [re.split("  +", line.strip()) for line in lines]
+
+
+@searching
+@pytest.mark.filterwarnings("ignore")
+def test_a_search_without_a_result_says_so(run: Run, tmp_path: Path) -> None:
+    place = tmp_path / "mine"
+    how = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", f"hydra.sweep.dir={place}")
+    what = ("problem=sine", "optimizer.lr=interval(1,2)", "tracking.pictures=true")
+    done = run("-m", *how, *what, *SHORT, "steps=600")
+    assert "\nbest: no cell came to a loss\n" in done.out, done
+    text = (place / FILE).read_text()
+    assert "2 trials; best: no cell came to a loss; 2 diverged." in text
+    found = Results.read(Manifest.load(place))
+    assert found.manifest.words == [*how[:2], *what, *SHORT, "steps=600"], "another place next time"
+    nothing = Results(replace(found.manifest, cells=[]), [])
+    assert result(nothing).startswith(": 0 trials")
+    assert door.Sweep(nothing).tables()[0][1] == [("trial", "final loss", "outcome")]
+    assert "Sweep" in door.report(door.Sweep(nothing))
 
 
 def test_the_picture_of_a_search_shows_the_best_so_far(
