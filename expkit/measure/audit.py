@@ -90,8 +90,8 @@ SHORT_TRIES = 7
 REMEMBERED = 3.0
 """How many times as long steps may take from a start that the program has not seen."""
 LENGTHENED = 2.5
-"""How many times as long placing and resetting may take later: a machine may become twice as slow,
-and where memory is taken from changes too."""
+"""How many times as long placing and resetting may take after the last repeat as before the first.
+A machine may become twice as slow, and new memory may come from elsewhere."""
 LONG_STEP_S = 0.05
 """The noise is small beside a step that takes this long or longer: one look is enough."""
 MORE = 16.0
@@ -534,10 +534,10 @@ def starting_seconds(program: Program, wait_for: Callable[[Program], None]) -> t
 def longer_to_start(
     start: Callable[[], tuple[float, float]], before: Sequence[float], clocked: float
 ) -> Finding | None:
-    """Find out whether a program has begun to compute its steps while it is placed or reset.
+    """Find out whether a program has begun to compute steps while it is placed or reset.
 
     Args:
-        start: does both, and returns the seconds of each.
+        start: places and resets it, and returns the seconds of each.
         before: the same seconds, before the first repeat.
         clocked: seconds of all steps on the clock.
     """

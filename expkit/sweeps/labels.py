@@ -11,7 +11,7 @@ from expkit.record.colours import colours, shade
 
 CHOICES = ("problem", "backend", "optimizer")
 IN_TURN = 8
-"""How many shades the trials of a search have, one after the other."""
+"""How many shades there are for the trials of a search; then they start again."""
 
 
 def varying(cells: Sequence[Cell]) -> set[str]:
@@ -65,7 +65,8 @@ def shades(cells: Mapping[int, Cell], *, searched: bool = False) -> dict[int, st
     """Return each cell's colour: its backend's, in a shade for each of this backend's cells.
 
     Args:
-        searched: there may be more cells: they have `IN_TURN` shades in turn.
+        searched: whether these are trials of a search. More may follow, so a cell's shade is chosen
+            by its number.
     """
     backends = {number: cell.names["backend"] for number, cell in cells.items()}
     base, count = colours(backends.values()), Counter(backends.values())

@@ -56,11 +56,11 @@ LOCK = "sweep.lock"
 VERSION = 3
 """Version of the file's format. A file without a version that names its folder is read as 0."""
 ONCE = ("hydra.mode=", "hydra.sweep.dir=")
-"""Words that are not kept: another sweep of the others needs a folder of its own."""
+"""How words begin that are not kept: whoever repeats a sweep needs another folder."""
 FROM_2 = {"name": "", "colour": ""}
 """What cells have from version 2 on, as it is read from an older file."""
 FROM_3 = {"best": ""}
-"""What the file has from version 3 on, beside the cells."""
+"""What the file has from version 3 on, as it is read from an older one."""
 
 
 def _is_pair(value: object) -> bool:
