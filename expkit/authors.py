@@ -11,9 +11,11 @@ For a faster program of a backend's own:
 
 - the start: `first_data` and `first_params` make it on the host; `place`, `place_params` and
   `first_state` put it on the device;
-- the random values: `stream` returns the random stream that a workload asks for, which is a
-  `SharedRandom` with the generator of `host_rng` where the host draws; `skip` draws and drops the
-  values of some steps, for `Program.load`;
+- the random values: `stream` returns the random stream that a workload asks for. It is a
+  `StreamRandom`: its values are those of the backend's generator or, where the host draws, of a
+  `SharedRandom` with the generator of `host_rng`, and its integers are those of `HostIndices`.
+  `draws_of_a_step` says what a step draws, and `skip` draws and drops the values of some steps, for
+  `Program.load`. A stream of your own may be a `RandomOfDraws`;
 - `named_arrays`: what `Program.arrays` returns;
 - `unmarked`: the mark of a step that nobody traces.
 
@@ -32,10 +34,12 @@ between placements.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from expkit.contracts import (
     Array,
@@ -43,7 +47,9 @@ from expkit.contracts import (
     Batch,
     HasGradient,
     HostArray,
+    Indexing,
     Mark,
+    Normal,
     Operation,
     Optimizer,
     OptState,
@@ -51,6 +57,7 @@ from expkit.contracts import (
     Placing,
     Problem,
     Random,
+    Uniform,
     Workload,
 )
 from expkit.errors import PluginError, Unavailable
@@ -79,13 +86,21 @@ class LossAndGrad(Protocol):
         ...
 
 
-def host_rng(seed: int, purpose: str) -> np.random.Generator:
-    """The host's generator for one purpose: `data`, `init` or `stream`. Philox, counter-based.
+Draw: TypeAlias = tuple[str, tuple[Any, ...]]
+"""A draw: the method of `Random`, and its arguments."""
+INTEGERS = ("integers", "permutation", "minibatch")
+"""The draws of integers, which the host makes."""
 
-    A program of your own that draws for `stream=shared` takes float64 `standard_normal` values from
-    the generator for `stream`, in the order in which the problem's `batch` asks for them.
+
+def host_rng(seed: int, purpose: str) -> np.random.Generator:
+    """The host's generator for one purpose: `data`, `init`, `stream` or `integers`. Philox,
+    counter-based.
+
+    A program of your own that draws for `stream=shared` takes float64 `standard_normal` values, or
+    `random` for uniform ones, from the generator for `stream`, in the order in which the problem's
+    `batch` asks for them.
     """
-    key = ("data", "init", "stream").index(purpose)
+    key = ("data", "init", "stream", "integers").index(purpose)
     sequence = np.random.SeedSequence(seed, spawn_key=(key,))
     return np.random.Generator(np.random.Philox(sequence))
 
@@ -100,15 +115,95 @@ class SharedRandom:
     def normal(self, shape: tuple[int, ...]) -> Array:
         return self._asarray(self._rng.standard_normal(shape))
 
+    def uniform(self, shape: tuple[int, ...]) -> Array:
+        return self._asarray(self._rng.random(shape))
+
+
+class HostIndices:
+    """The integers of a `Random`, on the host."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Go back to the first draw."""
+        self._rng = host_rng(self._seed, "integers")
+        self._epochs: dict[tuple[int, int], tuple[npt.NDArray[np.int64], int]] = {}
+
+    def integers(self, high: int, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+        return self._rng.integers(high, size=shape)
+
+    def permutation(self, n: int) -> npt.NDArray[np.int64]:
+        return self._rng.permutation(n)
+
+    def minibatch(self, n: int, size: int) -> npt.NDArray[np.int64]:
+        if not 1 <= size <= n:
+            raise PluginError(f"random.minibatch: size: got {size}, takes an integer from 1 to {n}")
+        order, taken = self._epochs.get((n, size), (None, 0))
+        if order is None or taken + size > n:
+            order, taken = self.permutation(n), 0
+        self._epochs[n, size] = order, taken + size
+        return order[taken : taken + size]
+
+
+class StreamRandom:
+    """A stream: values from a generator, integers from the host."""
+
+    def __init__(self, backend: Backend, values: Normal, seed: int) -> None:
+        self._values, self._indices = values, HostIndices(seed)
+        self._place = backend.indices if isinstance(backend, Indexing) else backend.xp.asarray
+        self.normal = values.normal
+
+    def uniform(self, shape: tuple[int, ...]) -> Array:
+        if not isinstance(self._values, Uniform):
+            raise Unavailable(
+                "the backend's own generator draws no uniform values", "use stream=shared"
+            )
+        return self._values.uniform(shape)
+
+    def integers(self, high: int, shape: tuple[int, ...]) -> Array:
+        return self._place(self._indices.integers(high, shape))
+
+    def permutation(self, n: int) -> Array:
+        return self._place(self._indices.permutation(n))
+
+    def minibatch(self, n: int, size: int) -> Array:
+        return self._place(self._indices.minibatch(n, size))
+
+
+class RandomOfDraws(ABC):
+    """A `Random` whose draws are all made by one method."""
+
+    @abstractmethod
+    def draw(self, kind: str, *given: Any) -> Array:
+        """Make the draw that the method `kind` of a `Random` makes with these arguments."""
+
+    def normal(self, shape: tuple[int, ...]) -> Array:
+        return self.draw("normal", shape)
+
+    def uniform(self, shape: tuple[int, ...]) -> Array:
+        return self.draw("uniform", shape)
+
+    def integers(self, high: int, shape: tuple[int, ...]) -> Array:
+        return self.draw("integers", high, shape)
+
+    def permutation(self, n: int) -> Array:
+        return self.draw("permutation", n)
+
+    def minibatch(self, n: int, size: int) -> Array:
+        return self.draw("minibatch", n, size)
+
 
 def stream(backend: Backend, workload: Workload) -> Random:
     """The random stream that a workload asks for, at its start.
 
-    With `stream=shared` every `normal` is a copy from the host; else it is `backend.random`.
+    With `stream=shared` every value is a copy from the host, else the backend's own generator
+    draws it, that of `backend.random`.
     """
-    if workload.stream == "shared":
-        return SharedRandom(backend, workload.seed)
-    return backend.random(workload.seed)
+    shared, seed = workload.stream == "shared", workload.seed
+    values = SharedRandom(backend, seed) if shared else backend.random(seed)
+    return StreamRandom(backend, values, seed)
 
 
 def random_start(size: int) -> tuple[int, int]:
@@ -192,31 +287,39 @@ def place(backend: Backend, host: Mapping[str, HostArray]) -> dict[str, Array]:
     return {name: placed(backend, array) for name, array in host.items()}
 
 
+def draws_of_a_step(
+    backend: Backend, workload: Workload, data: Mapping[str, Array], random: Random
+) -> list[Draw]:
+    """Draw the random values of a step, and say which draws they were.
+
+    All steps have the same form, so each makes the draws that the first one makes.
+    """
+    noted = _Noted(random)
+    workload.problem.batch(backend.xp, data, noted)
+    return noted.draws
+
+
 def skip(
     backend: Backend, workload: Workload, data: Mapping[str, Array], random: Random, steps: int
 ) -> None:
-    """Draw the random values of this many steps, and drop them.
-
-    All steps have the same form, so each draws the shapes that the first one draws.
-    """
+    """Draw the random values of this many steps, and drop them."""
     if steps:
-        noted = _Noted(random)
-        workload.problem.batch(backend.xp, data, noted)
+        draws = draws_of_a_step(backend, workload, data, random)
         for _ in range(steps - 1):
-            for shape in noted.shapes:
-                random.normal(shape)
+            for kind, given in draws:
+                getattr(random, kind)(*given)
 
 
-class _Noted:
-    """A random stream that notes the shapes which are drawn."""
+class _Noted(RandomOfDraws):
+    """A random stream that notes what is drawn."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
-        self.shapes: list[tuple[int, ...]] = []
+        self.draws: list[Draw] = []
 
-    def normal(self, shape: tuple[int, ...]) -> Array:
-        self.shapes.append(shape)
-        return self._random.normal(shape)
+    def draw(self, kind: str, *given: Any) -> Array:
+        self.draws.append((kind, given))
+        return getattr(self._random, kind)(*given)
 
 
 def place_params(backend: Backend, workload: Workload) -> Params:
@@ -316,9 +419,12 @@ class StepProgram:
     def reset(self) -> None:
         self._params = place_params(self._backend, self._workload)
         self._state = first_state(self._backend, self._workload, self._params)
-        self._random = stream(self._backend, self._workload)
+        self._random = self._stream()
         self._kept: list[Array] = []
         self._fetched: HostArray = np.empty(0)
+
+    def _stream(self) -> Random:
+        return stream(self._backend, self._workload)
 
     def load(self, arrays: Mapping[str, HostArray], step: int = 0) -> None:
         self.reset()

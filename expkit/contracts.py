@@ -43,12 +43,58 @@ raise an exception to end a trace that takes too long: `reallocate` is called ne
 """
 
 
-class Random(Protocol):
-    """Random arrays, drawn inside a step."""
+class Normal(Protocol):
+    """A generator of normal values, which is all that a backend needs."""
 
     def normal(self, shape: tuple[int, ...]) -> Array:
         """Standard normal values of this shape, in the backend's dtype, on its device."""
         ...
+
+
+@runtime_checkable
+class Uniform(Protocol):
+    """A generator that also draws uniform values."""
+
+    def uniform(self, shape: tuple[int, ...]) -> Array:
+        """Values from 0 to below 1, as `Normal.normal`. A narrow dtype may round one to 1."""
+        ...
+
+
+class Random(Normal, Uniform, Protocol):
+    """Random arrays, drawn inside a step.
+
+    Integers are drawn by the host with every stream, so that all backends see the same ones. They
+    are indices, in the device's memory: with a minibatch of them, `x[i]` gathers rows there.
+    """
+
+    def integers(self, high: int, shape: tuple[int, ...]) -> Array:
+        """Integers from 0 to `high` - 1, each independent of the others."""
+        ...
+
+    def permutation(self, n: int) -> Array:
+        """The integers from 0 to n - 1 in random order, of shape (n,)."""
+        ...
+
+    def minibatch(self, n: int, size: int) -> Array:
+        """The next `size` of the integers from 0 to n - 1, of shape (size,).
+
+        They are taken in random order and without replacement. When fewer than `size` are left, the
+        epoch ends, and the next one has an order of its own.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a run has to reach, and to hold to its end.
+
+    Attributes:
+        of: `loss`, `gap` (the loss above the problem's optimum), or a figure of its evaluation.
+        value: it is reached by loss and gap at this value or below, by a figure on its better side.
+    """
+
+    of: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -59,12 +105,16 @@ class Recommended:
         steps: steps of one repeat.
         log_every: steps of a chunk, the stretch between two readings of the clock.
         stream: `shared` (the host draws, every backend sees the same bits) or `device`.
+        eval_every: steps after which a problem is evaluated again; 0 for never.
+        target: what optimizers are to reach; None for nothing.
         lr: learning rate by optimizer option. For any other optimizer the user has to give a rate.
     """
 
     steps: int
     log_every: int = 100
     stream: str = "shared"
+    eval_every: int = 0
+    target: Target | None = None
     lr: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -103,6 +153,46 @@ class HasGradient(Problem, Protocol):
 
 
 @runtime_checkable
+class HasEvaluation(Protocol):
+    """A problem that measures more than the loss of a step, such as accuracy on held-out data."""
+
+    @property
+    def figures(self) -> Mapping[str, str]:
+        """The names of what `evaluate` returns, each with what is better: `more` or `less`."""
+        ...
+
+    def evaluate(self, xp: Any, params: Params, data: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Figures of these parameters, by name, each of shape (). Never on the clock.
+
+        Args:
+            data: what `Problem.data` makes, in which what is held out has names of its own.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The lowest loss of a problem.
+
+    Attributes:
+        value: a number that no loss is below, except by rounding.
+        certificate: how that is known. The lowest loss that anybody has reached is none.
+    """
+
+    value: float
+    certificate: str
+
+
+@runtime_checkable
+class HasOptimum(Protocol):
+    """A problem whose lowest loss is known."""
+
+    def optimum(self, data: Mapping[str, HostArray]) -> Optimum | None:
+        """The lowest loss with these data, in float64; None where it is not known."""
+        ...
+
+
+@runtime_checkable
 class Operation(Protocol):
     """Something to compute with nothing to learn, such as a matrix product."""
 
@@ -120,6 +210,15 @@ class Operation(Protocol):
 
     def apply(self, xp: Any, batch: Batch) -> Array:
         """The result of one step."""
+        ...
+
+
+@runtime_checkable
+class HasNeeds(Protocol):
+    """A problem that needs something which may not be installed, such as a data set."""
+
+    def check_available(self) -> None:
+        """Raise `expkit.errors.Unavailable(reason, remedy)` where it is missing."""
         ...
 
 
@@ -155,6 +254,21 @@ class HasCost(Protocol):
         ...
 
 
+@runtime_checkable
+class HasProximal(Protocol):
+    """A problem whose loss is a smooth part plus a penalty, such as a sum of sizes."""
+
+    def penalty_grad(self, xp: Any, params: Params) -> Params:
+        """The penalty's share of the gradient: 0 where it has a kink, as autodiff has it.
+        Parameters without a penalty may be left out, here and from `prox`.
+        """
+        ...
+
+    def prox(self, xp: Any, params: Params, step: Array) -> Params:
+        """The proximal map: the p that minimises penalty(p) + |p - params|^2 / (2 step)."""
+        ...
+
+
 class Optimizer(Protocol):
     """A rule that turns a gradient into new parameters."""
 
@@ -166,6 +280,19 @@ class Optimizer(Protocol):
         self, xp: Any, params: Params, grads: Params, state: OptState
     ) -> tuple[Params, OptState]:
         """One step. May write into the memory of `params` and `state`, never of `grads`."""
+        ...
+
+
+@runtime_checkable
+class Bound(Protocol):
+    """An optimizer that uses more of a problem than its gradient, such as its proximal map."""
+
+    def bound(self, problem: Problem) -> Optimizer:
+        """The optimizer for this problem.
+
+        Raises:
+            UserError: the problem lacks what it uses.
+        """
         ...
 
 
@@ -283,6 +410,15 @@ class Placing(Protocol):
         ...
 
 
+@runtime_checkable
+class Indexing(Protocol):
+    """A backend whose `xp.asarray` does not put integers where its other arrays are."""
+
+    def indices(self, host: npt.NDArray[np.int64]) -> Array:
+        """A copy on the backend's device, of integers."""
+        ...
+
+
 class Backend(Protocol):
     """A way of computing.
 
@@ -317,9 +453,10 @@ class Backend(Protocol):
         """A copy on the host, in float64."""
         ...
 
-    def random(self, seed: int) -> Random:
+    def random(self, seed: int) -> Normal:
         """The backend's own generator, for `stream=device`, at its start. It has to give the very
-        values that a program draws, because answers are checked with them.
+        values that a program draws, because answers are checked with them. Problems that draw
+        uniform values need one that is `Uniform` too.
         """
         ...
 

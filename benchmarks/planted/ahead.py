@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from expkit.authors import StepProgram
+from expkit.authors import Draw, RandomOfDraws, StepProgram, draws_of_a_step, stream
 from expkit.contracts import Array, Backend, HostArray, Mark, Random, Workload
 
 from .kinds import FIRST, Kind, Steps
@@ -18,29 +18,19 @@ from .kinds import FIRST, Kind, Steps
 # Draws
 
 
-class Drawn:
-    """The values of so many draws of these shapes, drawn at once."""
+class Drawn(RandomOfDraws):
+    """The values of so many steps' draws, drawn at once."""
 
-    def __init__(self, source: Random, shapes: list[tuple[int, ...]], steps: int) -> None:
-        self._values = [source.normal(shape) for _ in range(steps) for shape in shapes]
+    def __init__(self, source: Random, draws: list[Draw], steps: int) -> None:
+        every = (draw for _ in range(steps) for draw in draws)
+        self._values = [getattr(source, kind)(*given) for kind, given in every]
         self.rewind()
 
     def rewind(self) -> None:
         self._left = iter(self._values)
 
-    def normal(self, shape: tuple[int, ...]) -> Array:
+    def draw(self, kind: str, *given: Any) -> Array:
         return next(self._left)
-
-
-class _Shapes:
-    """Notes what a step draws."""
-
-    def __init__(self) -> None:
-        self.found: list[tuple[int, ...]] = []
-
-    def normal(self, shape: tuple[int, ...]) -> Array:
-        self.found.append(shape)
-        return np.zeros(shape)
 
 
 class DrawsInReset(Steps):
@@ -51,10 +41,10 @@ class DrawsInReset(Steps):
         self._random = self._drawn()
 
     def _drawn(self) -> Drawn:
-        shapes = _Shapes()
-        self._workload.problem.batch(np, self._data, shapes)
-        assert self._random is not None
-        return Drawn(self._random, shapes.found, self._workload.steps)
+        backend, workload, random = self._backend, self._workload, self._random
+        assert random is not None
+        draws = draws_of_a_step(backend, workload, self._data, stream(backend, workload))
+        return Drawn(random, draws, workload.steps)
 
 
 class DrawsInReallocate(DrawsInReset):
@@ -109,19 +99,21 @@ class DrawsInLosses(Steps):
         return found
 
 
-class _Stock:
+class _Stock(RandomOfDraws):
     """A stream that is drawn ahead as far as was drawn since the last time."""
 
     def __init__(self, source: Random) -> None:
-        self._source, self._stock, self._asked = source, [], []  # type: ignore[var-annotated]
+        self._source = source
+        self._stock: list[Array] = []
+        self._asked: list[Draw] = []
 
-    def normal(self, shape: tuple[int, ...]) -> Array:
-        self._asked.append(shape)
-        return self._stock.pop(0) if self._stock else self._source.normal(shape)
+    def draw(self, kind: str, *given: Any) -> Array:
+        self._asked.append((kind, given))
+        return self._stock.pop(0) if self._stock else getattr(self._source, kind)(*given)
 
     def fill(self) -> None:
         missing = self._asked[len(self._stock) :]
-        self._stock += [self._source.normal(shape) for shape in missing]
+        self._stock += [getattr(self._source, kind)(*given) for kind, given in missing]
         self._asked.clear()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from expkit.authors import StepProgram, manual
-from expkit.contracts import Array, Backend, HostArray, Mark, Random, Workload
+from expkit.contracts import Array, Backend, HostArray, Mark, Normal, Workload
 
 from .kinds import ALL, FEW, Kind, Steps
 
@@ -224,14 +224,14 @@ class Library:
         later.ready = self._backend.asarray(host)
         return later
 
-    def random(self, seed: int) -> Random:
+    def random(self, seed: int) -> Normal:
         return LaterRandom(self.xp, self._backend.random(seed))
 
 
 class LaterRandom:
     """Draws that are noted too."""
 
-    def __init__(self, tape: Tape, source: Random) -> None:
+    def __init__(self, tape: Tape, source: Normal) -> None:
         self._tape, self._source = tape, source
 
     def normal(self, shape: tuple[int, ...]) -> Later:
@@ -344,14 +344,14 @@ class DaskLibrary:
     def asarray(self, host: npt.NDArray[Any]) -> Array:
         return self.xp.from_array(self._backend.asarray(host), name=False)
 
-    def random(self, seed: int) -> Random:
+    def random(self, seed: int) -> Normal:
         return DaskRandom(self, self._backend.random(seed))
 
 
 class DaskRandom:
     """NumPy's draws, as arrays of dask."""
 
-    def __init__(self, library: DaskLibrary, source: Random) -> None:
+    def __init__(self, library: DaskLibrary, source: Normal) -> None:
         self._library, self._source = library, source
 
     def normal(self, shape: tuple[int, ...]) -> Array:

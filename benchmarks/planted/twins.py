@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from time import perf_counter, sleep
+from typing import Any
 
 import numpy as np
 
-from expkit.authors import unmarked
+from expkit.authors import RandomOfDraws, unmarked
 from expkit.contracts import Array, Backend, HostArray, Mark, Random, Workload
 
 from .kinds import ALL, LEARNING, Kind, Steps
@@ -129,14 +130,14 @@ class DrawsInBlocks(Steps):
         self._random = _Blocks(self._random)
 
 
-class _Blocks:
+class _Blocks(RandomOfDraws):
     def __init__(self, source: Random) -> None:
         self._source = source
         self._block: list[Array] = []
 
-    def normal(self, shape: tuple[int, ...]) -> Array:
+    def draw(self, kind: str, *given: Any) -> Array:
         if not self._block:
-            self._block = [self._source.normal(shape) for _ in range(8)][::-1]
+            self._block = [getattr(self._source, kind)(*given) for _ in range(8)][::-1]
         return self._block.pop()
 
 

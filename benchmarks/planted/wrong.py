@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from expkit.authors import StepProgram, first_data, first_params, manual, unmarked
+from expkit.authors import RandomOfDraws, StepProgram, first_data, first_params, manual, unmarked
 from expkit.contracts import (
     Array,
     Backend,
@@ -297,16 +297,16 @@ class SameDrawsLate(Late):
         self._random = right
 
 
-class _Again:
+class _Again(RandomOfDraws):
     """One batch, over and over."""
 
     def __init__(self, workload: Workload, asarray: Any) -> None:
         self._rng, self._asarray = np.random.default_rng(workload.seed), asarray
         self._value: Array = None
 
-    def normal(self, shape: tuple[int, ...]) -> Array:
+    def draw(self, kind: str, *given: Any) -> Array:
         if self._value is None:
-            self._value = self._asarray(self._rng.standard_normal(shape))
+            self._value = self._asarray(self._rng.standard_normal(*given))
         return self._value
 
 

@@ -25,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from expkit.authors import (
+    INTEGERS,
+    RandomOfDraws,
     StepProgram,
     first_data,
     first_params,
@@ -271,10 +273,8 @@ def _answer(
     epsilon, tiny = EPSILON[dtype], TINY[dtype]
     least, most = range_of_steps
     draws = _Draws(backend, workload, step)
-    # `device`: all programs take their values from `draws`, which reads the workload's own stream.
-    workload = replace(workload, stream="device")
     with np.errstate(all="ignore"):
-        right = StepProgram(_Host(draws), workload, _by_hand)
+        right = _Reference(_Host(draws), workload, _by_hand)
         # Rounding errors of the terms move a sum by the root of its length. Those of the partial
         # sums grow with the length itself, divided by the lanes in which a library adds.
         longest = max((max(x.shape, default=1) for x in right.arrays().values()), default=1)
@@ -330,7 +330,7 @@ class _Draws:
 
     def __init__(self, backend: Backend, workload: Workload, step: int) -> None:
         self._backend, self._workload, self._step = backend, workload, step
-        self._kept: list[deque[HostArray]] = []
+        self._kept: list[deque[Array]] = []
 
     def source(self) -> Random:
         """The random stream as it is at step `step`."""
@@ -339,29 +339,40 @@ class _Draws:
         skip(backend, workload, place(backend, first_data(workload)), source, self._step)
         return source
 
-    def drawn(self, source: Random, shape: tuple[int, ...]) -> HostArray:
-        values = self._backend.to_numpy(source.normal(shape))
+    def drawn(self, source: Random, kind: str, *given: Any) -> Array:
+        values: Array = self._backend.to_numpy(getattr(source, kind)(*given))
+        if kind in INTEGERS:
+            values = values.astype(np.int64)
         for kept in self._kept:
             kept.append(values)
         return values.copy()  # a problem may write into what it has drawn
 
-    def again(self) -> deque[HostArray]:
+    def again(self) -> deque[Array]:
         """The queue of the values drawn from now on, for one of the other programs."""
         self._kept.append(deque())
         return self._kept[-1]
 
 
-class _First:
+class _First(RandomOfDraws):
     """The random values of the first program, drawn from the stream."""
 
     def __init__(self, draws: _Draws) -> None:
         self._draws = draws
         self._source: Random | None = None
 
-    def normal(self, shape: tuple[int, ...]) -> HostArray:
+    def draw(self, kind: str, *given: Any) -> Array:
         if self._source is None:  # made only when needed, as every reset makes a `_First`
             self._source = self._draws.source()
-        return self._draws.drawn(self._source, shape)
+        return self._draws.drawn(self._source, kind, *given)
+
+
+class _Reference(StepProgram):
+    """A program whose stream, integers included, is what its backend draws."""
+
+    _backend: _Host
+
+    def _stream(self) -> Random:
+        return self._backend.random(self._workload.seed)
 
 
 class _Host:
@@ -381,7 +392,7 @@ class _Host:
     def synchronize(self, program: Program | None = None) -> None: ...
 
     def build(self, workload: Workload) -> StepProgram:
-        return StepProgram(self, workload, _by_hand)
+        return _Reference(self, workload, _by_hand)
 
     def describe(self) -> dict[str, str | int | float]:
         return {}
@@ -429,18 +440,19 @@ class _Disturbed(_Host):
     def program(self, workload: Workload) -> StepProgram:
         """Perturb the optimizer's state as well: 1 - beta**t in adam magnifies small errors."""
         optimizer = workload.optimizer and _Rounded(workload.optimizer, self)
-        return StepProgram(self, replace(workload, optimizer=optimizer), self.loss_and_grad)
+        return _Reference(self, replace(workload, optimizer=optimizer), self.loss_and_grad)
 
 
 @dataclass(frozen=True)
-class _Again:
+class _Again(RandomOfDraws):
     """The values that the first program has drawn, perturbed."""
 
     host: _Disturbed
-    drawn: deque[HostArray]
+    drawn: deque[Array]
 
-    def normal(self, shape: tuple[int, ...]) -> Array:
-        return self.host.disturb(self.drawn.popleft())
+    def draw(self, kind: str, *given: Any) -> Array:
+        values = self.drawn.popleft()
+        return values.copy() if kind in INTEGERS else self.host.disturb(values)
 
 
 class _Rounded:

@@ -24,7 +24,8 @@ import numpy.typing as npt
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 AnyArray = npt.NDArray[Any]
-Fill = Callable[[AnyArray], None]
+Fill = Callable[..., None]
+"""Overwrites its last argument, an array."""
 Form = tuple[tuple[int, ...], np.dtype[Any]]
 NEVER = 1 << 62
 
@@ -45,6 +46,7 @@ class Buffer:
         kept: nothing overwrites it before the step's end.
         last: index of the last call that touches it, known once the memory is planned.
         slot: which storage a temporary shares.
+        below: of drawn integers: all are from 0 to below this number.
     """
 
     form: Form
@@ -54,6 +56,7 @@ class Buffer:
     kept: bool = False
     last: int = -1
     slot: int | None = None
+    below: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +93,9 @@ class Traced(NDArrayOperatorsMixin):
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Traced:
         if func in (np.sum, np.mean):
             return self.recording.summed(*args, mean=func is np.mean, **kwargs)
+        if func in LARGEST:
+            axis = args[1] if len(args) > 1 else kwargs.pop("axis", None)
+            return self.recording.reduce(LARGEST[func], self, axis, *args[2:], **kwargs)
         if func in CONSTANTS and len(args) == 1 and not kwargs:
             return self.recording.uniform(self, CONSTANTS[func])
         if func in VIEWS:
@@ -105,6 +111,10 @@ class Traced(NDArrayOperatorsMixin):
         return Traced(self.recording, value, Ref(self.ref.buffer, path))
 
     def __getitem__(self, key: Any) -> Traced:
+        if isinstance(key, Traced):
+            return self.recording.gathered(self, key)
+        if isinstance(key, int):
+            return self.viewed(lambda array: array[key, ...])  # of shape (), and not a number
         return self.viewed(lambda array: array[key])
 
     @property
@@ -141,6 +151,12 @@ class Traced(NDArrayOperatorsMixin):
     __bool__ = __float__ = __int__ = __index__ = __array__ = __len__ = __iter__ = _has_no_value
 
 
+LARGEST: dict[Any, np.ufunc] = {
+    np.max: np.maximum,
+    np.amax: np.maximum,
+    np.min: np.minimum,
+    np.amin: np.minimum,
+}
 CONSTANTS: dict[Any, int] = {np.ones_like: 1, np.zeros_like: 0}
 VIEWS = (np.reshape, np.transpose, np.permute_dims, np.matrix_transpose, np.squeeze)
 
@@ -150,8 +166,8 @@ class Call:
     """One call: `function` of `inputs`, written to `out`.
 
     Attributes:
-        kind: `elementwise` (a ufunc), `product` (a generalized ufunc), `reduce`, `fill` (overwrites
-            `out`) or `copy`.
+        kind: `elementwise` (a ufunc), `product` (a generalized ufunc), `reduce`, `gather`, `fill`
+            (overwrites `out`) or `copy`.
         inputs: `Ref`s, plain arrays and numbers.
         axis, keepdims: of a `reduce`.
         part: the part of the step that it belongs to, as `Mark` names it.
@@ -204,7 +220,7 @@ class Recording:
         for one, two in zip(self.all_calls, other.all_calls, strict=True):
             if (one.kind, one.axis, one.keepdims) != (two.kind, two.axis, two.keepdims):
                 return False
-            if one.kind != "fill" and one.function is not two.function:
+            if one.function != two.function:
                 return False
             for x, y in zip((*one.inputs, one.out), (*two.inputs, two.out), strict=True):
                 if isinstance(x, Ref) and isinstance(y, Ref):
@@ -239,6 +255,7 @@ class Recording:
             out = self.temporary(ufunc(*values))
         else:
             ufunc(*values, out=out.value)
+            out.ref.buffer.below = 0
         kind = "elementwise" if ufunc.signature is None else "product"
         return self._note(kind, ufunc, inputs, out, over=over)
 
@@ -260,10 +277,19 @@ class Recording:
         total = self.reduce(np.add, x, axis, keepdims=keepdims)
         return total / (x.value.size // total.value.size) if mean else total
 
-    def filled(self, fill: Fill, value: AnyArray) -> Traced:
-        """A temporary that `fill` overwrites at this point of every step."""
-        fill(value)
-        return self._note("fill", fill, (), self.temporary(value))
+    def gathered(self, x: Traced, indices: Traced) -> Traced:
+        """The rows of x that these indices name, as `x[indices]`."""
+        if indices.dtype.kind != "i":
+            raise CaptureError(f"an index of {indices.dtype}")
+        value = self.temporary(np.take(x.value, indices.value, axis=0))
+        # With `raise` NumPy writes into memory of its own first, in case an index is out of range.
+        sure = indices.ref.view is None and 0 < indices.ref.buffer.below <= x.shape[0]
+        return self._note("gather", "clip" if sure else "raise", (x, indices), value)
+
+    def filled(self, fill: Fill, value: AnyArray, *given: int) -> Traced:
+        """A temporary that `fill`, with these arguments, overwrites at this point of every step."""
+        fill(*given, value)
+        return self._note("fill", fill, given, self.temporary(value))
 
     def store(self, pairs: list[tuple[Traced, Traced]]) -> None:
         """End the step by copying the second array of each pair into the first, all at once."""

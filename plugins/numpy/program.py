@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from expkit.authors import first_data, first_params, first_state, host_rng, named_arrays
+from expkit.authors import (
+    HostIndices,
+    first_data,
+    first_params,
+    first_state,
+    host_rng,
+    named_arrays,
+)
 from expkit.contracts import HasGradient, HostArray, Mark, Operation, Workload
 
-from .capture import Buffer, CaptureError, Recording, Ref, Traced
+from .capture import Buffer, CaptureError, Fill, Recording, Ref, Traced
 from .memory import placed
 from .random import BlockRandom
 from .replay import Replay
@@ -33,21 +40,64 @@ class HostStream:
     def rewind(self) -> None:
         self._rng = host_rng(self._seed, "stream")
 
-    def fill(self, out: AnyArray) -> None:
+    def fill_normal(self, out: AnyArray) -> None:
         if out.dtype == np.float64:
             self._rng.standard_normal(out=out)
         else:
             out[...] = self._rng.standard_normal(out.shape)
 
+    def fill_uniform(self, out: AnyArray) -> None:
+        if out.dtype == np.float64:
+            self._rng.random(out=out)
+        else:
+            out[...] = self._rng.random(out.shape)
+
+
+class Integers(HostIndices):
+    """The integers of any stream, drawn in place."""
+
+    def fill_integers(self, high: int, out: AnyArray) -> None:
+        out[...] = self.integers(high, out.shape)
+
+    def fill_permutation(self, out: AnyArray) -> None:
+        out[...] = self.permutation(out.size)
+
+    def fill_minibatch(self, n: int, out: AnyArray) -> None:
+        out[...] = self.minibatch(n, out.size)
+
 
 class RecordingRandom:
     """Draws that are noted, to be drawn again at every replay."""
 
-    def __init__(self, recording: Recording, source: HostStream | BlockRandom, dtype: str) -> None:
+    def __init__(
+        self,
+        recording: Recording,
+        source: HostStream | BlockRandom,
+        integers: Integers,
+        dtype: str,
+    ) -> None:
         self._recording, self._source, self._dtype = recording, source, dtype
+        self._integers = integers
 
     def normal(self, shape: tuple[int, ...]) -> Traced:
-        return self._recording.filled(self._source.fill, np.empty(shape, self._dtype))
+        return self._recording.filled(self._source.fill_normal, np.empty(shape, self._dtype))
+
+    def uniform(self, shape: tuple[int, ...]) -> Traced:
+        return self._recording.filled(self._source.fill_uniform, np.empty(shape, self._dtype))
+
+    def integers(self, high: int, shape: tuple[int, ...]) -> Traced:
+        return self._below(high, self._integers.fill_integers, shape, high)
+
+    def permutation(self, n: int) -> Traced:
+        return self._below(n, self._integers.fill_permutation, (n,))
+
+    def minibatch(self, n: int, size: int) -> Traced:
+        return self._below(n, self._integers.fill_minibatch, (size,), n)
+
+    def _below(self, n: int, fill: Fill, shape: tuple[int, ...], *given: int) -> Traced:
+        drawn = self._recording.filled(fill, np.empty(shape, np.int64), *given)
+        drawn.ref.buffer.below = n
+        return drawn
 
 
 class CapturedProgram:
@@ -63,6 +113,7 @@ class CapturedProgram:
         self._backend, self._workload = backend, workload
         shared = workload.stream == "shared"
         self._source = HostStream(workload.seed) if shared else backend.random(workload.seed)
+        self._integers = Integers(workload.seed)
         self._losses = np.zeros(workload.steps)
         # In the backend's dtype from here on: what was drawn in float64 takes twice the room.
         self._host_data = self._converted(first_data(workload))
@@ -114,7 +165,7 @@ class CapturedProgram:
         ]
         self._pins = [{name: x.ref for name, x in group.items()} for group in pinned]
         data, params, state = (dict(group) for group in pinned)
-        random = RecordingRandom(recording, self._source, self._backend.dtype)
+        random = RecordingRandom(recording, self._source, self._integers, self._backend.dtype)
         problem, optimizer = self._workload.problem, self._workload.optimizer
         batch = problem.batch(np, data, random)
         recording.mark("draw")
@@ -164,6 +215,7 @@ class CapturedProgram:
     def reset(self) -> None:
         self._done = 0
         self._source.rewind()
+        self._integers.rewind()
         for name, array in self._params.items():
             array[...] = self._start[name]
         for name, array in self._first_state(self._params).items():

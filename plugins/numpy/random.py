@@ -1,9 +1,10 @@
-"""Normal values in blocks on threads, the same whatever the number of threads."""
+"""Random values in blocks on threads, the same whatever the number of threads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,18 +29,30 @@ class BlockRandom:
 
     def normal(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         out = np.empty(shape, self._dtype)
-        self.fill(out)
+        self.fill_normal(out)
         return out
 
-    def fill(self, out: npt.NDArray[Any]) -> None:
+    def uniform(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        out = np.empty(shape, self._dtype)
+        self.fill_uniform(out)
+        return out
+
+    def fill_normal(self, out: npt.NDArray[Any]) -> None:
         """Overwrite a contiguous array with the next values."""
+        self._fill("standard_normal", out)
+
+    def fill_uniform(self, out: npt.NDArray[Any]) -> None:
+        """As `fill_normal`, with uniform values."""
+        self._fill("random", out)
+
+    def _fill(self, method: str, out: npt.NDArray[Any]) -> None:
         flat = out.reshape(-1)
         if flat.size <= BLOCK:
-            self._fill_block(0, flat)
+            self._fill_block(method, 0, flat)
             return
         blocks = list(self._blocks(flat))
         self._generator(len(blocks) - 1)  # make them here: threads only draw
-        for _ in self._map(self._fill_block, *zip(*blocks, strict=True)):
+        for _ in self._map(partial(self._fill_block, method), *zip(*blocks, strict=True)):
             pass
 
     def rewind(self) -> None:
@@ -50,8 +63,8 @@ class BlockRandom:
         for index, start in enumerate(range(0, flat.size, BLOCK)):
             yield index, flat[start : start + BLOCK]
 
-    def _fill_block(self, index: int, block: npt.NDArray[Any]) -> None:
-        self._generator(index).standard_normal(out=block, dtype=self._dtype)
+    def _fill_block(self, method: str, index: int, block: npt.NDArray[Any]) -> None:
+        getattr(self._generator(index), method)(out=block, dtype=self._dtype)
 
     def _generator(self, index: int) -> np.random.Generator:
         while len(self._generators) <= index:

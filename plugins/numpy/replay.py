@@ -152,6 +152,8 @@ class Replay:
             function = self._name(call.function.reduce)
             axis = self._name(call.axis)
             return f"{function}({inputs[0]}, {axis}, None, {out}, {call.keepdims})"
+        if call.kind == "gather":
+            return f"{inputs[0]}.take({inputs[1]}, 0, {out}, {call.function!r})"
         function, listed = self._name(call.function), ", ".join(inputs)
         if call.kind == "elementwise" and np.prod(call.out.buffer.form[0]) >= LONG:
             return f"in_parts({function}, ({listed},), {out})"
@@ -204,7 +206,7 @@ def _compiled(source: str) -> Any:
 
 
 def _scalars(recording: Recording) -> dict[Buffer, None]:
-    """The buffers of shape () that can be variables: never filled in place, never viewed."""
+    """The buffers of shape () that can be variables: never filled, gathered, or viewed."""
     found: dict[Buffer, None] = {}
     barred: set[Buffer] = set()
     for call in recording.all_calls:
@@ -213,8 +215,8 @@ def _scalars(recording: Recording) -> dict[Buffer, None]:
                 found.setdefault(x.buffer)
                 if x.view is not None or x.buffer.form[0] != ():
                     barred.add(x.buffer)
-        if call.kind == "fill":
-            barred.add(call.out.buffer)
+        if call.kind in ("fill", "gather"):
+            barred |= {x.buffer for x in (*call.inputs, call.out) if isinstance(x, Ref)}
     return {buffer: None for buffer in found if buffer not in barred}
 
 

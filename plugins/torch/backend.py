@@ -13,6 +13,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 
 from expkit.authors import random_start
@@ -91,6 +92,9 @@ class TorchBackend:
         whole = self.xp.empty(host.size + reach, dtype=self._dtype, device=self._device)
         array = whole[start : start + host.size].view(host.shape)
         return array.copy_(self._from_numpy(host))
+
+    def indices(self, host: npt.NDArray[np.int64]) -> Array:
+        return self._from_numpy(host).to(self._device, copy=True)
 
     def to_numpy(self, array: Array) -> HostArray:
         host: HostArray = array.detach().to("cpu", self.xp.float64).numpy().copy()

@@ -9,14 +9,17 @@ import numpy as np
 import torch
 
 from expkit.authors import (
-    SharedRandom,
+    INTEGERS,
     StepProgram,
+    StreamRandom,
+    draws_of_a_step,
     first_data,
     first_state,
     named_arrays,
     place,
     place_params,
     scatter,
+    stream,
     unmarked,
 )
 from expkit.contracts import (
@@ -59,6 +62,7 @@ def autograd(
 
 
 HOST_DRAWS = "the host draws in every step with stream=shared; the GPU does with stream=device"
+HOST_INTEGERS = "the host draws integers in every step"
 
 _failed_captures: list[str] = []
 """Why a capture failed in this process; at most one entry. PyTorch before 2.12 considers a failed
@@ -76,8 +80,8 @@ def build(backend: TorchBackend, workload: Workload) -> Program:
     reason = ""
     if backend.fast and backend.device != "cpu":
         try:
-            if _draws_on_host(backend, workload):
-                raise CaptureError(HOST_DRAWS)
+            if reason := _draws_on_host(backend, workload):
+                raise CaptureError(reason)
             return StaticProgram(backend, workload, capture=True)
         except CaptureError as error:
             reason = f"the step cannot be captured: {error}"
@@ -85,20 +89,15 @@ def build(backend: TorchBackend, workload: Workload) -> Program:
     return StepProgram(backend, workload, autograd, reason)
 
 
-def _draws_on_host(backend: TorchBackend, workload: Workload) -> bool:
-    if workload.stream != "shared":
-        return False
-    random = _CountingRandom(backend, workload.seed)
-    workload.problem.batch(torch, place(backend, first_data(workload)), random)
-    return random.draws > 0
-
-
-class _CountingRandom(SharedRandom):
-    draws = 0
-
-    def normal(self, shape: tuple[int, ...]) -> Array:
-        self.draws += 1
-        return super().normal(shape)
+def _draws_on_host(backend: TorchBackend, workload: Workload) -> str:
+    """Say what the host draws in a step, which a graph could not repeat; empty if nothing."""
+    data = place(backend, first_data(workload))
+    kinds = {
+        kind for kind, _ in draws_of_a_step(backend, workload, data, stream(backend, workload))
+    }
+    if not kinds.isdisjoint(INTEGERS):
+        return HOST_INTEGERS
+    return HOST_DRAWS if kinds and workload.stream == "shared" else ""
 
 
 def _must_list_generators() -> bool:
@@ -156,7 +155,8 @@ class StaticProgram:
         self._params = place_params(backend, workload)
         self._state = first_state(backend, workload, self._params)
         # With a shared stream this program is built only if no step draws.
-        self._random: TorchRandom = backend.random(workload.seed)
+        self._values: TorchRandom = backend.random(workload.seed)
+        self._random = StreamRandom(backend, self._values, workload.seed)
         self._losses = torch.zeros(workload.steps + 1, device=backend.device, dtype=torch.float64)
         self._at = torch.zeros(1, device=backend.device, dtype=torch.int64)
         if self._capture:
@@ -225,7 +225,7 @@ class StaticProgram:
     def _capture_step(self) -> Callable[[], object]:
         graph = torch.cuda.CUDAGraph()
         if _must_list_generators():
-            for generator in self._random.generators:
+            for generator in self._values.generators:
                 graph.register_generator_state(generator)
         try:
             # The outer block restores the stream: a failed capture leaves the graph's current.
@@ -245,7 +245,8 @@ class StaticProgram:
     def reset(self) -> None:
         self._done = 0
         self._at.zero_()
-        self._random.rewind()
+        self._values.rewind()
+        self._random = StreamRandom(self._backend, self._values, self._workload.seed)
         fresh = place_params(self._backend, self._workload)
         for name, array in self._params.items():
             array.copy_(fresh[name])

@@ -1,7 +1,8 @@
-"""Normal values from torch's generators, the same whatever the number of threads."""
+"""Random values from torch's generators, the same whatever the number of threads."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -30,13 +31,23 @@ class TorchRandom:
         self.generators = [self._generator(0)]
 
     def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return self._drawn(torch.Tensor.normal_, shape)
+
+    def uniform(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return self._drawn(torch.Tensor.uniform_, shape)
+
+    def _drawn(self, fill: Callable[..., torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
         array = torch.empty(shape, dtype=self._dtype, device=self._device)
         if array.is_cuda or array.numel() <= BLOCK:
-            return array.normal_(generator=self.generators[0])
+            return fill(array, generator=self.generators[0])
         blocks = torch.split(array.view(-1), BLOCK)
         while len(self.generators) < len(blocks):
             self.generators.append(self._generator(len(self.generators)))
-        for _ in self._map(_fill, blocks, self.generators):
+
+        def fill_block(block: torch.Tensor, generator: torch.Generator) -> None:
+            fill(block, generator=generator)
+
+        for _ in self._map(fill_block, blocks, self.generators):
             pass
         return array
 
@@ -51,7 +62,3 @@ class TorchRandom:
     def _block_seed(self, index: int) -> int:
         # The odd constant of SplitMix64 (Steele et al. 2014) spreads neighbours over 63 bits.
         return (self._seed + 1 + index * 0x9E3779B97F4A7C15) % (1 << 63)
-
-
-def _fill(block: torch.Tensor, generator: torch.Generator) -> None:
-    block.normal_(generator=generator)

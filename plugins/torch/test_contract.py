@@ -20,7 +20,7 @@ from expkit.optimizers.sgd import Sgd
 from expkit.problems.sine import Sine
 from expkit.testing import BackendContract
 from expkit.testing.backend import assert_same_state, assert_traces
-from expkit.testing.cells import learning, operations
+from expkit.testing.cells import few, learning, operations
 
 
 class TestTorch(BackendContract):
@@ -35,7 +35,7 @@ class TestTorchCuda(BackendContract):
 
 
 MOMENT_S = 2e-3
-STATIC = learning(10, stream="device") | operations(10, stream="device")
+STATIC = few(learning(10, stream="device")) | operations(10, stream="device")
 
 
 @pytest.mark.parametrize("case", STATIC.values(), ids=STATIC)

@@ -20,7 +20,13 @@ import pytest
 import torch
 from expkit_plugins.torch import program as programs
 from expkit_plugins.torch.backend import TorchBackend
-from expkit_plugins.torch.program import StaticProgram, autograd, build
+from expkit_plugins.torch.program import (
+    HOST_INTEGERS,
+    StaticProgram,
+    _draws_on_host,
+    autograd,
+    build,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -31,10 +37,13 @@ from expkit.optimizers.sgd import Sgd
 from expkit.problems.large_dot import LargeDot
 from expkit.problems.sine import Sine
 from expkit.testing.backend import assert_close, assert_same_state, assert_traces
-from expkit.testing.cells import learning, operations, reference
+from expkit.testing.cells import few, learning, operations, reference
 
 STEPS = 10
 DEVICE = learning(STEPS, stream="device") | operations(STEPS, stream="device")
+FEW = few(learning(STEPS, stream="device")) | operations(STEPS, stream="device")
+ON_DEVICE = {title: case for title, case in FEW.items() if not _draws_on_host(TorchBackend(), case)}
+"""Those that draw no integers, which the host does in every step."""
 
 
 # The stand-in
@@ -378,7 +387,17 @@ def test_a_graph_is_told_of_its_generators_where_it_does_not_find_them(
 # What is replayed
 
 
-@pytest.mark.parametrize("case", DEVICE.values(), ids=DEVICE)
+def test_a_step_for_which_the_host_draws_integers_is_not_captured(gpu: Gpu) -> None:
+    cases = {title: case for title, case in FEW.items() if title not in ON_DEVICE}
+    assert any("minibatch" in title for title in cases)
+    for case in cases.values():
+        program = build(played_backend(), case)
+        assert program.mode == "step"
+        assert isinstance(program, StepProgram)
+        assert program.mode_reason == f"the step cannot be captured: {HOST_INTEGERS}"
+
+
+@pytest.mark.parametrize("case", ON_DEVICE.values(), ids=ON_DEVICE)
 def test_a_replayed_step_equals_step_by_step(gpu: Gpu, case: Workload) -> None:
     backend = played_backend()
     replayed, stepwise = build(backend, case), StepProgram(backend, case, autograd)
@@ -450,7 +469,7 @@ def run_on_no_device(monkeypatch: pytest.MonkeyPatch, case: Workload) -> None:
     StaticProgram(backend, case, capture=False).advance(3)
 
 
-@pytest.mark.parametrize("case", DEVICE.values(), ids=DEVICE)
+@pytest.mark.parametrize("case", FEW.values(), ids=FEW)
 def test_no_step_reads_a_value_or_mixes_devices(
     monkeypatch: pytest.MonkeyPatch, case: Workload
 ) -> None:
