@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import math
 import os
 import pkgutil
 import re
@@ -29,16 +30,27 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from expkit import optimizers, problems
-from expkit.contracts import Backend, Operation, Optimizer, Problem, Recommended, Workload
+from expkit.contracts import (
+    Backend,
+    HasEvaluation,
+    HasOptimum,
+    Operation,
+    Optimizer,
+    Problem,
+    Recommended,
+    Target,
+    Workload,
+)
 from expkit.errors import ConfigError, PluginError, UnsetError, UserError, check
 from expkit.measure.stopping import Measure
+from expkit.optimizers._chain import Update
 from expkit.tracking import address
 
 GROUPS = ("problem", "backend", "optimizer", "measure", "tracking")
 NAMING_A_CLASS = ("problem", "backend", "optimizer")
 """The groups whose options name in `_target_` the class that is built."""
 STREAMS = ("shared", "device")
-OBJECTIVES = ("loss", "seconds")
+OBJECTIVES = ("loss", "seconds", "target")
 MOST = 2**31 - 1
 """The greatest integer that a key takes: the losses of so many steps can be kept."""
 MOST_OF_PROBLEM = 10**12
@@ -90,7 +102,8 @@ class Sweep:
         baseline: the backend or optimizer that the others are compared with; null for the first.
         skip_finished: leave out cells that an earlier sweep finished in the same outputs folder.
         dry_run: say what would run, and stop.
-        objective: what a searching sweeper minimises: the final `loss`, or `seconds`.
+        objective: what a searching sweeper minimises: the final `loss`, `seconds`, or those until
+            the `target`.
     """
 
     timing: bool = True
@@ -109,21 +122,49 @@ class Sweep:
         check(self.objective in OBJECTIVES, "objective", self.objective, " or ".join(OBJECTIVES))
 
 
-OWN: Mapping[str, type[Any]] = {"measure": Measure, "tracking": Tracking, "sweep": Sweep}
+@dataclass(frozen=True)
+class TargetKeys:
+    """What a run has to reach; by default what its problem recommends.
+
+    Attributes:
+        of: `loss`, `gap` or a figure that the problem evaluates.
+        value: what loss and gap must not be above, and what a figure must not be worse than.
+    """
+
+    of: str | None = None
+    value: float | None = None
+
+    def __post_init__(self) -> None:
+        finite = self.value is None or math.isfinite(self.value)
+        check(finite, "value", self.value, "a finite number")
+
+
+OWN: Mapping[str, type[Any]] = {
+    "measure": Measure,
+    "tracking": Tracking,
+    "sweep": Sweep,
+    "target": TargetKeys,
+    "update": Update,
+}
 """The groups that have a single class, defined by the core."""
 
 
 @dataclass
 class Config:
-    """The top level. A missing `steps`, `log_every` or `stream` is what the problem recommends."""
+    """The top level. A missing `steps`, `log_every`, `eval_every` or `stream` is what the problem
+    recommends.
+    """
 
     problem: Any = MISSING
     backend: Any = MISSING
     optimizer: Any = MISSING
     steps: int = MISSING
     log_every: int = MISSING
+    eval_every: int = MISSING
     stream: str = MISSING
     seed: int = 0
+    target: TargetKeys = field(default_factory=TargetKeys)
+    update: Update = field(default_factory=Update)
     measure: Measure = field(default_factory=Measure)
     tracking: Tracking = field(default_factory=Tracking)
     sweep: Sweep = field(default_factory=Sweep)
@@ -141,6 +182,8 @@ class Cell:
 
     Attributes:
         names: the chosen option of `problem`, `backend` and `optimizer`.
+        eval_every: steps after which the problem is evaluated again; 0 for never.
+        target: what it has to reach; None for nothing.
         tracking: with the full address; `resolved` and `frozen` have it without its password.
         resolved: the whole configuration with every recommendation filled in.
         frozen: what `thaw` needs to build the same cell, even after option files have changed.
@@ -150,6 +193,8 @@ class Cell:
     workload: Workload
     backend: Backend
     log_every: int
+    eval_every: int
+    target: Target | None
     measure: Measure
     tracking: Tracking
     outputs: Path
@@ -254,6 +299,16 @@ def options(group: str) -> list[str]:
     with nullcontext() if running else initialize_config_module("expkit.conf", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         return sorted(loader.get_group_options(group))
+
+
+def option(group: str, name: str) -> dict[str, Any]:
+    """The keys of an option, as it is written."""
+    from hydra import compose, initialize_config_module
+
+    register()
+    with initialize_config_module("expkit.conf", version_base="1.3"):
+        found: Any = OmegaConf.to_container(compose("config", [f"{group}={name}"])[group])
+    return dict(found)
 
 
 def compose_cell(*words: str) -> Cell:
@@ -392,6 +447,15 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
     check(1 <= steps <= MOST, "steps", steps, takes)
     log_every = _default(config, "log_every", recommended.log_every)
     check(1 <= log_every <= MOST, "log_every", log_every, takes)
+    evaluates = isinstance(problem, HasEvaluation)
+    if hasattr(problem, "evaluate") and not evaluates:
+        raise PluginError(f"problem {names['problem']}: it has evaluate, but no figures to name")
+    eval_every = _default(config, "eval_every", recommended.eval_every if evaluates else 0)
+    takes = f"an integer of at least 0 and at most {MOST}"
+    if not evaluates:
+        takes = f"0: problem {names['problem']} has nothing to evaluate"
+    check(0 <= eval_every <= MOST * evaluates, "eval_every", eval_every, takes)
+    target = _target(config, names["problem"], problem, recommended, eval_every)
     stream = _default(config, "stream", recommended.stream)
     check(stream in STREAMS, "stream", stream, " or ".join(STREAMS))
     takes = f"an integer of at least 0 and at most {MOST_SEED}"
@@ -399,10 +463,24 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
     measure, tracking = _build(config, "measure", {}), _build(config, "tracking", {})
     resolved: dict[str, Any] = {}
     parts = {"problem": problem, "backend": backend, "optimizer": optimizer}
+    before: Update = _build(config, "update", {}) if "update" in config else Update()
+    if before != Update() and optimizer is None:
+        raise UserError(f"update: problem {names['problem']} learns nothing")
     for group, part in parts.items():
         if part is not None:
             resolved[group] = {"name": names[group], **dataclasses.asdict(part)}
     resolved |= {"steps": steps, "log_every": log_every, "stream": stream, "seed": config.seed}
+    if evaluates:
+        resolved["eval_every"] = eval_every
+    if target:
+        resolved["target"] = dataclasses.asdict(target)
+    if before != Update():
+        resolved["update"] = dataclasses.asdict(before)
+    if bound := getattr(optimizer, "bound", None):  # as in the contract `Bound`
+        optimizer = bound(problem)
+    if optimizer:
+        with _named("update", Update):
+            optimizer = before.around(optimizer, steps, resolved["backend"].get("dtype"))
     resolved |= {"measure": dataclasses.asdict(measure), "tracking": dataclasses.asdict(tracking)}
     kept_uri = None if tracking.uri is None else address.without_password(tracking.uri)
     resolved["tracking"]["uri"] = kept_uri
@@ -420,7 +498,49 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
         "choices": {k: choices[k] for k in GROUPS if k in choices},
         "words": [_kept_word(word, kept_uri) for word in words],
     }
-    return Cell(names, workload, backend, log_every, measure, tracking, outputs, resolved, frozen)
+    return Cell(
+        names=names,
+        workload=workload,
+        backend=backend,
+        log_every=log_every,
+        eval_every=eval_every,
+        target=target,
+        measure=measure,
+        tracking=tracking,
+        outputs=outputs,
+        resolved=resolved,
+        frozen=frozen,
+    )
+
+
+def _target(
+    config: DictConfig,
+    name: str,
+    problem: Problem | Operation,
+    recommended: Recommended,
+    eval_every: int,
+) -> Target | None:
+    """The target that a configuration sets, or that its problem recommends."""
+    given: TargetKeys = _build(config, "target", {}) if "target" in config else TargetKeys()
+    default = recommended.target
+    if given == TargetKeys() and default is None:
+        return None
+    of = given.of or (default.of if default else "loss")
+    figures = problem.figures if isinstance(problem, HasEvaluation) else {}
+    known = ["loss", *(["gap"] if isinstance(problem, HasOptimum) else []), *figures]
+    if isinstance(problem, Operation):
+        raise ConfigError("target.of", of, f"null: {name} learns nothing")
+    check(of in known, "target.of", of, f"{' or '.join(known)} for problem {name}")
+    value = given.value
+    if value is None and default and default.of == of:
+        value = default.value
+    if value is None:
+        raise ConfigError("target.value", None, f"the value of {of} that is to be reached")
+    if of in figures and not eval_every:
+        if given == TargetKeys():
+            return None  # nobody asked for it, and nothing is evaluated
+        raise ConfigError("eval_every", 0, f"an integer of at least 1: target.of is {of}")
+    return Target(of, value)
 
 
 def _kept_word(word: str, kept_uri: str | None) -> str:
@@ -496,7 +616,7 @@ def plain_reason(error: OmegaConfBaseException, cls: type[Any] = Config) -> str:
     """Shorten OmegaConf's message of several lines: the key, what it got, what it takes."""
     said = str(error.msg or error).splitlines()[0]
     key = str(error.full_key or "")
-    parts = (Measure, Tracking, Sweep, cls)
+    parts = (*OWN.values(), cls)
     types = {f.name: str(f.type) for part in parts for f in fields(part)}
     kinds = {"int": "an integer", "float": "a number", "bool": "true or false"}
     kind = kinds.get(types.get(key.rpartition(".")[2], "").removesuffix(" | None"), "a value")
@@ -571,7 +691,7 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _default(config: DictConfig, key: str, recommended: Any) -> Any:
-    return recommended if OmegaConf.is_missing(config, key) else config[key]
+    return config.get(key, recommended)  # which a key that is `???` counts as missing for
 
 
 def _classes(package: Any) -> Iterator[tuple[str, type[Any]]]:
@@ -604,6 +724,6 @@ def _path(cls: type[Any]) -> str:
 def _writable(cls: type[Any]) -> DictConfig:
     """The schema with its frozen parts open for overrides."""
     node: DictConfig = OmegaConf.structured(cls)
-    for part in ("measure", "tracking", "sweep"):
+    for part in OWN:
         OmegaConf.set_readonly(node[part], False)
     return node

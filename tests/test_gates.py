@@ -15,8 +15,10 @@ import pytest
 from expkit import conduct
 from expkit.config import compose_cell, options
 from expkit.contracts import Operation
+from expkit.errors import UnsetError
 from expkit.measure import answer, parity
 from expkit.measure.answer import Answer, reference
+from expkit.testing.cells import forms, workload
 from expkit.tracking import journal
 
 if TYPE_CHECKING:
@@ -132,18 +134,24 @@ def test_what_is_refused_has_no_speed_in_mlflow(planted: Expkit) -> None:
 
 
 def accepted() -> list[tuple[str, ...]]:
-    """Everything installed, at the size and for the steps that its problem recommends."""
+    """Every problem with every optimizer that fits, at the size and for the steps that the problem
+    recommends: plain gradient descent on all backends and dtypes, the others on each in turn.
+    """
     backends = ["numpy", *(["torch"] if find_spec("torch") else [])]
+    ways = [
+        (f"backend={b}", f"backend.dtype={d}") for b in backends for d in ("float64", "float32")
+    ]
     cases: list[tuple[str, ...]] = []
     for problem in options("problem"):
-        learns = not isinstance(compose_cell(f"problem={problem}").workload.problem, Operation)
+        learns = not isinstance(forms(problem)[""], Operation)
         for optimizer in options("optimizer") if learns else ["sgd"]:
             words = (f"problem={problem}", f"optimizer={optimizer}")
-            cases += [
-                (*words, f"backend={backend}", f"backend.dtype={dtype}")
-                for backend in backends
-                for dtype in ("float64", "float32")
-            ]
+            try:
+                workload(problem, optimizer, 1)
+            except UnsetError:  # the problem recommends no rate: the two do not fit
+                continue
+            chosen = ways if optimizer == "sgd" else [ways[len(cases) % len(ways)]]
+            cases += [(*words, *way) for way in chosen]
     return cases
 
 

@@ -40,7 +40,8 @@ class LargeDot:
 
     def recommended(self) -> Recommended:
         sign = 0.5 / self.n**0.5  # for methods that normalize the gradient's size
-        lr = {"sgd": 0.5 / self.n, "momentum": 0.05 / self.n, "adam": sign, "rmsprop": sign / 2}
+        lr = {"sgd": 0.5 / self.n, "momentum": 0.05 / self.n, "nesterov": 0.05 / self.n}
+        lr |= {"adam": sign, "rmsprop": sign / 2, "adamw": sign, "lion": sign / 10}
         return Recommended(steps=200, log_every=10, stream="device", lr=lr)
 
     def init(self, rng: np.random.Generator) -> dict[str, HostArray]:

@@ -35,7 +35,8 @@ class Linear:
     def recommended(self) -> Recommended:
         # A sum's curvature grows with its length; Adam and RMSprop do not depend on its scale.
         scale = 20 / self.batch_size
-        lr = {"sgd": 0.01 * scale, "momentum": 8e-4 * scale, "adam": 0.3, "rmsprop": 0.15}
+        lr = {"sgd": 0.01 * scale, "momentum": 8e-4 * scale, "nesterov": 8e-4 * scale}
+        lr |= {"adam": 0.3, "rmsprop": 0.15, "adamw": 0.3, "lion": 0.1}
         return Recommended(steps=10, lr=lr)
 
     def init(self, rng: np.random.Generator) -> dict[str, HostArray]:

@@ -49,7 +49,8 @@ class Sine:
         # The curvature is at most twice the sum of the basis' squares; the tutorial's 1e-6 is well
         # below its inverse at n = 2000 and degree 3. Other sizes scale it accordingly.
         rate = 1e-6 * _sum_of_squares(2000, 3) / _sum_of_squares(self.n, self.degree)
-        lr = {"sgd": rate, "momentum": rate, "adam": 1e-2, "rmsprop": 2e-3}
+        lr = {"sgd": rate, "momentum": rate, "nesterov": rate, "adam": 1e-2, "rmsprop": 2e-3}
+        lr |= {"adamw": 1e-2, "lion": 2e-3, "lbfgs": 0.1}
         return Recommended(steps=2000, lr=lr)
 
     def init(self, rng: np.random.Generator) -> dict[str, HostArray]:

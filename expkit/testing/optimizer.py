@@ -12,14 +12,18 @@ from expkit.contracts import Optimizer, Params
 
 
 class OptimizerContract:
-    """Derive from it, and name the option in `optimizer`; `words` set fields such as the rate."""
+    """Derive from it, and name the option in `optimizer`; `words` set fields such as the rate.
+
+    `problem` names a problem that the optimizer fits.
+    """
 
     optimizer: str
+    problem: str = "sine"
     words: Sequence[str] = ("optimizer.lr=0.01",)
 
     def make(self) -> Optimizer:
         words = (f"optimizer={self.optimizer}", *self.words)
-        made = compose_cell("problem=sine", *words).workload.optimizer
+        made = compose_cell(f"problem={self.problem}", *words).workload.optimizer
         assert made is not None
         return made
 
