@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from expkit.config import Cell
-from expkit.contracts import Workload
+from expkit.contracts import HasNeeds, Workload
 from expkit.errors import Unavailable, UserError
 from expkit.measure import parity
 from expkit.measure.environment import Activity, Snapshot
@@ -163,6 +163,12 @@ def check_runnable(cell: Cell) -> None:
     Raises:
         UserError: it cannot, with the reason and a remedy.
     """
+    problem = cell.workload.problem
+    try:
+        if isinstance(problem, HasNeeds):
+            problem.check_available()
+    except Unavailable as error:
+        raise UserError(f"problem={cell.names['problem']}: {error}") from error
     try:
         check_workload(cell)
         cell.backend.check_available()
@@ -246,8 +252,15 @@ def _rounds(ready: Sequence[AnyTrial], *, compared: bool, timed: bool) -> str | 
     measure = ready[0].cell.measure
     if not compared:  # each cell may take what a single one may
         measure = replace(measure, budget_s=measure.budget_s * len(ready))
+    compared = compared and not _aimed(ready)
     look = Look(measure, lambda: [t.rounds for t in ready if t.lives], compared=compared)
     return run_rounds(ready, measure, look.enough, look.width)
+
+
+def _aimed(ready: Sequence[AnyTrial]) -> bool:
+    """Whether optimizers are compared by the time to a target, which is known only afterwards."""
+    optimizers = {repr(trial.cell.workload.optimizer) for trial in ready}
+    return len(optimizers) > 1 and all(trial.cell.target for trial in ready)
 
 
 def _measure_again(
@@ -286,5 +299,6 @@ def _standing(trial: AnyTrial, base: AnyTrial | None) -> tuple[dict[str, str], d
     if not base.lives or not trial.lives:
         return tags, {}
     verdict = held(base, trial, trial.cell.measure.threshold)
-    tags["verdict"] = f"{verdict.word} ({verdict.ratio:.3f} times {base.cell.title})"
+    to = f" to {verdict.target}" if verdict.target else ""
+    tags["verdict"] = f"{verdict.word} ({verdict.times} {base.cell.title}{to})"
     return tags, quantities.of_verdict(verdict)

@@ -119,6 +119,17 @@ class Run:
         return self.stored.stable
 
     @property
+    def evaluated(self) -> Mapping[str, float]:
+        """The last value of each figure that its problem evaluates, by name."""
+        return self.stored.evaluated
+
+    @property
+    def seconds_to_target(self) -> float | None:
+        """The median repeat's, until the target; None where it was not reached, or is none."""
+        summary = self.stored.target_summary
+        return summary.median if summary else None
+
+    @property
     def losses(self) -> HostArray:
         """Of each step of the first repeat, shape (steps,); empty for an operation."""
         return self.metrics.get("train/loss", np.empty(0))
@@ -239,7 +250,7 @@ class Sweep(Runs):
         if self.manifest.best:
             return [table.tried(self.results)]
         ranked = self.results.by_problem()
-        return [(title, table.compared(self.manifest, cells)) for title, cells in ranked]
+        return [(title, table.summary(self.manifest, cells)) for title, cells in ranked]
 
     def __str__(self) -> str:
         from expkit.sweeps import table
@@ -521,7 +532,12 @@ def load(what: Path | str) -> Run | Sweep | Runs:
         return Sweep(Results.read(Manifest.load(named(str(what), outputs))))
     if not (folder / journal.FILE).is_file() and (found := _of_experiment(str(what), outputs)):
         return Runs(found)
-    return Run(load_stored(find(str(what), outputs)))
+    try:
+        folder = find(str(what), outputs)
+    except UserError:
+        takes = "a run, a sweep or an experiment: a folder, an id or a name"
+        raise UserError(f"got {str(what)!r}, takes {takes} (looked in {outputs})") from None
+    return Run(load_stored(folder))
 
 
 def report(*what: Path | str | Run | Runs) -> str:
@@ -738,6 +754,8 @@ def _compared(entry: Entry) -> Row:
         "ratio": entry.verdict.ratio,
         "ratio_low": low,
         "ratio_high": high,
+        "ratio_to": entry.verdict.target or None,
+        "ratio_bound": entry.verdict.bound or None,
         "baseline": entry.planned.baseline,
     }
 

@@ -107,7 +107,9 @@ def _obey(trial: Trial, parent: Parent) -> None:
 
 
 def _state(trial: Trial) -> remote.State:
-    return remote.State(trial.lives, trial.facts, trial.broken, trial.expected_s)
+    return remote.State(
+        trial.lives, trial.facts, trial.broken, trial.expected_s, trial.until_target
+    )
 
 
 def _log(folder: Path, how: Mapping[str, Any] | None) -> None:

@@ -22,7 +22,7 @@ from expkit.config import Cell, thaw
 from expkit.errors import is_disk_full
 from expkit.measure.environment import Activity
 from expkit.measure.parity import Facts
-from expkit.measure.statistics import Rounds
+from expkit.measure.statistics import Rounds, nested
 from expkit.outcome import Outcome
 from expkit.record.writing import record_failure
 from expkit.tracking import journal
@@ -105,12 +105,14 @@ class State:
         facts: what its program works with.
         broken: where that differs from what it claims.
         expected_s: about how long the least number of its repeats takes.
+        until_target: once it is concluded, as `Trial.until_target`.
     """
 
     lives: bool
     facts: Facts
     broken: Sequence[str]
     expected_s: float
+    until_target: Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -243,10 +245,11 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
     ) -> None:
         self.cell, self.folder, self.tracker = cell, attempt.folder, attempt.tracker
         self.attempt = attempt
-        self.rounds: list[list[float]] = []
+        self._processes: list[list[list[float]]] = [[]]
         self.facts: Facts = {}
         self.broken: Sequence[str] = ()
         self.expected_s = 0.0
+        self.until_target: Rounds = []
         self._lives = True
         self._placed, self._left_s = placed, timeout_s
         self._child = worker({**environment(cell.frozen["config"]), **env})
@@ -270,6 +273,11 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
         return self._child.pid
 
     @property
+    def rounds(self) -> Rounds:
+        """The repeats by placement or, if several processes measured, by process."""
+        return nested(self._processes)
+
+    @property
     def lives(self) -> bool:
         """Whether it has not ended and may still give valid times."""
         return self._lives and self.attempt.outcome is None
@@ -284,8 +292,8 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
 
     def place(self) -> None:
         if self.attempt.outcome is None:
-            self.rounds.append([])
-            self._placed(len(self.rounds))
+            self._processes[0].append([])
+            self._placed(len(self._processes[0]))
             self._answered(Place())
 
     def repeat(self) -> float | None:
@@ -294,13 +302,15 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
         if seconds is None:
             self._lives = False
             return None
-        self.rounds[-1].append(seconds)
+        self._processes[0][-1].append(seconds)
         if self.tracker:
             self.tracker.refresh(self.folder)
         return seconds
 
     def take_in(self, outcome: str, reason: str, rounds: Rounds) -> None:
         self._answered(TakeIn(outcome, reason, rounds))
+        if outcome == Outcome.OK:
+            self._processes.append([list(repeats) for repeats in rounds])
 
     def conclude(self, stopped_by: str | None, activity: Activity) -> None:
         self._answered(Conclude(stopped_by, asdict(activity)))
@@ -339,6 +349,6 @@ class RemoteTrial(AbstractContextManager["RemoteTrial"]):
             self.attempt.end(answer)
         elif isinstance(answer, State):
             self._lives, self.facts, self.broken = answer.lives, answer.facts, answer.broken
-            self.expected_s = answer.expected_s
+            self.expected_s, self.until_target = answer.expected_s, answer.until_target
         self._left_s -= monotonic() - begun
         return answer

@@ -22,16 +22,19 @@ from expkit.measure.audits import Audits
 from expkit.measure.breakdown import breakdown
 from expkit.measure.clock import timed
 from expkit.measure.environment import Activity
+from expkit.measure.evaluation import Evaluation
 from expkit.measure.idle import Lookout, worked_meanwhile
 from expkit.measure.roofline import hold_to_limit, optimizer_elements
 from expkit.measure.stability import pauses, recompiled, unstable_because
-from expkit.measure.statistics import Rounds, summarize
+from expkit.measure.statistics import Rounds, nested, summarize
 from expkit.measure.stopping import fitted
 from expkit.measure.subject import Subject
+from expkit.measure.target import Goal, reached
 from expkit.measure.threads import AGAIN_S, Queue, overused, overused_again
 from expkit.measure.verification import Verification
 from expkit.outcome import Outcome
 from expkit.record import note, writing
+from expkit.record.quantities import EVAL
 from expkit.record.result import Now, Result, Watch
 from expkit.tracking.address import one_line
 from expkit.tracking.journal import Journal, now_ms
@@ -77,6 +80,8 @@ class Trial(AbstractContextManager["Trial"]):
         self._subject = Subject(backend, workload, cell.log_every, name)
         rng = np.random.default_rng()
         self._audits = Audits(self._subject, rng)
+        self._goal: Goal | None = None
+        self._evaluation = Evaluation(self._subject, cell.eval_every)
         self._answers = Verification(self._subject, lambda: self.expected_s, rng)
         self._queued_s = self._waited_s = 0.0
         """Seconds that all threads, and this one alone, waited for a core in the repeats, which
@@ -149,6 +154,11 @@ class Trial(AbstractContextManager["Trial"]):
         return self.result.rounds
 
     @property
+    def until_target(self) -> Rounds:
+        """Seconds of the same repeats until the target; empty where it was not reached."""
+        return nested(self.result.until_target) if self.result.until_target else []
+
+    @property
     def pid(self) -> int:
         """The id of this process."""
         return os.getpid()
@@ -179,6 +189,8 @@ class Trial(AbstractContextManager["Trial"]):
         found: Finding | None = None
         self.configure()
         self._watch(Now("making the data and building the program"))
+        if cell.target:
+            self._goal = Goal.of(cell.target, cell.workload)
         result.setup_seconds = subject.begin()
         if result.timed:
             self._watch(Now("warming up"))
@@ -197,6 +209,11 @@ class Trial(AbstractContextManager["Trial"]):
         self._note_path()
         self._watch(Now("noting what the program works with"))
         result.facts = parity.facts(cell.backend, cell.workload, subject.program, cell.log_every)
+        if self._goal:
+            aims = {"target": str(self._goal)}
+            if self._evaluation.every:
+                aims["evaluated"] = f"every {self._evaluation.every} steps"
+            result.facts = {**result.facts, **aims}
         threads = cell.resolved["backend"].get("threads")
         result.broken = parity.broken_claims(cell.backend, threads, result.facts)
         self.journal.write("facts", facts=result.facts, broken=result.broken)
@@ -245,6 +262,9 @@ class Trial(AbstractContextManager["Trial"]):
         cpu_seconds: list[float] = []
         losses: list[HostArray] = []
         written, last_flush, begun = 0, perf_counter(), now_ms()
+        evaluated = repeat == 0 and self._evaluation.within
+        if evaluated:
+            self._evaluation.after(0)
         queue = Queue()
         try:
             for done in range(0, subject.room, subject.every):
@@ -267,6 +287,8 @@ class Trial(AbstractContextManager["Trial"]):
                         f"the loss is not finite from step {result.first_bad_step}",
                     )
                     break
+                if evaluated:
+                    self._evaluation.after(done + n)
                 loss = float(losses[-1][-1]) if losses[-1].size else None
                 steps_done = (done + n) // subject.passes
                 self._watch(Now("", repeat + 1, steps_done, loss, n / seconds[-1]))
@@ -368,11 +390,16 @@ class Trial(AbstractContextManager["Trial"]):
         """Do the checks that follow the last repeat, and trace where a step's time goes."""
         result = self.result
         if result.reason is None:
+            self.configure()
+            self._evaluation.apart()
+        self._keep_evaluation()
+        if result.reason is None:
             self._keep_params()
             self._check_again()
         if result.reason is not None:
             return
         result.outcome, result.stopped_by = Outcome.OK, stopped_by
+        self._look_for_target()
         if not result.timed:
             return
         summary = summarize(result.rounds)
@@ -405,6 +432,30 @@ class Trial(AbstractContextManager["Trial"]):
         self.journal.tags({note.TAG: about})
         self._send()
         writing.write_files(self.cell, self.journal, self.result)
+
+    def _look_for_target(self) -> None:
+        """See when the target was reached."""
+        result, goal = self.result, self._goal
+        if goal is None:
+            return
+        evaluated = self._evaluation
+        steps = goal.steps(result.losses, evaluated.steps, evaluated.figures)
+        result.steps_to_target = steps
+        if steps is not None and result.timed:
+            times = (result.chunk_ends, result.chunk_seconds, result.processes)
+            result.until_target = reached(steps, *times)
+        every = self.cell.workload.steps
+        when = f"not reached in {every}" if steps is None else f"reached after {steps} of {every}"
+        self.journal.tags({"target": f"{goal}: {when} steps"})
+
+    def _keep_evaluation(self) -> None:
+        """Record what was measured beside the loss."""
+        evaluation = self._evaluation
+        for name, values in evaluation.figures.items():
+            self.journal.series(f"{EVAL}{name}", values, evaluation.steps)
+        if evaluation.wrong and self.result.reason is None:
+            finite = all(np.isfinite(x).all() for x in self._subject.params().values())
+            self._refuse(Outcome.FAILED if finite else Outcome.DIVERGED, evaluation.wrong)
 
     def _keep_params(self) -> None:
         """Keep the parameters that the last repeat has learnt, if they are few enough."""

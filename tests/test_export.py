@@ -210,7 +210,7 @@ def test_a_run_and_an_experiment_are_exported_too(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere"], "got 'nowhere', takes"),
+        (["nowhere"], "got 'nowhere', takes a run, a sweep or an experiment: "),
         (["--format", "md", "--curves"], "got --format md with single values"),
         (["--format", "xlsx"], "invalid choice: 'xlsx'"),
         (["--output", "/nowhere/a.csv"], "cannot write /nowhere/a.csv"),

@@ -142,6 +142,7 @@ class Side:
     rounds: Rounds
     facts: Facts = field(default_factory=dict)
     broken: Sequence[str] = ()
+    until_target: Rounds = ()
 
 
 @pytest.mark.parametrize(("ratio", "word"), [(0.5, FASTER), (1.0, SAME), (2.0, SLOWER)])

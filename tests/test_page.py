@@ -153,7 +153,7 @@ def test_a_crossing_is_marked_in_its_chart(sizes: door.Sweep) -> None:
 
 def test_times_by_size_are_one_chart(sizes: door.Sweep) -> None:
     [chart] = scaling.charts(sizes.results)
-    assert (chart.key, chart.timed) == ("problem.n", True)
+    assert (chart.key, chart.of) == ("problem.n", "time")
     [curve] = chart.curves
     assert list(curve.x) == [10, 20, 40]
     assert list(curve.y) == [run.seconds for run in sizes]
@@ -220,7 +220,7 @@ def test_an_experiment_has_its_sweeps_and_its_other_runs(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere"], "got 'nowhere', takes"),
+        (["nowhere"], "got 'nowhere', takes a run, a sweep or an experiment: "),
         (["RUN"], "takes a sweep or an experiment"),
         (["SWEEP", "--output", "/nowhere/a.html"], "cannot write /nowhere/a.html"),
         (["--outputs", "/nowhere"], "no sweep is kept in /nowhere"),

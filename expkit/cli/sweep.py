@@ -257,8 +257,15 @@ class Search:
         Raises:
             UserError: there can be no objective.
         """
-        if batch.sweep.objective == "seconds" and not batch.sweep.timing:
-            raise ConfigError("sweep.objective", "seconds", "loss where sweep.timing=false")
+        objective = batch.sweep.objective
+        if objective != "loss" and not batch.sweep.timing:
+            raise ConfigError("sweep.objective", objective, "loss where sweep.timing=false")
+        if objective == "target" and not all(planned.cell.target for planned in batch.cells):
+            takes = "loss or seconds, unless target.of and target.value are set"
+            raise ConfigError("sweep.objective", objective, takes)
+        if objective == "target" and batch.best == "greatest":
+            takes = "minimize where sweep.objective=target"
+            raise ConfigError("hydra.sweeper.direction", "maximize", takes)
         if batch.sweep.dry_run:
             raise ConfigError("sweep.dry_run", True, "false: a search chooses as it goes")
         manifest = self._manifest.joined(batch) if self._manifest else batch

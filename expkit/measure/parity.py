@@ -138,6 +138,14 @@ def unlike(a: Worked, b: Worked, names: tuple[str, str] = ("A", "B")) -> list[st
     return [*differences(a.facts, b.facts), *claims]
 
 
+def target(a: Facts, b: Facts) -> str | None:
+    """The target that two have in common, whose work differs in the optimizer alone; else None."""
+    others = {key: said for key, said in WORK.items() if key != "optimizer"}
+    aims = ("target", "evaluated")
+    same = not differences(a, b, others) and all(a.get(k) == b.get(k) for k in aims)
+    return a.get("target") if same else None
+
+
 def _dtype(array: Array) -> str:
     return str(array.dtype).rpartition(".")[2]
 

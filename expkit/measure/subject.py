@@ -8,6 +8,7 @@ from time import perf_counter
 
 import numpy as np
 
+from expkit.authors import first_data
 from expkit.contracts import Backend, HostArray, Operation, Program, Workload
 from expkit.errors import PluginError
 from expkit.measure.clock import steps_of_a_reading, timed
@@ -45,6 +46,7 @@ class Subject:
         if missing := [key for key in DESCRIBED if key not in self.backend.describe()]:
             got, takes = " and no ".join(missing), ", ".join(DESCRIBED)
             raise PluginError(f"{self._name}: describe() has no {got}, takes {takes}")
+        first_data(self.workload)  # loading a data set is no work of the backend's
         started = perf_counter()
         self.program = self.backend.build(self.workload)
         self.synchronize()

@@ -25,33 +25,62 @@ class Verdict:
         ratio: B's time over A's, the median over rounds.
         interval: its 95 % confidence interval; None for fewer than 6 rounds.
         rounds: how many there were.
+        target: what the times lead to; empty where they are those of whole runs.
+        bound: `at least` or `at most`, where one of the two has not reached the target: its time to
+            it is then longer than its whole run.
     """
 
     word: str
     ratio: float
     interval: tuple[float, float] | None
     rounds: int
+    target: str = ""
+    bound: str = ""
+
+    @property
+    def times(self) -> str:
+        """The ratio in words: `0.512 times`, `at least 2.1 times`."""
+        return f"{self.bound} {self.ratio:.3f} times".lstrip()
 
 
 class Side(parity.Worked, Protocol):
     """One of two that are compared: what it worked with, and how long that took."""
 
     @property
-    def rounds(self) -> Rounds: ...
+    def rounds(self) -> Rounds:
+        """Seconds of whole repeats."""
+        ...
+
+    @property
+    def until_target(self) -> Rounds:
+        """Seconds of the same repeats until the target; empty where it was not reached."""
+        ...
 
 
 def held(a: Side, b: Side, threshold: float) -> Verdict:
     """Compare B with A, by the one rule that holds wherever two are compared.
 
-    Only the same work can be faster or slower. Where the work differs, the ratio is still given,
-    and the word is UNLIKE.
+    Only the same work can be faster or slower. Two that learn the same with different optimizers,
+    and have the same target, are compared by the time until they reach it. Where the work differs
+    otherwise, the ratio is still given, and the word is UNLIKE.
 
     Args:
         a, b: measured in turn. Rounds that only one of them has are left out.
     """
     common = min(len(a.rounds), len(b.rounds))
-    found = judge(a.rounds[:common], b.rounds[:common], threshold)
-    return replace(found, word=UNLIKE) if parity.unlike(a, b) else found
+    whole = a.rounds[:common], b.rounds[:common]
+    if not parity.unlike(a, b):
+        return judge(*whole, threshold)
+    target = None if a.broken or b.broken else parity.target(a.facts, b.facts)
+    if target is None or not (a.until_target or b.until_target):
+        return replace(judge(*whole, threshold), word=UNLIKE)
+    until = a.until_target[:common], b.until_target[:common]
+    found = judge(until[0] or whole[0], until[1] or whole[1], threshold)
+    if all(until):
+        return replace(found, target=target)
+    right, bound = (FASTER, "at most") if until[1] else (SLOWER, "at least")
+    word = right if found.word == right else CANT_TELL
+    return replace(found, word=word, target=target, bound=bound)
 
 
 def judge(a: Rounds, b: Rounds, threshold: float) -> Verdict:

@@ -34,6 +34,10 @@ def _of_times(of: Callable[[Result, Summary], float | None]) -> Callable[[Result
     return lambda result: of(result, result.summary) if result.summary else None
 
 
+def _of_target(of: Callable[[Summary], float]) -> Callable[[Result], float | None]:
+    return lambda result: of(result.target_summary) if result.target_summary else None
+
+
 def _of_warm_up(of: Callable[[WarmUp], float]) -> Callable[[Result], float | None]:
     return lambda result: of(result.warm_up) if result.summary and result.warm_up else None
 
@@ -45,6 +49,16 @@ QUANTITIES = (
         "",
         "the loss of the last step",
     ),
+    Quantity(
+        "target/steps",
+        lambda r: r.steps_to_target,
+        "",
+        "steps until the target is reached to stay",
+    ),
+    Quantity("target/seconds", _of_target(lambda s: s.median), "s", "until then, the median"),
+    Quantity("target/low_seconds", _of_target(lambda s: s.low), "s", "its interval's low end"),
+    Quantity("target/high_seconds", _of_target(lambda s: s.high), "s", "its interval's high end"),
+    Quantity("target/ms", _of_target(lambda s: 1e3 * s.median), "ms", "until then, the median"),
     Quantity("time/setup_seconds", _of_times(lambda r, _: r.setup_seconds), "s", "to build"),
     Quantity(
         "time/first_step_seconds",
@@ -98,17 +112,20 @@ def found(result: Result) -> Iterator[tuple[str, float]]:
         yield from result.breakdown.metrics().items()
 
 
+EVAL = "eval/"
+"""What the name of a metric begins with that a problem's `evaluate` returns."""
 SIGNS = {FASTER: -1.0, SAME: 0.0, SLOWER: 1.0}
 
 
 def of_verdict(verdict: Verdict) -> dict[str, float]:
     """Return the figures of a verdict, by which runs can be sorted; none for UNLIKE work.
 
-    `verdict/sign` is -1 for FASTER, 0 for SAME and 1 for SLOWER; CAN'T TELL has none.
+    `verdict/sign` is -1 for FASTER, 0 for SAME and 1 for SLOWER; CAN'T TELL has none. There is no
+    ratio where only a bound on it is known.
     """
     if verdict.word == UNLIKE:
         return {}
-    found = {"verdict/ratio": verdict.ratio}
-    if verdict.interval:
+    found = {} if verdict.bound else {"verdict/ratio": verdict.ratio}
+    if verdict.interval and not verdict.bound:
         found |= dict(zip(("verdict/low", "verdict/high"), verdict.interval, strict=True))
     return found | ({"verdict/sign": SIGNS[verdict.word]} if verdict.word in SIGNS else {})

@@ -60,6 +60,8 @@ class Result:
         broken: where the facts differ from what the configuration or the backend says.
         checked: how the answer was checked, or why it was not.
         unstable: every reason to distrust the times.
+        steps_to_target: the steps until the target is reached and held; None if it is not.
+        until_target: seconds until then, as `processes`; empty where there are none.
         limit: the least time that a step can take on this machine; None if that is not known.
         timed: false if other cells were meant to run at the same time: no time is shown then.
     """
@@ -83,6 +85,8 @@ class Result:
     checked: str = ""
     unstable: list[str] = field(default_factory=list)
     breakdown: Breakdown | None = None
+    steps_to_target: int | None = None
+    until_target: list[list[list[float]]] = field(default_factory=list)
     limit: StepLimit | None = None
     timed: bool = True
 
@@ -90,6 +94,11 @@ class Result:
     def summary(self) -> Summary | None:
         """Summarize whole repeats; None unless the run was timed and its outcome is ok."""
         return summarize(self.rounds) if self.outcome == Outcome.OK and self.timed else None
+
+    @property
+    def target_summary(self) -> Summary | None:
+        """Summarize the seconds to the target; None where there are none."""
+        return summarize(nested(self.until_target)) if self.summary and self.until_target else None
 
     @property
     def step_seconds(self) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -21,9 +22,11 @@ from expkit.errors import UserError
 from expkit.measure.breakdown import PREFIX
 from expkit.measure.statistics import Rounds, Summary, nested, summarize
 from expkit.measure.stopping import Measure
+from expkit.measure.target import reached
 from expkit.outcome import FINISHED, Outcome
 from expkit.record import quantities
 from expkit.record.curves import elapsed
+from expkit.record.quantities import EVAL
 from expkit.tracking import journal
 
 
@@ -38,7 +41,9 @@ class Stored:
         facts: see `expkit.measure.parity`.
         broken: where its program does not work with what its configuration says.
         processes: seconds of each repeat, by placement, by process.
+        until: seconds of each repeat until the target, as `processes`; empty where there are none.
         quantities: those of `expkit.record.quantities` that it has, by name.
+        evaluated: the last value of each figure that its problem evaluates.
         parts: seconds of the parts of a step, by the names of their metrics.
         first_loss: the loss of the first step; None where there is none.
         threshold: of a comparison, as it was configured.
@@ -52,7 +57,9 @@ class Stored:
     facts: Mapping[str, str]
     broken: list[str]
     processes: list[list[list[float]]]
+    until: list[list[list[float]]]
     quantities: Mapping[str, float]
+    evaluated: Mapping[str, float]
     parts: Mapping[str, float]
     first_loss: float | None
     threshold: float
@@ -91,6 +98,21 @@ class Stored:
     def summary(self) -> Summary | None:
         """The summary of its repeats; None where no time may be shown."""
         return summarize(self.rounds) if self.outcome == Outcome.OK and self.timed else None
+
+    @property
+    def until_target(self) -> Rounds:
+        """Seconds of the repeats until the target, as `rounds`; empty where it was not reached."""
+        return nested(self.until) if self.until and self.summary else []
+
+    @cached_property
+    def target_summary(self) -> Summary | None:
+        """The summary of those; None where it was not reached."""
+        return summarize(self.until_target) if self.until_target else None
+
+    @property
+    def target(self) -> str:
+        """What it was to reach; empty for nothing."""
+        return self.facts.get("target", "")
 
     @property
     def steps(self) -> int:
@@ -160,7 +182,13 @@ def load(folder: Path) -> Stored:
         facts=claims["facts"],
         broken=claims["broken"],
         processes=_processes(records["sample"], file),
+        until=_until(records, metrics, file),
         quantities={key: _one(metrics, key, file) for key in metrics if key in once},
+        evaluated={
+            key.removeprefix(EVAL): values[-1]
+            for key, values in metrics.items()
+            if key.startswith(EVAL) and values
+        },
         parts={key: _one(metrics, key, file) for key in metrics if key.startswith(PREFIX)},
         first_loss=next(iter(metrics.get("train/loss", ())), None),
         threshold=_threshold(threshold, file),
@@ -207,6 +235,29 @@ def _processes(records: Sequence[Record], file: Path) -> list[list[list[float]]]
         rounds = found.setdefault(record["process"], {})
         rounds.setdefault(record["placement"], []).append(sum(record["seconds"]))
     return [list(rounds.values()) for rounds in found.values()]
+
+
+def _until(
+    records: Mapping[str, Sequence[Record]], metrics: Mapping[str, Sequence[float]], file: Path
+) -> list[list[list[float]]]:
+    """Seconds of each repeat until the target; empty where it was not reached, or nothing timed."""
+    if "target/seconds" not in metrics:
+        return []
+    steps, ends = _one(metrics, "target/steps", file), _readings(records["metric"])
+    samples = [record for record in records["sample"] if record["process"] == 0]
+    chunks = [record["seconds"] for record in samples]
+    rises = ends and all(a < b for a, b in pairwise([-1, *ends]))
+    fits = rises and steps.is_integer() and 1 <= steps <= ends[-1] + 1
+    whole = all(len(own) == len(ends) and own[0] > 0 for own in chunks)
+    if not fits or not whole or not chunks or records["sample"][0]["process"] != 0:
+        raise UserError(f"{file}: target/steps: got {steps:g}, takes a step of the timed readings")
+    return reached(int(steps), ends, chunks, _processes(records["sample"], file))
+
+
+def _readings(records: Sequence[Record]) -> list[int]:
+    """The last step of each reading."""
+    own = (record["steps"] for record in records if record["key"] == "time/step_seconds")
+    return [step for steps in own for step in steps]
 
 
 def _outcome(tags: Mapping[str, str], file: Path) -> Outcome:
@@ -262,8 +313,7 @@ def losses_of(folder: Path) -> tuple[HostArray, HostArray]:
     records = _by_kind(folder)["metric"]
     metrics = _metrics(records)
     losses = np.array(metrics.get("train/loss", []))
-    own = (record["steps"] for record in records if record["key"] == "time/step_seconds")
-    ends = np.array([step for steps in own for step in steps], dtype=np.int64)
+    ends = np.array(_readings(records), dtype=np.int64)
     step_seconds = np.array(metrics.get("time/step_seconds", []))
     return losses, elapsed(ends, step_seconds, losses.size)
 

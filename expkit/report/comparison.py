@@ -82,7 +82,11 @@ def _side(run: Stored) -> str:
     spread = f"{what}: {seconds(summary.low)} to {seconds(summary.high)}"
     if summary.rounds == 1:
         spread = "its spread is not known: the arrays were placed once"
-    return text + f"{seconds(summary.median)} ({spread})"
+    text += f"{seconds(summary.median)} ({spread})"
+    if run.target:
+        until = run.target_summary
+        text += f"; {seconds(until.median)} to {run.target}" if until else f"; not to {run.target}"
+    return text
 
 
 def _details(name: str, run: Stored) -> list[tuple[str, str]]:
@@ -103,7 +107,8 @@ def _ratio(verdict: Verdict, unit: str) -> str:
     if verdict.interval:
         interval = "95% interval: {:.3f} to {:.3f}".format(*verdict.interval)
     counted = f"measured in turn, in {verdict.rounds} {unit}"
-    return f"B takes {verdict.ratio:.3f} times as long as A ({interval}; {counted})"
+    to = f" to {verdict.target}" if verdict.target else ""
+    return f"B takes {verdict.times} as long as A{to} ({interval}; {counted})"
 
 
 def _in_words(verdict: Verdict, threshold: float) -> str:

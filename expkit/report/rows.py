@@ -48,8 +48,11 @@ def of_run(run: Stored, own: Sequence[str]) -> Row:
         "dtype": run.tags.get("dtype"),
     }
     for quantity in quantities.QUANTITIES:
+        if quantity.name.startswith("target/") and not run.target:
+            continue
         if quantity.name not in SHOWN and quantity.unit != "ms":
             found[quantity.name] = _finite(run.quantities.get(quantity.name))
+    found |= {f"{quantities.EVAL}{name}": _finite(x) for name, x in run.evaluated.items()}
     found["answer"] = run.answer or None
     found["mlflow_run"] = sync_state.read(run.folder).get("run_id")
     found["folder"] = str(run.folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from expkit.measure.statistics import Summary
+from expkit.outcome import Outcome
 from expkit.record import quantities
 from expkit.record.stored import Stored
 from expkit.report import breakdown
@@ -25,6 +26,12 @@ def table(run: Stored, *, verbose: bool = False) -> str:
     rows = [("", run.title)]
     if run.first_loss is not None and run.loss is not None:
         rows.append(("loss", f"{run.first_loss:.6g} -> {run.loss:.6g}"))
+    if run.evaluated:
+        figures = (f"{name} {value:.6g}" for name, value in run.evaluated.items())
+        when = ", after the last step" if run.outcome == Outcome.OK else ""
+        rows.append(("evaluated", f"{', '.join(figures)}{when}"))
+    if "target" in run.tags:
+        rows.append(("target", run.tags["target"] + _until_target(run)))
     if run.summary:
         rows += _times(run, run.summary, verbose=verbose)
         rows += breakdown.rows(run.parts, run.tags.get("parts", ""), verbose=verbose)
@@ -98,6 +105,14 @@ def _recorded(run: Stored) -> Rows:
     ]
     lines += [f"{name} {seconds(took)} (traced)" for name, took in run.parts.items()]
     return [("" if number else "recorded", line) for number, line in enumerate(lines)]
+
+
+def _until_target(run: Stored) -> str:
+    found = [run.quantities.get(f"target/{name}seconds") for name in ("", "low_", "high_")]
+    if None in found:
+        return ""
+    middle, low, high = (seconds(value or 0.0) for value in found)
+    return f", {middle} ({low} to {high})"
 
 
 def _spread(summary: Summary, *, several: bool) -> str:

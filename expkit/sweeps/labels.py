@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from expkit.config import Cell
+from expkit.optimizers._chain import Update
 from expkit.record.colours import colours, shade
 
 CHOICES = ("problem", "backend", "optimizer")
+UNSET = {f"update.{key}": value for key, value in asdict(Update()).items()}
+"""What a cell has that does not say what comes before its optimizer's step."""
 IN_TURN = 8
 """How many shades there are for the trials of a search; then they start again."""
 
@@ -23,7 +27,7 @@ def varying(cells: Sequence[Cell]) -> set[str]:
     found: set[str] = set()
     for cell in cells:
         alike = chosen.setdefault((*cell.names.values(), how_long(cell)), {})
-        for key, value in cell.params.items():
+        for key, value in (UNSET | cell.params).items():
             own = "???" if key in cell.recommended else value
             if alike.setdefault(key, own) != own:
                 found.add(key)
@@ -84,7 +88,7 @@ def shades(cells: Mapping[int, Cell], *, searched: bool = False) -> dict[int, st
 def values(cell: Cell, keys: Collection[str]) -> dict[str, Any]:
     """Return the values of these keys that a cell has, without options and MLflow's address."""
     wanted = {key for key in keys if not key.startswith("tracking.")}.difference(CHOICES)
-    every = {"measure": how_long(cell)} | cell.params
+    every = {"measure": how_long(cell)} | UNSET | cell.params
     return {key: value for key, value in every.items() if key in wanted}
 
 

@@ -104,6 +104,11 @@ CONFIG = {
     "seed": WHOLE,
 }
 """Checks of the values that thawing a cell does not check, or that are read before."""
+NEWER = {
+    "eval_every": Check("an integer of at least 0 or ???", lambda v: v == "???" or is_whole(v)),
+    **dict.fromkeys(("target", "update"), MAPPING),
+}
+"""The same of keys that an older expkit does not write."""
 
 
 @dataclass(frozen=True)
@@ -378,13 +383,18 @@ def _sound(records: Sequence[Any], groups: int) -> tuple[list[Planned], list[str
                 else:
                     wrong = f"baseline: got {baseline}, takes another cell's number or null"
             wrong = wrong or misfit({"words": [], **frozen}, FROZEN)
-            wrong = wrong or misfit(frozen["config"], CONFIG)
+            wrong = wrong or _misfit_of_config(frozen["config"])
             wrong = wrong or reference(frozen["config"])
         if wrong:
             damaged.append(f"{_called(record, position, indices)}: {wrong}")
         else:
             cells.append(Planned(**record))
     return cells, damaged
+
+
+def _misfit_of_config(config: Mapping[str, Any]) -> str | None:
+    newer = {key: check for key, check in NEWER.items() if key in config}
+    return misfit(config, CONFIG | newer)
 
 
 def _called(record: Any, position: int, indices: Mapping[int, int]) -> str:

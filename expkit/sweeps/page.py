@@ -13,6 +13,8 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +23,14 @@ from expkit.contracts import HostArray
 from expkit.errors import is_disk_full
 from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER, UNLIKE
 from expkit.outcome import Outcome
-from expkit.record.colours import colours
+from expkit.record.colours import OTHERS, SHIPPED, colours
 from expkit.record.curves import grid
 from expkit.record.stored import COLOUR, Stored, losses_of
 from expkit.report import breakdown, charts
 from expkit.report.charts import Curve, Spread
-from expkit.sweeps import scaling, table
+from expkit.sweeps import profiles, scaling, table
 from expkit.sweeps.ranking import Entry, Results
+from expkit.sweeps.seeds import families
 from expkit.tracking.address import one_line
 from expkit.tracking.journal import Journal
 from expkit.units import count, percent, seconds
@@ -44,6 +47,11 @@ HIGHEST = 10
 """Losses are drawn up to this multiple of the first: one that diverges would hide the others."""
 LONG = 100
 """From so many points on, steps and seconds are on logarithmic scales."""
+PROFILED = (
+    "Each curve is over the problems and seeds with which all of them ended. The bands are from "
+    "resampling problems, and seeds within each: with few problems they are wide, and say nothing "
+    "of problems that are unlike these."
+)
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --faint: #d5d8dc; --paper: #fff; --keep: 100% }
 @media (prefers-color-scheme: dark) {
@@ -227,7 +235,9 @@ def _ratio(entry: Entry) -> str:
     assert entry.verdict is not None
     ends = entry.verdict.interval
     said = f" ({ends[0]:.3g} to {ends[1]:.3g})" if ends else ""
-    return f"it takes {entry.verdict.ratio:.3g} times as long{said}"
+    to = f" to {entry.verdict.target}" if entry.verdict.target else ""
+    least = f"{entry.verdict.bound} " if entry.verdict.bound else ""
+    return f"it takes {least}{entry.verdict.ratio:.3g} times as long{to}{said}"
 
 
 def _sweep(found: Results, *, headed: bool) -> list[str]:
@@ -242,6 +252,7 @@ def _sweep(found: Results, *, headed: bool) -> list[str]:
         body.append(_figure(chart.title, charts.legend(chart.curves) + chart.svg()))
     if sizes := table.by_size(found):
         body.append(_rows(sizes))
+    body += _profiles(found)
     for title, ranked in found.by_problem():
         parts = "".join(_problem(found, ranked, learnt))
         level = "h3" if headed else "h2"
@@ -264,10 +275,41 @@ def _sweep(found: Results, *, headed: bool) -> list[str]:
     return body
 
 
+def _profiles(found: Results) -> list[str]:
+    """Return charts of which is first at its targets over several problems."""
+    known = profiles.times(found)
+    if not profiles.worth(known):
+        return []
+    palette = dict(zip(known, cycle((*SHIPPED.values(), *OTHERS)), strict=False))
+    parts: list[str] = []
+    for what, label, drawn in (
+        ("Performance profile", "times as long as the first one", profiles.performance(known)),
+        ("Targets reached", "time", profiles.reached(known)),
+    ):
+        lines = [replace(curve, colour=palette[curve.name]) for curve in drawn]
+        if lines:
+            share = "share of problems and seeds"
+            timed = "x" if label == "time" else ""
+            chart = charts.curves(lines, label, share, logarithmic_x=True, in_seconds=timed)
+            parts += [*([] if parts else [charts.legend(lines)]), _figure(what, chart)]
+    return [*parts, f"<p>{_text(PROFILED)}</p>"] if parts else []
+
+
 def _problem(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> list[str]:
     shown = ranked[:MOST]
     body = [_table(found, ranked, learnt)]
+    if families(ranked):
+        cells = f"<details><summary>Each of {len(ranked)} cells</summary>{body[0]}</details>"
+        body = [_rows(table.summary(found.manifest, ranked)), cells]
     timed = [entry for entry in shown if entry.run and entry.run.summary]
+    if aim := table.target(shown):
+        reached = [entry for entry in timed if entry.run and entry.run.target_summary]
+        rows = [_spread(found, entry, until=True) for entry in reached]
+        missed = len(timed) - len(reached)
+        more = f"; {count(missed, 'cell')} did not reach it" if missed else ""
+        if rows:
+            what = f"Time to the target, {aim}: each repeat, the median and its interval{more}"
+            body.append(_figure(what, charts.spreads(rows, "time to the target")))
     if timed:
         rows = [_spread(found, entry) for entry in timed]
         what = "Time of a run: each repeat, the median and its 95% interval"
@@ -279,10 +321,15 @@ def _problem(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> list[st
     held = [
         _ratios(found, entry)
         for entry in timed
-        if entry.verdict and entry.verdict.interval and entry.standing != UNLIKE
+        if entry.verdict
+        and entry.verdict.interval
+        and entry.standing != UNLIKE
+        and not entry.verdict.bound
     ]
     if held:
         what = "Against the baseline: the ratio and its 95% interval"
+        if any(entry.verdict and entry.verdict.target for entry in timed):
+            what += ", of the times to the target where optimizers differ"
         label = "times as long as the baseline; below 1 is faster"
         body.append(_figure(what, charts.spreads(held, label, ratio=True)))
     body += _losses(found, shown, learnt)
@@ -296,7 +343,7 @@ def _problem(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> list[st
     if len(ranked) > MOST:
         body.append(f"<p>The charts show the first {MOST} of {len(ranked)} cells.</p>")
     timing = found.manifest.sweep.timing
-    doubts = [*table.unlike(ranked), *table.unstable(ranked)] if timing else []
+    doubts = table.doubts(ranked, len(ranked)) if timing else []
     if doubts:
         head = f"<summary>What makes it doubtful ({len(doubts)})</summary>"
         lines = _text("\n".join(line.strip() for line in doubts))
@@ -366,7 +413,8 @@ def _reached(ranked: Sequence[Entry], learnt: Learnt) -> dict[int, float | None]
     baseline's, and where the cell has the same optimizer as its baseline. Empty if all have one.
     """
     optimizers = {e.planned.index: e.planned.frozen["choices"].get("optimizer") for e in ranked}
-    if len(set(optimizers.values())) < 2 or all(e.planned.baseline is None for e in ranked):
+    alone = len(set(optimizers.values())) < 2 or all(e.planned.baseline is None for e in ranked)
+    if alone or table.target(ranked):  # a target that is set comes before this one
         return {}
     found: dict[int, float | None] = {}
     for entry in ranked:
@@ -417,11 +465,15 @@ def _losses(found: Results, shown: Sequence[Entry], learnt: Learnt) -> list[str]
     return parts
 
 
-def _spread(found: Results, entry: Entry) -> Spread:
+def _spread(found: Results, entry: Entry, *, until: bool = False) -> Spread:
+    """Return the times of a cell's repeats, or those until its target."""
     assert entry.run is not None
-    summary = entry.run.summary
+    summary = entry.run.target_summary if until else entry.run.summary
     assert summary is not None
-    samples = [each for rounds in entry.run.processes for repeats in rounds for each in repeats]
+    if until:
+        samples = [each for repeats in entry.run.until_target for each in repeats]
+    else:
+        samples = [each for rounds in entry.run.processes for repeats in rounds for each in repeats]
     look = _colours([entry])[entry.planned.index]
     return Spread(_name(found, entry), look, summary.median, summary.low, summary.high, samples)
 

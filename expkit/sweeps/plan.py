@@ -292,7 +292,7 @@ def _finished(outputs: Path, sweep: Sweep) -> Mapping[tuple[str, str], Path]:
 
 def _is_own(key: str) -> bool:
     """Whether a key is one in which cells of the same work may differ."""
-    return key.partition(".")[0] in ("backend", "optimizer", "seed", "tracking")
+    return key.partition(".")[0] in ("backend", "optimizer", "update", "seed", "tracking")
 
 
 def _title(cell: Cell, kinds: Sequence[str], keys: Collection[str]) -> str:

@@ -41,6 +41,12 @@ class Entry:
     def is_ok(self) -> bool:
         return self.run is not None and self.run.outcome == Outcome.OK
 
+    @property
+    def until_target(self) -> float | None:
+        """The median seconds until its target; None where it was not reached, or there is none."""
+        found = self.run.target_summary if self.run and self.is_ok else None
+        return found.median if found else None
+
     @cached_property
     def held(self) -> Comparison | None:
         """Its comparison with its baseline; None where one of them has no time."""
@@ -95,8 +101,8 @@ class Results:
         return cls(manifest, [Entry(c, runs[c.index], runs.get(c.baseline)) for c in cells])
 
     def by_problem(self) -> list[tuple[str, list[Entry]]]:
-        """Rank the cells of each problem: the fastest first; if none is timed, by their loss. Those
-        of a search are ranked together, by its objective.
+        """Rank the cells of each problem: the first to reach the target, or else the fastest first;
+        if none is timed, by their loss. Those of a search are ranked together, by its objective.
 
         Returns:
             The problems' titles with their cells, those without a result last. Problems all of
@@ -122,20 +128,27 @@ class Results:
             return None
         return objective(entry.run, self.manifest.sweep.objective)
 
-    def _rank(self, entry: Entry) -> float:
+    def _rank(self, entry: Entry) -> tuple[float, float]:
+        loss = entry.run.loss if entry.is_ok and entry.run else None
+        by_loss = math.inf if loss is None else loss
         if self.manifest.best:
             value = self.objective(entry)
             if value is None or math.isnan(value):
-                return math.inf
-            return -value if self.manifest.best == "greatest" else value
-        if self.manifest.sweep.timing:
-            return entry.run.summary.median if entry.run and entry.run.summary else math.inf
-        loss = entry.run.loss if entry.is_ok and entry.run else None
-        return math.inf if loss is None else loss
+                return math.inf, by_loss
+            return -value if self.manifest.best == "greatest" else value, by_loss
+        if not self.manifest.sweep.timing:
+            return by_loss, by_loss
+        if entry.run and entry.run.target:
+            return entry.until_target or math.inf, by_loss
+        return entry.run.summary.median if entry.run and entry.run.summary else math.inf, by_loss
 
 
 def objective(run: Stored, kind: str) -> float | None:
-    """Return the objective of a run that ended well: its final loss or its median seconds."""
+    """Return the objective of a run that ended well: its final loss, its median seconds, or those
+    until its target, which are infinite where it was not reached.
+    """
     if kind == "loss":
         return run.loss
+    if kind == "target":
+        return run.target_summary.median if run.target_summary else math.inf
     return run.summary.median if run.summary else None

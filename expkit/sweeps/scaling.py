@@ -17,9 +17,12 @@ from expkit.report.charts import FAR, Curve
 from expkit.sweeps.labels import CHOICES
 from expkit.sweeps.manifest import Planned
 from expkit.sweeps.ranking import Entry, Results
+from expkit.units import seconds
 
-UNORDERED = ("seed", "log_every", "measure.")
+UNORDERED = ("seed", "log_every", "eval_every", "measure.", "target.")
 """How keys begin over which no curve is drawn."""
+TITLES = {"time": "Time", "target": "Time to the target", "loss": "Final loss"}
+LABELS = {"time": "time of a run", "target": "time to the target", "loss": "final loss"}
 FEWEST = 3
 """The fewest values of a number that make a curve."""
 
@@ -34,26 +37,27 @@ class Chart:
 
     Attributes:
         key: the key that is swept.
-        timed: whether the curves are of seconds, or else of final losses.
+        of: what the curves are of: `time` of a run, `target` for the time until it, or `loss`.
         rows: the cells of each curve.
     """
 
     title: str
     key: str
-    timed: bool
+    of: str
     curves: Sequence[Curve]
     rows: Sequence[Row]
 
     @cached_property
     def crossed(self) -> list[tuple[Curve, Curve, Crossing]]:
         """Where one curve of times overtakes another whose cells are its cells' baselines."""
-        pairs = permutations(zip(self.curves, self.rows, strict=True), 2) if self.timed else ()
+        both = zip(self.curves, self.rows, strict=True)
+        pairs = permutations(both, 2) if self.of == "time" else ()
         return [(a, b, at) for (a, own), (b, base) in pairs for at in crossings(_held(own, base))]
 
     @property
     def findings(self) -> list[str]:
-        """Say where one curve overtakes another, or which value gives each the least loss."""
-        if self.timed:
+        """Say where one curve overtakes another, or which value is the best for each."""
+        if self.of == "time":
             return [
                 f"{a.name} and {b.name} take the same time at about {self.key} = {found.at:.3g} "
                 f"(between {found.below.at:g} and {found.above.at:g})"
@@ -61,10 +65,16 @@ class Chart:
             ]
         said = []
         for curve, row in zip(self.curves, self.rows, strict=True):
-            loss, x = min(zip(curve.y, curve.x, strict=True))
+            best, x = min(zip(curve.y, curve.x, strict=True))
             end = ", at the end of the range" if x in (row[0][0], row[-1][0]) else ""
-            name = f"the loss of {curve.name}" if curve.name else "the loss"
-            said.append(f"{name} is least at {self.key} = {x:g}: {loss:.6g}{end}")
+            if self.of == "loss":
+                name = f"the loss of {curve.name}" if curve.name else "the loss"
+                said.append(f"{name} is least at {self.key} = {x:g}: {best:.6g}{end}")
+                continue
+            missed = len(row) - len(curve.x)
+            more = f"; not reached at {missed} of {len(row)} values" if missed else ""
+            who = f"{curve.name} reaches its target" if curve.name else "the target is reached"
+            said.append(f"{who} first at {self.key} = {x:g}: {seconds(best)}{end}{more}")
         return said
 
     def svg(self) -> str:
@@ -72,9 +82,9 @@ class Chart:
         return drawing.curves(
             self.curves,
             self.key,
-            "time of a run" if self.timed else "final loss",
+            LABELS[self.of],
             logarithmic_x=min(values) > 0 and max(values) > FAR * min(values),
-            in_seconds="y" if self.timed else "",
+            in_seconds="" if self.of == "loss" else "y",
             points=True,
             crossings=[(found.at, f"{found.at:.3g}") for _, _, found in self.crossed],
         )
@@ -84,9 +94,9 @@ def settings(planned: Planned) -> dict[str, object]:
     """Return what was chosen for a cell, by key; a value that its problem recommends is `???`."""
     found: dict[str, object] = {}
     for group, value in planned.frozen["config"].items():
-        if isinstance(value, Mapping) and group in (*CHOICES, "measure"):
+        if isinstance(value, Mapping) and group in (*CHOICES, "measure", "target", "update"):
             found |= {f"{group}.{key}": one for key, one in value.items() if key != "_target_"}
-        elif group in ("steps", "log_every", "stream", "seed"):
+        elif group in ("steps", "log_every", "eval_every", "stream", "seed"):
             found[group] = value
     return found | {kind: planned.frozen["choices"].get(kind) for kind in CHOICES}
 
@@ -94,16 +104,20 @@ def settings(planned: Planned) -> dict[str, object]:
 def charts(found: Results) -> list[Chart]:
     """Return a chart for each number of which at least `FEWEST` values were swept.
 
-    Times are drawn over all such numbers but an optimizer's, and losses over an optimizer's.
+    Times are drawn over all such numbers but an optimizer's. Over an optimizer's it is the time
+    until the target, or the final loss where there is no target.
     """
+    runs = [entry.run for entry in found.entries if entry.run and entry.is_ok]
+    aimed = found.manifest.sweep.timing and bool(runs) and all(run.target for run in runs)
     chosen = {entry.planned.index: settings(entry.planned) for entry in found.entries}
     every = dict.fromkeys(key for own in chosen.values() for key in own)
     varying = [key for key in every if len({str(own.get(key)) for own in chosen.values()}) > 1]
     made = []
     for key in varying:
-        timed = not key.startswith("optimizer.")
+        timed = not key.startswith(("optimizer.", "update."))
         if key.startswith(UNORDERED) or (timed and not found.manifest.sweep.timing):
             continue
+        of = "time" if timed else "target" if aimed else "loss"
         rows: dict[str, list[tuple[float, Entry]]] = {}
         for entry in found.entries:
             own = chosen[entry.planned.index]
@@ -115,31 +129,32 @@ def charts(found: Results) -> list[Chart]:
         drawn = [
             (curve, row)
             for row in swept
-            if len({x for x, _ in row}) >= FEWEST and (curve := _curve(key, row, timed=timed))
+            if len({x for x, _ in row}) >= FEWEST and (curve := _curve(key, row, of))
         ]
         if drawn:
             backends = [_backend(row[0][1].planned) for _, row in drawn]
             curves = _coloured([curve for curve, _ in drawn], backends)
-            title = f"{'Time' if timed else 'Final loss'} by {key}"
-            made.append(Chart(title, key, timed, curves, [row for _, row in drawn]))
+            title = f"{TITLES[of]} by {key}"
+            made.append(Chart(title, key, of, curves, [row for _, row in drawn]))
     return made
 
 
-def _curve(key: str, row: Row, *, timed: bool) -> Curve | None:
-    """Return the curve of cells that differ in one number alone, and have a time or a loss."""
+def _curve(key: str, row: Row, of: str) -> Curve | None:
+    """Return the curve of cells that differ in one number alone, and have what it is of."""
     points: list[tuple[float, float, float, float]] = []
     for number, entry in row:
         run = entry.run
         if not entry.is_ok or run is None:
             continue
-        if timed and run.summary:
-            points.append((number, run.summary.median, run.summary.low, run.summary.high))
-        elif not timed and run.loss is not None:
+        summary = {"time": run.summary, "target": run.target_summary}.get(of)
+        if summary:
+            points.append((number, summary.median, summary.low, summary.high))
+        elif of == "loss" and run.loss is not None:
             points.append((number, run.loss, run.loss, run.loss))
     if not points:
         return None
     x, y, low, high = zip(*points, strict=True)
-    ends = (low, high) if timed else ((), ())
+    ends = ((), ()) if of == "loss" else (low, high)
     return Curve(_name(row[0][1].planned, key), "", x, y, *ends)
 
 
@@ -149,7 +164,10 @@ def _held(row: Row, base: Row) -> list[Point]:
     return [
         Point(x, entry.verdict.ratio, entry.verdict.word)
         for x, entry in row
-        if entry.verdict and entry.verdict.word != UNLIKE and entry.planned.baseline in bases
+        if entry.verdict
+        and entry.verdict.word != UNLIKE
+        and not entry.verdict.target
+        and entry.planned.baseline in bases
     ]
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from expkit.outcome import FINISHED, Outcome
 from expkit.record.stored import Stored
 from expkit.remote import SAID
 from expkit.report.plots import Course
+from expkit.sweeps import seeds
 from expkit.sweeps.labels import short
 from expkit.sweeps.manifest import Manifest, Planned
 from expkit.sweeps.ranking import Entry, Results
 from expkit.sweeps.scaling import FEWEST, charts, settings
+from expkit.sweeps.seeds import Family
 from expkit.units import count, seconds
 
 SHOWN = 30
@@ -24,6 +29,8 @@ WIDE = 3
 LAST_LINES = 5
 LAST_BYTES = 1000
 """Most that is read of a process's output, of which there may be any amount."""
+
+OBJECTIVES = {"loss": "final loss", "seconds": "median", "target": "time to target"}
 
 Row = Sequence[str]
 
@@ -59,12 +66,14 @@ def result(found: Results, most: int | None = SHOWN) -> str:
         lines = [*_aligned(sizes), *_doubts(found, most)]
         parts.append("\n".join(lines))
     for title, ranked in [] if sizes else found.by_problem():
-        head, *rows = compared(manifest, ranked)
-        lines = [title, *_aligned([head, *rows[:most]])]
+        head, *rows = compared(manifest, ranked) if most is None else summary(manifest, ranked)
+        aim = target(ranked) if manifest.sweep.timing else ""
+        head_line = f"{title}; target: {aim}" if aim else title
+        lines = [head_line, *_aligned([head, *rows[:most]])]
         if most is not None and len(rows) > most:
             lines.append(f"  and {len(rows) - most} more in {manifest.folder / 'result.txt'}")
         if manifest.sweep.timing:
-            lines += unlike(ranked)[:most] + unstable(ranked)[:most]
+            lines += doubts(ranked, most)
         if most is None:
             lines += [f"  {e.planned.title}: {e.run.folder}" for e in ranked if e.run]
         parts.append("\n".join(lines))
@@ -80,7 +89,7 @@ def by_size(found: Results) -> list[Row] | None:
 
     None where they do not, or the table would be too wide, and for a search, which is ranked.
     """
-    if found.manifest.best:
+    if found.manifest.best or any(e.verdict and e.verdict.target for e in found.entries):
         return None
     chosen = {entry.planned.index: settings(entry.planned) for entry in found.entries}
     groups: dict[int, dict[str, Entry]] = {}
@@ -177,7 +186,7 @@ def tried(found: Results) -> tuple[str, list[Row]]:
     title, entries = next(iter(found.by_problem()), ("", []))
     ranked, kind = trials(found, entries), found.manifest.sweep.objective
     chosen = ranked[0].words if ranked else ()
-    head = ("trial", "median" if kind == "seconds" else "final loss", *chosen, "outcome")
+    head = ("trial", OBJECTIVES[kind], *chosen, "outcome")
     rows = [
         (str(t.cell.index), _value(t, kind), *map(_rounded, t.words.values()), t.outcome)
         for t in ranked
@@ -210,9 +219,9 @@ def course(found: Results) -> Course:
     key = floats[0] if len(floats) == len(keys) == 1 else None
     return Course(
         title=found.by_problem()[0][0],
-        objective="median (seconds)" if kind == "seconds" else "final loss",
+        objective=OBJECTIVES[kind] + ("" if kind == "loss" else " (seconds)"),
         trials=[trial.cell.index for trial in every],
-        values=[trial.value for trial in every],
+        values=[trial.value if trial.value != math.inf else None for trial in every],
         greatest=manifest.best == "greatest",
         key=key,
         choices=[v for v in numbers[key] if v is not None] if key else [],
@@ -223,19 +232,22 @@ def best(found: Results) -> str:
     """Describe the best trial of a search: its objective and its cell."""
     kind = found.manifest.sweep.objective
     ranked = (entry for _, entries in found.by_problem() for entry in entries)
-    valued = [t for t in trials(found, list(ranked)) if t.value is not None]
+    valued = [t for t in trials(found, list(ranked)) if t.value not in (None, math.inf)]
     if not valued:
-        return f"best: no cell came to a {'time' if kind == 'seconds' else 'loss'}"
+        nothing = {"loss": "a loss", "seconds": "a time", "target": "its target"}[kind]
+        return f"best: no cell came to {nothing}"
     trial = valued[0]
     said = _value(trial, kind)
-    shown = said if kind == "seconds" else f"a final loss of {said}"
+    shown = {"loss": f"a final loss of {said}", "target": f"{said} to the target"}.get(kind, said)
     return f"best: {shown}, by {name(found.manifest, trial.cell)} (cell {trial.cell.index})"
 
 
 def _value(trial: Trial, kind: str) -> str:
     if trial.value is None:
         return ""
-    return seconds(trial.value) if kind == "seconds" else f"{trial.value:.6g}"
+    if kind == "loss":
+        return f"{trial.value:.6g}"
+    return "not reached" if trial.value == math.inf else seconds(trial.value)
 
 
 def _number(word: str) -> float | None:
@@ -274,8 +286,95 @@ def compared(manifest: Manifest, ranked: Sequence[Entry]) -> list[Row]:
     timed = manifest.sweep.timing
     rows = [_head(manifest, ranked), *(_row(entry, timed=timed) for entry in ranked)]
     if timed and all(entry.planned.baseline is None for entry in ranked):
-        return [(*row[:3], *row[5:]) for row in rows]
+        rows = [(*row[:3], *row[5:]) for row in rows]
+    if timed and target(ranked):
+        first = [_until_target(entry) for entry in ranked]
+        both = zip(rows, [UNTIL, *first], strict=True)
+        rows = [(row[0], *cells, *row[1:]) for row, cells in both]
     return rows
+
+
+def summary(manifest: Manifest, ranked: Sequence[Entry]) -> list[Row]:
+    """Return the table of a problem's cells, in which those that differ in the seed alone have one
+    row; without such cells it is that of `compared`.
+    """
+    found = seeds.families(ranked)
+    return _of_seeds(manifest, ranked, found) if found else compared(manifest, ranked)
+
+
+def _of_seeds(manifest: Manifest, ranked: Sequence[Entry], found: Sequence[Family]) -> list[Row]:
+    timed, aimed = manifest.sweep.timing, bool(target(ranked))
+    against = _head(manifest, ranked)[3] if timed else ""
+    held = timed and not all(family.is_baseline for family in found)
+    head = ["", "seeds"]
+    head += ["to target", "over seeds", "reached"] if timed and aimed else []
+    head += ["median", "over seeds"] if timed else []
+    head += [against, "verdict"] if held else []
+    rows: list[Row] = [[*head, "final loss", "outcome"]]
+    for family in found:
+        row = [family.title, str(len(family.entries))]
+        if timed and aimed:
+            until = family.until_target
+            reached = sum(value < math.inf for value in until)
+            row += [*_over_seeds(until), f"{reached} of {len(family.entries)}"]
+        row += _over_seeds(family.whole) if timed else []
+        row += [*_verdict_of(family)] if held else []
+        losses = family.losses
+        rows.append([*row, f"{median(losses):.6g}" if losses else "", _outcomes_of(family)])
+    return rows
+
+
+def _outcomes_of(family: Family) -> str:
+    found = Counter(entry.outcome for entry in family.entries)
+    return next(iter(found)) if len(found) == 1 else ", ".join(f"{n} {o}" for o, n in found.items())
+
+
+def _over_seeds(values: Sequence[float]) -> tuple[str, str]:
+    """Write the median over seeds and its interval; that of few seeds is not known."""
+    if not values:
+        return "", ""
+    middle, interval = seeds.middle(values)
+    said = [_or_not_reached(x) for x in (middle, *(interval or ()))]
+    return said[0], f"{said[1]} to {said[2]}" if interval else "needs 6 seeds"
+
+
+def _or_not_reached(value: float) -> str:
+    return seconds(value) if value < math.inf else "not reached"
+
+
+def _verdict_of(family: Family) -> tuple[str, str]:
+    if family.is_baseline:
+        return "", "baseline"
+    found = family.verdict
+    if found is None:
+        return "", "not known"
+    low, high = found.interval or (None, None)
+    ends = "no interval"
+    if low is not None and high is not None:
+        ends = f"{low:.2f} to {high:.2f}" if high < math.inf else f"{low:.2f} and more"
+    return f"{found.ratio:.3f} ({ends})", found.word
+
+
+UNTIL = ("to target", "steps")
+
+
+def target(ranked: Sequence[Entry]) -> str:
+    """What the cells of a problem are to reach; empty where there is nothing, or not the same."""
+    found = {entry.run.target for entry in ranked if entry.run and entry.is_ok}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _until_target(entry: Entry) -> tuple[str, str]:
+    """When a cell reached its target: the median and its interval, and the steps."""
+    if entry.run is None or not entry.is_ok:
+        return "", ""
+    summary, steps = entry.run.target_summary, entry.run.quantities.get("target/steps")
+    if steps is None:
+        return "not reached", ""
+    if summary is None:
+        return "", f"{steps:.0f}"
+    ends = f"{seconds(summary.low)} to {seconds(summary.high)}"
+    return f"{seconds(summary.median)} ({ends})", f"{steps:.0f}"
 
 
 def _head(manifest: Manifest, ranked: Sequence[Entry]) -> Row:
@@ -309,12 +408,30 @@ def _ratio(entry: Entry) -> str:
     ends = "no interval"
     if entry.verdict.interval:
         ends = "{:.2f} to {:.2f}".format(*entry.verdict.interval)
-    return f"{entry.verdict.ratio:.3f} ({ends})"
+    return f"{entry.verdict.bound} {entry.verdict.ratio:.3f} ({ends})".lstrip()
+
+
+def doubts(ranked: Sequence[Entry], most: int | None) -> list[str]:
+    """List what is unlike and unstable; of cells that differ in the seed alone once for all."""
+    found = seeds.families(ranked) if most is not None else []
+    if not found:
+        return unlike(ranked)[:most] + unstable(ranked)[:most]
+    lines = []
+    for say in (unlike, unstable):
+        for family in found:
+            own = say(family.entries)
+            first = [seeds.SEED.sub("", line) for line in own[:1]]
+            more = f" (one of {len(own)} seeds of which the like is true)"
+            lines += [line + more if len(own) > 1 else line for line in first]
+    return lines[:most]
 
 
 def unlike(ranked: Sequence[Entry]) -> list[str]:
-    """List where cells differ in their work from their baseline, or from what they say."""
-    unlike = ((entry.planned.title, entry.unlike) for entry in ranked)
+    """List where cells differ in their work from their baseline, or from what they say; but not
+    where they are compared by the time to a target all the same.
+    """
+    compared = (entry for entry in ranked if not (entry.verdict and entry.verdict.target))
+    unlike = ((entry.planned.title, entry.unlike) for entry in compared)
     return [f"  unlike work: {title}: {'; '.join(lines)}" for title, lines in unlike if lines]
 
 
