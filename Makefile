@@ -21,7 +21,7 @@ lint: .venv/ready types
 	$(BIN)/lint-imports
 
 types: .venv/ready
-	$(BIN)/mypy expkit plugins tests benchmarks docs/make.py docs/tutorials.py
+	$(BIN)/mypy expkit plugins tests benchmarks docs/make.py docs/optimizers.py docs/tutorials.py
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks

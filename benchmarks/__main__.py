@@ -24,6 +24,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from benchmarks import loops
 from benchmarks.machine import machine
@@ -32,6 +33,8 @@ from benchmarks.programs import advance, draw_seconds, process, program, tutoria
 from expkit.config import compose_cell
 from expkit.contracts import Program
 from expkit.measure.clock import timed
+from expkit.measure.evaluation import Evaluation
+from expkit.measure.subject import Subject
 from expkit.units import seconds
 
 LARGE = 10_000_000
@@ -123,6 +126,40 @@ def linear(rounds: int) -> list[Row]:
         what = f"linear, {backend}, against a loop that does the same work"
         rows.append(no_slower(what, 1.3, pair, steps))
     return rows
+
+
+def mlp(rounds: int) -> list[Row]:
+    """Compare the network on digits with the same by hand, and see what evaluating it adds."""
+    steps, lr, batch = 2000, 0.5, 64
+    ours = program(steps * (rounds + 1), "problem=mlp", "backend=numpy", "backend.threads=1")
+    start, arrays = ours.params(), ours.arrays()
+    x, y = arrays["data.x"].copy(), arrays["data.y"].copy()
+    with threadpool_limits(1, "blas"):
+        pair = paired(
+            partial(ours.advance, steps),
+            partial(loops.mlp_careful_numpy, x, y, start, batch, steps, lr, 0),
+            rounds,
+        )
+        share = evaluation_share(rounds)
+    what = "mlp on digits, numpy, one thread: evaluating every 100 steps takes, of their time"
+    return [
+        no_slower("mlp on digits, numpy, against a careful in-place loop", 1.2, pair, steps),
+        Row(what, "2%", f"{share:.1%}", share < 0.02),
+    ]
+
+
+def evaluation_share(rounds: int) -> float:
+    """The time of an evaluation over that of the 100 steps before it, the median of some."""
+    cell = compose_cell("tracking=none", "problem=mlp", "backend.threads=1")
+    subject = Subject(cell.backend, cell.workload, 100, "numpy")
+    subject.begin()
+    evaluation, shares = Evaluation(subject, 100), []
+    for number in range(rounds):
+        took = timed(subject.program, subject.synchronize, 100)
+        started = perf_counter()
+        evaluation.after(100 * (number + 1))
+        shares.append((perf_counter() - started) / took)
+    return median(shares)
 
 
 def large_dot(rounds: int) -> list[Row]:
@@ -278,6 +315,7 @@ BENCHMARKS: list[Callable[[int], list[Row]]] = [
     sine_numpy,
     sine_torch,
     linear,
+    mlp,
     large_dot,
 ]
 

@@ -30,6 +30,8 @@ PAGES = {
     "benchmarks.md": ["-m", "benchmarks"],
     "verdicts.md": ["-m", "benchmarks.verdicts"],
     "faults.md": ["-m", "benchmarks.faults"],
+    "optimizers.md": ["docs/optimizers.py"],
+    "targets.md": ["-m", "benchmarks.targets"],
     "tutorials.md": ["docs/tutorials.py"],
 }
 """Each page with what writes it; one that keeps no promise says so and exits with 1."""
