@@ -12,6 +12,7 @@ from expkit.authors import StepProgram, manual
 from expkit.config import Cell, compose_cell, option, options, thaw
 from expkit.contracts import (
     Backend,
+    HasNeeds,
     HostArray,
     Operation,
     Optimizer,
@@ -19,7 +20,7 @@ from expkit.contracts import (
     Small,
     Workload,
 )
-from expkit.errors import UnsetError
+from expkit.errors import Unavailable, UnsetError
 
 SMALL = {"n": 50, "batch_size": 8}
 """Most that these fields may be in a test, for a problem that is not `Small`."""
@@ -120,11 +121,24 @@ def _pairs() -> Iterator[tuple[str, Problem, Optimizer | str]]:
             if isinstance(made, Operation):
                 continue
             for optimizer in options("optimizer"):
+                if why := missing(made):
+                    yield _title(problem, form, optimizer), made, why
+                    continue
                 try:
                     found: Optimizer | str = _optimizer(problem, form, optimizer)
                 except UnsetError as error:
                     found = str(error)
                 yield _title(problem, form, optimizer), made, found
+
+
+def missing(problem: Problem | Operation) -> str | None:
+    """Why a problem cannot be tried here, such as that its data are not installed."""
+    try:
+        if isinstance(problem, HasNeeds):
+            problem.check_available()
+    except Unavailable as error:
+        return str(error)
+    return None
 
 
 def _title(*words: str) -> str:
