@@ -151,8 +151,7 @@ class StreamRandom:
     """A stream: values from a generator, integers from the host."""
 
     def __init__(self, backend: Backend, values: Normal, seed: int) -> None:
-        self._values, self._indices = values, HostIndices(seed)
-        self._place = backend.indices if isinstance(backend, Indexing) else backend.xp.asarray
+        self._backend, self._values, self._indices = backend, values, HostIndices(seed)
         self.normal = values.normal
 
     def uniform(self, shape: tuple[int, ...]) -> Array:
@@ -161,6 +160,10 @@ class StreamRandom:
                 "the backend's own generator draws no uniform values", "use stream=shared"
             )
         return self._values.uniform(shape)
+
+    def _place(self, host: npt.NDArray[np.int64]) -> Array:
+        backend = self._backend
+        return backend.indices(host) if isinstance(backend, Indexing) else backend.xp.asarray(host)
 
     def integers(self, high: int, shape: tuple[int, ...]) -> Array:
         return self._place(self._indices.integers(high, shape))

@@ -120,6 +120,18 @@ def test_uniform_values_are_uniform(words: str, dtype: str) -> None:
         assert abs((values**2).mean() - 1 / 3) < 6 * (4 / 45 / n) ** 0.5
 
 
+def test_a_library_without_asarray_can_run_what_draws_no_integers() -> None:
+    class Bare:
+        xp = object()
+
+    class Only:
+        def normal(self, shape: tuple[int, ...]) -> Array:
+            return np.zeros(shape)
+
+    bare: Any = Bare()
+    assert StreamRandom(bare, Only(), 0).normal((3,)).shape == (3,)
+
+
 def test_a_generator_without_uniform_values_says_so() -> None:
     class Only:
         def normal(self, shape: tuple[int, ...]) -> Array:
