@@ -421,6 +421,13 @@ def test_a_sweep_over_rates_says_which_is_first_at_the_target(expkit: Expkit) ->
     assert row
 
 
+def test_what_loads_the_data_brings_no_threads(expkit: Expkit) -> None:
+    """scikit-learn imports SciPy, whose BLAS is another one than NumPy's."""
+    done = expkit("problem=ridge", "backend.threads=1", "steps=50", *QUICK)
+    assert done.status == 0, done.err
+    assert "unlike" not in done.out
+
+
 def test_a_single_pass_says_that_its_spread_is_not_known(run: Run) -> None:
     done = run("problem=sine", "measure=once", "tracking=none")
     assert done.status == 0, done.err

@@ -47,6 +47,7 @@ class Subject:
             got, takes = " and no ".join(missing), ", ".join(DESCRIBED)
             raise PluginError(f"{self._name}: describe() has no {got}, takes {takes}")
         first_data(self.workload)  # loading a data set is no work of the backend's
+        self.backend.configure()  # what was imported for it may have threads of its own
         started = perf_counter()
         self.program = self.backend.build(self.workload)
         self.synchronize()
