@@ -428,17 +428,11 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
         require_installed(config, "allow_target=true")
     problem = _build(config, "problem", {})
     recommended: Recommended = problem.recommended()
-    learns = isinstance(problem, Problem)
     names = {"problem": choices["problem"], "backend": choices["backend"]}
-    optimizer: Optimizer | None = None
-    if learns:
+    own: Optimizer | None = None
+    if isinstance(problem, Problem):
         names["optimizer"] = choices["optimizer"]
-        rate = recommended.lr.get(choices["optimizer"])
-        try:
-            optimizer = _build(config, "optimizer", {} if rate is None else {"lr": rate})
-        except UnsetError as error:
-            why = f"problem {names['problem']} recommends none for optimizer {names['optimizer']}"
-            raise UnsetError(error.key, why) from error
+        own = _optimizer(config, names, recommended)
     elif not isinstance(problem, Operation):
         raise PluginError(f"problem {names['problem']}: neither a Problem nor an Operation")
     backend: Backend = _build(config, "backend", {})
@@ -447,40 +441,28 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
     check(1 <= steps <= MOST, "steps", steps, takes)
     log_every = _default(config, "log_every", recommended.log_every)
     check(1 <= log_every <= MOST, "log_every", log_every, takes)
-    evaluates = isinstance(problem, HasEvaluation)
-    if hasattr(problem, "evaluate") and not evaluates:
-        raise PluginError(f"problem {names['problem']}: it has evaluate, but no figures to name")
-    eval_every = _default(config, "eval_every", recommended.eval_every if evaluates else 0)
-    takes = f"an integer of at least 0 and at most {MOST}"
-    if not evaluates:
-        takes = f"0: problem {names['problem']} has nothing to evaluate"
-    check(0 <= eval_every <= MOST * evaluates, "eval_every", eval_every, takes)
+    eval_every = _eval_every(config, names["problem"], problem, recommended)
     target = _target(config, names["problem"], problem, recommended, eval_every)
     stream = _default(config, "stream", recommended.stream)
     check(stream in STREAMS, "stream", stream, " or ".join(STREAMS))
     takes = f"an integer of at least 0 and at most {MOST_SEED}"
     check(0 <= config.seed <= MOST_SEED, "seed", config.seed, takes)
     measure, tracking = _build(config, "measure", {}), _build(config, "tracking", {})
-    resolved: dict[str, Any] = {}
-    parts = {"problem": problem, "backend": backend, "optimizer": optimizer}
     before: Update = _build(config, "update", {}) if "update" in config else Update()
-    if before != Update() and optimizer is None:
-        raise UserError(f"update: problem {names['problem']} learns nothing")
+    optimizer = _prepared(own, before, problem, names["problem"], steps, backend)
+    resolved: dict[str, Any] = {}
+    parts = {"problem": problem, "backend": backend, "optimizer": own}
     for group, part in parts.items():
         if part is not None:
             resolved[group] = {"name": names[group], **dataclasses.asdict(part)}
     resolved |= {"steps": steps, "log_every": log_every, "stream": stream, "seed": config.seed}
-    if evaluates:
+    # Only where they say something, so that the hashes of other cells stay what they were.
+    if isinstance(problem, HasEvaluation):
         resolved["eval_every"] = eval_every
     if target:
         resolved["target"] = dataclasses.asdict(target)
     if before != Update():
         resolved["update"] = dataclasses.asdict(before)
-    if bound := getattr(optimizer, "bound", None):  # as in the contract `Bound`
-        optimizer = bound(problem)
-    if optimizer:
-        with _named("update", Update):
-            optimizer = before.around(optimizer, steps, resolved["backend"].get("dtype"))
     resolved |= {"measure": dataclasses.asdict(measure), "tracking": dataclasses.asdict(tracking)}
     kept_uri = None if tracking.uri is None else address.without_password(tracking.uri)
     resolved["tracking"]["uri"] = kept_uri
@@ -511,6 +493,51 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
         resolved=resolved,
         frozen=frozen,
     )
+
+
+def _optimizer(config: DictConfig, names: Mapping[str, str], recommended: Recommended) -> Optimizer:
+    """The optimizer that is chosen, at its own rate or else at the recommended one."""
+    rate = recommended.lr.get(names["optimizer"])
+    try:
+        built: Optimizer = _build(config, "optimizer", {} if rate is None else {"lr": rate})
+    except UnsetError as error:
+        why = f"problem {names['problem']} recommends none for optimizer {names['optimizer']}"
+        raise UnsetError(error.key, why) from error
+    return built
+
+
+def _prepared(
+    own: Optimizer | None,
+    before: Update,
+    problem: Problem | Operation,
+    name: str,
+    steps: int,
+    backend: Backend,
+) -> Optimizer | None:
+    """The optimizer for this problem, after what comes before its step; None for an operation."""
+    if own is None:
+        if before != Update():
+            raise UserError(f"update: problem {name} learns nothing")
+        return None
+    if bound := getattr(own, "bound", None):  # as in the contract `Bound`
+        own = bound(problem)
+    with _named("update", Update):
+        return before.around(own, steps, getattr(backend, "dtype", None))
+
+
+def _eval_every(
+    config: DictConfig, name: str, problem: Problem | Operation, recommended: Recommended
+) -> int:
+    """The steps after which a problem is evaluated again; 0 where there is nothing to evaluate."""
+    evaluates = isinstance(problem, HasEvaluation)
+    if hasattr(problem, "evaluate") and not evaluates:
+        raise PluginError(f"problem {name}: it has evaluate, but no figures to name")
+    every: int = _default(config, "eval_every", recommended.eval_every if evaluates else 0)
+    takes = f"an integer of at least 0 and at most {MOST}"
+    if not evaluates:
+        takes = f"0: problem {name} has nothing to evaluate"
+    check(0 <= every <= MOST * evaluates, "eval_every", every, takes)
+    return every
 
 
 def _target(

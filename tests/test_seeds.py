@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER, UNLIKE, Verdict
-from expkit.sweeps import profiles
-from expkit.sweeps.seeds import Family, families, middle
+from expkit.sweeps import profiles, table
+from expkit.sweeps.seeds import Family, families
 
 if TYPE_CHECKING:
     from conftest import Expkit
@@ -83,10 +83,15 @@ def test_a_verdict_over_seeds_counts_what_each_proves(ratios: Any, word: str) ->
 
 
 def test_one_that_is_not_there_is_never_averaged_away() -> None:
-    assert middle([1.0, 2.0, math.inf])[0] == 2.0
-    assert middle([1.0, math.inf, math.inf])[0] == math.inf
-    _, interval = middle([1.0, 2.0, 3.0, 4.0, 5.0, math.inf])
-    assert interval == (1.0, math.inf)
+    seconds = [1.0, 2.0, 3.0, 4.0, 5.0, math.inf]
+    assert table._over_seeds(seconds) == ("3.5 s", "1 s to not reached")
+    assert table._over_seeds([1.0, math.inf, math.inf])[0] == "not reached"
+
+
+def test_a_ratio_of_ratios_and_bounds_is_a_bound() -> None:
+    found = family(*[0.5] * 9, ("at least", 3.0)).verdict
+    assert found is not None
+    assert found.times == "at least 0.500 times"
 
 
 def test_cells_are_of_one_family_where_only_the_seed_differs() -> None:

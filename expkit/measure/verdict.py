@@ -103,15 +103,19 @@ def judge(a: Rounds, b: Rounds, threshold: float) -> Verdict:
     middle = exp(median(ratios))
     if found is None:
         return Verdict(CANT_TELL, middle, None, len(ratios))
-    word, edge = CANT_TELL, log(1 + threshold)
     low, high = found
-    if low > edge:
-        word = SLOWER
-    elif high < -edge:
-        word = FASTER
-    elif -edge <= low and high <= edge:
-        word = SAME
+    word = word_of(low, high, threshold)
     return Verdict(word, middle, (exp(low), exp(high)), len(ratios))
+
+
+def word_of(low: float, high: float, threshold: float) -> str:
+    """The verdict on a ratio whose logarithm lies between these."""
+    edge = log(1 + threshold)
+    if low > edge:
+        return SLOWER
+    if high < -edge:
+        return FASTER
+    return SAME if -edge <= low and high <= edge else CANT_TELL
 
 
 def log_ratios(a: Rounds, b: Rounds) -> Sequence[float]:

@@ -34,6 +34,12 @@ def load(name: str) -> tuple[HostArray, HostArray]:
     return np.asarray(x, np.float64), np.asarray(y, np.float64)
 
 
+def diabetes() -> dict[str, HostArray]:
+    """`x` and `y` of the diabetes data, each column of mean 0 and variance 1."""
+    x, y = load("diabetes")
+    return {"x": (x - x.mean(axis=0)) / x.std(axis=0), "y": (y - y.mean()) / y.std()}
+
+
 def split(
     x: HostArray, y: HostArray, rng: np.random.Generator
 ) -> tuple[HostArray, HostArray, HostArray, HostArray]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from statistics import median
 
 from expkit.measure.statistics import median_interval
-from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER, UNLIKE, Verdict
+from expkit.measure.verdict import CANT_TELL, UNLIKE, Verdict, word_of
 from expkit.sweeps.ranking import Entry
 
 SEED = re.compile(r", seed=\d+")
@@ -55,8 +55,8 @@ class Family:
     def verdict(self) -> Verdict | None:
         """How they compare with their baselines, seed by seed; None where that is not known.
 
-        A seed with which one side has not reached the target has a bound in place of a ratio: it
-        counts for what it proves, and against the rest. UNLIKE where all seeds are.
+        If one side has not reached the target with some seed, only a bound on that ratio is known.
+        It then supports the verdict that it proves, and speaks against any other.
         """
         found = [entry.verdict for entry in self.entries]
         known = [verdict for verdict in found if verdict and verdict.word != UNLIKE]
@@ -70,25 +70,21 @@ class Family:
             bound = verdict.bound if verdict else ""
             lows.append(-math.inf if exact is None or bound == "at most" else exact)
             highs.append(math.inf if exact is None or bound == "at least" else exact)
-        middle = median(math.log(verdict.ratio) for verdict in known)
-        ends, target = (median_interval(lows), median_interval(highs)), known[0].target
+        ratio, target = math.exp(median(math.log(v.ratio) for v in known)), known[0].target
+        # A median of ratios and lower bounds is a lower bound itself, and so with upper ones.
+        bounds = {verdict.bound for verdict in known if verdict.bound}
+        bound = bounds.pop() if len(bounds) == 1 else "about" if bounds else ""
+        ends = median_interval(lows), median_interval(highs)
         if ends[0] is None or ends[1] is None:
-            return Verdict(CANT_TELL, math.exp(middle), None, len(found), target)
-        low, high, edge = ends[0][0], ends[1][1], math.log(1 + runs[0].threshold)
-        word = CANT_TELL
-        if low > edge:
-            word = SLOWER
-        elif high < -edge:
-            word = FASTER
-        elif -edge <= low and high <= edge:
-            word = SAME
-        interval = math.exp(low), math.exp(high) if high < math.inf else math.inf
-        return Verdict(word, math.exp(middle), interval, len(found), target)
+            return Verdict(CANT_TELL, ratio, None, len(found), target, bound)
+        low, high = ends[0][0], ends[1][1]
+        word = word_of(low, high, runs[0].threshold)
+        return Verdict(word, ratio, (math.exp(low), math.exp(high)), len(found), target, bound)
 
 
 def families(ranked: Sequence[Entry]) -> list[Family]:
-    """Take the cells of a problem together that differ in the seed alone, those that come first in
-    time first. Empty where no two do.
+    """Group the cells of a problem that differ in the seed alone, the fastest group first. Empty if
+    no two cells do.
     """
     found: dict[str, list[Entry]] = {}
     for entry in ranked:
@@ -97,11 +93,6 @@ def families(ranked: Sequence[Entry]) -> list[Family]:
         return []
     made = [Family(title, entries) for title, entries in found.items()]
     return sorted(made, key=_rank)
-
-
-def middle(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    """The median over seeds and its interval, which takes six; either may be infinite."""
-    return median(values), median_interval(values)
 
 
 def _rank(family: Family) -> tuple[float, float, float]:

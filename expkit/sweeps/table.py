@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from expkit.measure.statistics import median_interval
 from expkit.outcome import FINISHED, Outcome
 from expkit.record.stored import Stored
 from expkit.remote import SAID
@@ -330,11 +331,11 @@ def _outcomes_of(family: Family) -> str:
 
 
 def _over_seeds(values: Sequence[float]) -> tuple[str, str]:
-    """Write the median over seeds and its interval; that of few seeds is not known."""
+    """Write the median over seeds and its interval, for which six seeds are needed."""
     if not values:
         return "", ""
-    middle, interval = seeds.middle(values)
-    said = [_or_not_reached(x) for x in (middle, *(interval or ()))]
+    interval = median_interval(values)
+    said = [_or_not_reached(x) for x in (median(values), *(interval or ()))]
     return said[0], f"{said[1]} to {said[2]}" if interval else "needs 6 seeds"
 
 
@@ -352,7 +353,7 @@ def _verdict_of(family: Family) -> tuple[str, str]:
     ends = "no interval"
     if low is not None and high is not None:
         ends = f"{low:.2f} to {high:.2f}" if high < math.inf else f"{low:.2f} and more"
-    return f"{found.ratio:.3f} ({ends})", found.word
+    return f"{found.bound} {found.ratio:.3f} ({ends})".lstrip(), found.word
 
 
 UNTIL = ("to target", "steps")
@@ -412,7 +413,9 @@ def _ratio(entry: Entry) -> str:
 
 
 def doubts(ranked: Sequence[Entry], most: int | None) -> list[str]:
-    """List what is unlike and unstable; of cells that differ in the seed alone once for all."""
+    """List which cells are unlike or unstable. Of cells that differ in the seed alone the first one
+    is listed, with the number of the others.
+    """
     found = seeds.families(ranked) if most is not None else []
     if not found:
         return unlike(ranked)[:most] + unstable(ranked)[:most]
@@ -421,7 +424,7 @@ def doubts(ranked: Sequence[Entry], most: int | None) -> list[str]:
         for family in found:
             own = say(family.entries)
             first = [seeds.SEED.sub("", line) for line in own[:1]]
-            more = f" (one of {len(own)} seeds of which the like is true)"
+            more = f" (and so with {len(own) - 1} more seeds)"
             lines += [line + more if len(own) > 1 else line for line in first]
     return lines[:most]
 
