@@ -94,6 +94,7 @@ def run_together(
     tags: Mapping[str, str],
     own: Sequence[Mapping[str, str]] = (),
     timed: bool = True,
+    checkpoint: Path | None = None,
 ) -> list[Result]:
     """Run cells in this process, each in its folder, their repeats interleaved.
 
@@ -104,10 +105,11 @@ def run_together(
         tags: tags of every run.
         own: more tags, of each run.
         timed: false where other work runs meanwhile: each cell has one repeat and no times.
+        checkpoint: the file that a single cell goes on from, see `Checkpoint`.
 
     Raises:
-        UserError: before anything is written, where this machine cannot run a backend or a folder
-            holds a run.
+        UserError: before anything is written, where this machine cannot run a backend, a folder
+            holds a run, or the checkpoint is not the cell's.
         ParityError: the cells do unlike work and `measure.parity=require`.
     """
     for cell, _ in jobs:
@@ -118,7 +120,16 @@ def run_together(
         for number, (cell, folder) in enumerate(jobs):
             told = partial(watch, number)
             all_tags = {**tags, **(own[number] if own else {})}
-            trial = Trial(cell, folder, all_tags, tracker, told, alone=alone, timed=timed)
+            trial = Trial(
+                cell,
+                folder,
+                all_tags,
+                tracker,
+                told,
+                alone=alone,
+                timed=timed,
+                checkpoint=checkpoint,
+            )
             trials.append(stack.enter_context(trial))
         stack.enter_context(as_a_program())
         _in_turn(trials, watch, timed=timed)

@@ -129,14 +129,19 @@ class TargetKeys:
     Attributes:
         of: `loss`, `gap` or a figure that the problem evaluates.
         value: what loss and gap must not be above, and what a figure must not be worse than.
+        stop: whether a run of a single repeat ends once it is reached.
+        patience: such a run ends once `of` has not improved for so many steps; 0 for never.
     """
 
     of: str | None = None
     value: float | None = None
+    stop: bool = False
+    patience: int = 0
 
     def __post_init__(self) -> None:
         finite = self.value is None or math.isfinite(self.value)
         check(finite, "value", self.value, "a finite number")
+        check(self.patience >= 0, "patience", self.patience, "an integer of at least 0")
 
 
 OWN: Mapping[str, type[Any]] = {
@@ -442,12 +447,16 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
     log_every = _default(config, "log_every", recommended.log_every)
     check(1 <= log_every <= MOST, "log_every", log_every, takes)
     eval_every = _eval_every(config, names["problem"], problem, recommended)
-    target = _target(config, names["problem"], problem, recommended, eval_every)
     stream = _default(config, "stream", recommended.stream)
     check(stream in STREAMS, "stream", stream, " or ".join(STREAMS))
     takes = f"an integer of at least 0 and at most {MOST_SEED}"
     check(0 <= config.seed <= MOST_SEED, "seed", config.seed, takes)
     measure, tracking = _build(config, "measure", {}), _build(config, "tracking", {})
+    target = _target(config, names["problem"], problem, recommended, eval_every)
+    for key in ("stop", "patience"):
+        if target and getattr(target, key) and not measure.once:
+            takes = f"{type(getattr(target, key))()} unless measure=once: repeats are equally long"
+            raise ConfigError(f"target.{key}", getattr(target, key), takes)
     before: Update = _build(config, "update", {}) if "update" in config else Update()
     optimizer = _prepared(own, before, problem, names["problem"], steps, backend)
     resolved: dict[str, Any] = {}
@@ -460,7 +469,9 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
     if isinstance(problem, HasEvaluation):
         resolved["eval_every"] = eval_every
     if target:
-        resolved["target"] = dataclasses.asdict(target)
+        ends = {"stop": target.stop, "patience": target.patience}
+        resolved["target"] = {"of": target.of, "value": target.value}
+        resolved["target"] |= {key: value for key, value in ends.items() if value}
     if before != Update():
         resolved["update"] = dataclasses.asdict(before)
     resolved |= {"measure": dataclasses.asdict(measure), "tracking": dataclasses.asdict(tracking)}
@@ -567,7 +578,7 @@ def _target(
         if given == TargetKeys():
             return None  # nobody asked for it, and nothing is evaluated
         raise ConfigError("eval_every", 0, f"an integer of at least 1: target.of is {of}")
-    return Target(of, value)
+    return Target(of, value, given.stop, given.patience)
 
 
 def _kept_word(word: str, kept_uri: str | None) -> str:

@@ -91,10 +91,14 @@ class Target:
     Attributes:
         of: `loss`, `gap` (the loss above the problem's optimum), or a figure of its evaluation.
         value: it is reached by loss and gap at this value or below, by a figure on its better side.
+        stop: whether the run ends as soon as it is reached.
+        patience: the run ends once it has come no nearer to it for so many steps; 0 for never.
     """
 
     of: str
     value: float
+    stop: bool = False
+    patience: int = 0
 
 
 @dataclass(frozen=True)

@@ -618,14 +618,20 @@ def measured(
     *,
     here: bool,
     tags: Mapping[str, str],
+    checkpoint: Path | None = None,
 ) -> list[Run]:
     """Measure cells in turn, each into its folder, here or each in a process of its own.
 
     Pictures are not drawn yet, and MLflow need not have the runs yet.
+
+    Args:
+        checkpoint: the file that a single cell goes on from, here.
     """
     own = [{"mlflow.runName": title} for title in labels.titles([cell for cell, _ in jobs])]
-    measure = run_together if here else run_apart
-    measure(jobs, tracker, watch, tags=tags, own=own)
+    if here:
+        run_together(jobs, tracker, watch, tags=tags, own=own, checkpoint=checkpoint)
+    else:
+        run_apart(jobs, tracker, watch, tags=tags, own=own)
     return [Run(load_stored(folder)) for _, folder in jobs]
 
 

@@ -64,12 +64,14 @@ def _outcome(begin: Begin, folder: Path, parent: Parent) -> tuple[str, str]:
     _log(folder, begin.cell.get("log"))
     cell.backend.configure()
     _keep_libraries()
+    checkpoint = Path(begin.checkpoint) if begin.checkpoint else None
     try:
         if not begin.timed:
-            job = [(cell, folder)]
-            [result] = run_together(job, None, tags=begin.tags, timed=False)
+            job, tags = [(cell, folder)], begin.tags
+            [result] = run_together(job, None, tags=tags, timed=False, checkpoint=checkpoint)
         else:
-            with Trial(cell, folder, begin.tags, None, lambda now: None) as trial, as_a_program():
+            trial = Trial(cell, folder, begin.tags, None, lambda now: None, checkpoint=checkpoint)
+            with trial, as_a_program():
                 result = trial.result
                 _obey(trial, parent)
     except UserError as error:

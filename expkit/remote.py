@@ -42,12 +42,14 @@ class Begin:
     Attributes:
         cell: the frozen cell, for `expkit.config.thaw`.
         timed: false to have it run to its end without further requests, and without times.
+        checkpoint: the file to go on from; empty to begin at the start.
     """
 
     cell: Mapping[str, Any]
     folder: str
     tags: Mapping[str, str]
     timed: bool
+    checkpoint: str
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,7 @@ class Attempt:
     Attributes:
         frozen: the frozen cell, for `expkit.config.thaw`.
         outcome: the outcome, once there is one.
+        checkpoint: the file to go on from; None to begin at the start.
     """
 
     frozen: Mapping[str, Any]
@@ -189,10 +192,12 @@ class Attempt:
     tracker: Tracker | None
     ended: Ended = lambda outcome, reason: None
     outcome: str | None = None
+    checkpoint: Path | None = None
 
     def begin(self, *, timed: bool) -> Begin:
         """The first request to its process."""
-        return Begin(self.frozen, str(self.folder), self.tags, timed)
+        checkpoint = str(self.checkpoint or "")
+        return Begin(self.frozen, str(self.folder), self.tags, timed, checkpoint)
 
     def end(self, done: Done) -> None:
         """Note the outcome, and end the journal if the process has not.

@@ -21,6 +21,8 @@ from expkit.measure.audit import Finding, processor_seconds
 from expkit.measure.audits import Audits
 from expkit.measure.breakdown import breakdown
 from expkit.measure.clock import timed
+from expkit.measure.course import FILE as CHECKPOINT
+from expkit.measure.course import Checkpoint, Course
 from expkit.measure.environment import Activity
 from expkit.measure.evaluation import Evaluation
 from expkit.measure.idle import Lookout, worked_meanwhile
@@ -29,7 +31,7 @@ from expkit.measure.stability import pauses, recompiled, unstable_because
 from expkit.measure.statistics import Rounds, nested, summarize
 from expkit.measure.stopping import fitted
 from expkit.measure.subject import Subject
-from expkit.measure.target import Goal, reached
+from expkit.measure.target import Ending, Goal, reached
 from expkit.measure.threads import AGAIN_S, Queue, overused, overused_again
 from expkit.measure.verification import Verification
 from expkit.outcome import Outcome
@@ -58,6 +60,7 @@ class Trial(AbstractContextManager["Trial"]):
         watch: called off the clock with what is being done.
         alone: whether no other trial shares this process.
         timed: false where other work runs meanwhile: the result then has no times.
+        checkpoint: the file to go on from, see `Checkpoint`; None to begin at the start.
     """
 
     def __init__(
@@ -70,8 +73,10 @@ class Trial(AbstractContextManager["Trial"]):
         *,
         alone: bool = True,
         timed: bool = True,
+        checkpoint: Path | None = None,
     ) -> None:
         self.cell, self.folder, self.tracker = cell, folder, tracker
+        self._from = Checkpoint.load(checkpoint, cell.hash) if checkpoint else None
         self.result = Result(timed=timed)
         self.journal: Journal
         self._tags, self._watch, self._alone = tags, watch, alone
@@ -81,6 +86,7 @@ class Trial(AbstractContextManager["Trial"]):
         rng = np.random.default_rng()
         self._audits = Audits(self._subject, rng)
         self._goal: Goal | None = None
+        self._ending: Ending | None = None
         self._evaluation = Evaluation(self._subject, cell.eval_every)
         self._answers = Verification(self._subject, lambda: self.expected_s, rng)
         self._queued_s = self._waited_s = 0.0
@@ -121,7 +127,9 @@ class Trial(AbstractContextManager["Trial"]):
                 (self.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
                 self.journal.artifact("error.txt")
         tags: dict[str, str] = {"outcome": self.result.outcome}
-        if error is not None:
+        if error is None:
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        else:
             tags[note.TAG] = note.note(self.cell, self.result, None)
         self.journal.tags(tags)
         self.journal.end(status)
@@ -189,14 +197,18 @@ class Trial(AbstractContextManager["Trial"]):
         found: Finding | None = None
         self.configure()
         self._watch(Now("making the data and building the program"))
-        if cell.target:
-            self._goal = Goal.of(cell.target, cell.workload)
+        if target := cell.target:
+            self._goal = Goal.of(target, cell.workload)
+            self._ending = Ending(self._goal) if target.stop or target.patience else None
         result.setup_seconds = subject.begin()
+        if self._from:
+            subject.first = self._from.course.done
         if result.timed:
             self._watch(Now("warming up"))
             warm = subject.warm_up()
             first_seconds, found = warm.first_seconds, self._audits.early(warm)
-            while found is None and subject.enlarge(warm):
+            several = self._ending is None and not cell.measure.checkpoint_s
+            while found is None and several and subject.enlarge(warm):
                 warm = subject.warm_up()
                 found = self._audits.enlarged(warm)
             if found is None:
@@ -251,78 +263,136 @@ class Trial(AbstractContextManager["Trial"]):
     def repeat(self) -> float | None:
         """Time all steps from the start, in readings; between them, off the clock, check losses."""
         result, subject = self.result, self._subject
-        program, learns = subject.program, subject.learns
+        program = subject.program
         self.configure()
         program.reset()
         if self._warmup_steps and result.timed:
             program.advance(self._warmup_steps)
             program.reset()
         repeat = len(result.chunk_seconds)
-        seconds: list[float] = []
-        cpu_seconds: list[float] = []
-        losses: list[HostArray] = []
-        written, last_flush, begun = 0, perf_counter(), now_ms()
-        evaluated = repeat == 0 and self._evaluation.within
-        if evaluated:
+        course, kept_at = self._begun(), perf_counter()
+        written, last_flush, begun = course.curve.size, perf_counter(), now_ms()
+        evaluated = repeat == 0 and self._evaluates_within
+        if evaluated and not course.done:
             self._evaluation.after(0)
         queue = Queue()
         try:
-            for done in range(0, subject.room, subject.every):
-                n = min(subject.every, subject.room - done)
-                clocked, cpu, fresh = self._reading(done, n)
-                seconds.append(clocked)
-                cpu_seconds.append(cpu)
-                wanted = n if learns else 0
-                if fresh.size != wanted:
-                    came = f"losses({done}): {fresh.size} came back for {n} steps"
-                    came += "" if learns else " of an operation, which has none"
-                    self._refuse(Outcome.WRONG_ANSWER, f"in repeat {repeat + 1} {came}")
-                    break
-                losses.append(fresh[: max(0, self.cell.workload.steps - done)])
-                bad = np.flatnonzero(~np.isfinite(losses[-1]))
-                if bad.size:
-                    result.first_bad_step = done + int(bad[0])
-                    self._refuse(
-                        Outcome.DIVERGED,
-                        f"the loss is not finite from step {result.first_bad_step}",
-                    )
+            while course.done < subject.room and not result.ended:
+                self._go_on(course, repeat)
+                if result.reason is not None:
                     break
                 if evaluated:
-                    self._evaluation.after(done + n)
-                loss = float(losses[-1][-1]) if losses[-1].size else None
-                steps_done = (done + n) // subject.passes
-                self._watch(Now("", repeat + 1, steps_done, loss, n / seconds[-1]))
-                if repeat == 0 and learns and perf_counter() - last_flush > FLUSH_S:
-                    unwritten = np.concatenate(losses)[written:]
+                    self._evaluation.after(course.done)
+                self._see_whether_to_end(course)
+                if repeat == 0 and subject.learns and perf_counter() - last_flush > FLUSH_S:
+                    unwritten = course.curve[written:]
                     self.journal.metric("train/loss", unwritten, written, begun)
                     written, last_flush = written + unwritten.size, perf_counter()
                     begun = now_ms()
+                if 0 < self.cell.measure.checkpoint_s < perf_counter() - kept_at:
+                    self._keep_checkpoint(course)
+                    kept_at = perf_counter()
                 if self.tracker:
                     self.tracker.refresh(self.folder)
         except BaseException:
             with suppress(Exception):  # the first error is the one to report
-                self._keep(np.concatenate(losses), written, begun)
+                self._keep(course.curve, written, begun)
             raise
         self._queued_s += queue.seconds() / subject.passes
         self._waited_s += queue.own_seconds() / subject.passes
-        curve = np.concatenate(losses) if losses else np.empty(0)
-        self._keep(curve, written, begun)
+        self._keep(course.curve, written, begun)
         if result.reason is not None:
             return None
         if not result.timed:
-            subject.step_seconds = sum(seconds) / subject.room
-        seconds = [s / subject.passes for s in seconds]
-        if wrong := self._answers.wrong(curve):
+            subject.step_seconds = sum(course.seconds) / course.done
+        seconds = [s / subject.passes for s in course.seconds]
+        if wrong := self._answers.wrong(course.curve):
             self._refuse(Outcome.WRONG_ANSWER, f"in repeat {repeat + 1} {wrong}")
             return None
         result.chunk_seconds.append(seconds)
-        result.cpu_seconds.append([s / subject.passes for s in cpu_seconds])
+        result.cpu_seconds.append([s / subject.passes for s in course.cpu_seconds])
+        if result.ended or subject.first:
+            result.chunk_ends = [end - 1 for end in course.ends]
         if result.timed:
             rounds = result.processes[0]
             rounds[-1].append(sum(seconds))
             self._keep_sample(0, len(rounds) - 1, seconds)
             self.journal.metric("time/wall_seconds", [sum(seconds)], repeat)
         return sum(seconds)
+
+    def _begun(self) -> Course:
+        """A repeat at its start or, the only one, where the checkpoint ends."""
+        found = self._from
+        if found is None:
+            return Course()
+        self._subject.program.load(found.arrays, found.course.done)
+        self._evaluation.go_on(found.evaluated, found.figures)
+        if self._ending:
+            self._ending.due(*self._known(found.course.curve, 0))
+        if self._subject.learns:
+            self.journal.metric("train/loss", found.course.curve)
+        self.result.resumed_at = found.course.done
+        return found.course
+
+    @property
+    def _evaluates_within(self) -> bool:
+        """Whether to evaluate between the readings of the first repeat."""
+        if self._from:
+            return bool(self._from.evaluated)
+        ends = self._ending is not None and self._goal is not None and not self._goal.of_losses
+        return ends or self._evaluation.within
+
+    def _go_on(self, course: Course, repeat: int) -> None:
+        """Time one reading, and look at its losses."""
+        result, subject, done = self.result, self._subject, course.done
+        n = min(subject.every, subject.room - done)
+        clocked, cpu, fresh = self._reading(done, n)
+        course.ends.append(done + n)
+        course.seconds.append(clocked)
+        course.cpu_seconds.append(cpu)
+        wanted = n if subject.learns else 0
+        if fresh.size != wanted:
+            came = f"losses({done}): {fresh.size} came back for {n} steps"
+            came += "" if subject.learns else " of an operation, which has none"
+            self._refuse(Outcome.WRONG_ANSWER, f"in repeat {repeat + 1} {came}")
+            return
+        losses = fresh[: max(0, self.cell.workload.steps - done)]
+        course.losses.append(losses)
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if bad.size:
+            result.first_bad_step = done + int(bad[0])
+            self._refuse(
+                Outcome.DIVERGED, f"the loss is not finite from step {result.first_bad_step}"
+            )
+            return
+        loss = float(losses[-1]) if losses.size else None
+        steps_done = course.done // subject.passes
+        self._watch(Now("", repeat + 1, steps_done, loss, n / clocked, self._evaluation.last))
+
+    def _see_whether_to_end(self, course: Course) -> None:
+        """End the run before its last step if its target says so, and note after how many."""
+        if self._ending is None or course.done == self.cell.workload.steps:
+            return
+        losses = course.losses[-1]
+        if why := self._ending.due(*self._known(losses, course.done - losses.size)):
+            self.result.ended = f"after {course.done} steps: {why}"
+
+    def _known(self, losses: HostArray, first: int) -> tuple[Sequence[int], HostArray]:
+        """What the target is about, of these losses or of all evaluations so far: after how many
+        steps each value was known, and the values.
+        """
+        assert self._goal is not None
+        if self._goal.of_losses:
+            return range(first + 1, first + 1 + losses.size), losses
+        figures = self._evaluation.figures.get(self._goal.target.of, [])
+        return self._evaluation.steps, np.array(figures)
+
+    def _keep_checkpoint(self, course: Course) -> None:
+        """Keep the state now, so that `expkit resume` can go on from it."""
+        backend, arrays = self.cell.backend, self._subject.program.arrays().items()
+        state = {k: backend.to_numpy(x) for k, x in arrays if not k.startswith("data.")}
+        after, figures = self._evaluation.steps, self._evaluation.figures
+        Checkpoint(self.cell.hash, course, state, after, figures).save(self.folder)
 
     def _reading(self, done: int, n: int) -> tuple[float, float, HostArray]:
         """Time n steps: seconds, processor seconds and, read off the clock, the losses."""
@@ -389,6 +459,12 @@ class Trial(AbstractContextManager["Trial"]):
     def conclude(self, stopped_by: str | None, activity: Activity) -> None:
         """Do the checks that follow the last repeat, and trace where a step's time goes."""
         result = self.result
+        if self._ending:
+            done = result.chunk_ends[-1] + 1 if result.chunk_ends else 0
+            result.facts = {**result.facts, "ended": str(done)}
+            self.journal.write("facts", facts=result.facts, broken=result.broken)
+            if result.ended:
+                self.journal.tags({"ended": result.ended})
         if result.reason is None:
             self.configure()
             self._evaluation.apart()
@@ -408,6 +484,9 @@ class Trial(AbstractContextManager["Trial"]):
         result.unstable = unstable_because(measure, summary, result.rounds, activity, paused)
         result.unstable += recompiled(result.processes[0], result.chunk_seconds)
         result.unstable += worked_meanwhile(self._lookout.found)
+        if result.resumed_at:
+            at = f"at step {result.resumed_at}"
+            result.unstable.append(f"resumed: {at}, so its time is that of several processes")
         self._watch(Now("comparing the time with the machine's limit"))
         if not self._beyond_threads() and self._beyond_limit(
             summary.median / (result.chunk_ends[-1] + 1)
@@ -444,8 +523,9 @@ class Trial(AbstractContextManager["Trial"]):
         if steps is not None and result.timed:
             times = (result.chunk_ends, result.chunk_seconds, result.processes)
             result.until_target = reached(steps, *times)
-        every = self.cell.workload.steps
-        when = f"not reached in {every}" if steps is None else f"reached after {steps} of {every}"
+        most = self.cell.workload.steps
+        ran = result.chunk_ends[-1] + 1 if result.ended else most
+        when = f"not reached in {ran}" if steps is None else f"reached after {steps} of {most}"
         self.journal.tags({"target": f"{goal}: {when} steps"})
 
     def _keep_evaluation(self) -> None:

@@ -33,7 +33,7 @@ from typing import Any, BinaryIO
 
 from expkit import streams
 
-VERSION = 4
+VERSION = 5
 """The version of the messages as a whole."""
 WATCHER = "EXPKIT_WATCHER"
 """The environment variable with the descriptor of the pipe that a child's watcher holds open."""

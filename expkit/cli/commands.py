@@ -136,6 +136,16 @@ def command(argv: Sequence[str]) -> int:
         if len(sweeps) > 1:
             return print_error(f"resume: got {len(sweeps)} sweeps, takes one")
         typed = [word for word in given.words if is_for_hydra(word)]
+        if sweeps and (Path(sweeps[0]) / journal.FILE).is_file():
+            from expkit.cli.run import resume as go_on_with
+
+            return go_on_with(
+                Path(sweeps[0]).absolute(),
+                given.outputs.absolute(),
+                uri=given.uri,
+                allow_target=given.allow_target,
+                verbose=given.verbose,
+            )
         return go_on(
             next(iter(sweeps), None),
             given.outputs.absolute(),
@@ -229,10 +239,13 @@ def add_resume(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add `expkit resume` and its help."""
     parser = commands.add_parser(
         "resume",
-        help="run the cells of a sweep that are missing or failed",
-        usage="%(prog)s [SWEEP] [hydra.launcher.KEY=VALUE ...] [--retry OUTCOME] [OPTIONS]",
+        help="run the cells of a sweep that are missing or failed, or go on with a run",
+        usage="%(prog)s [SWEEP|RUN] [hydra.launcher.KEY=VALUE ...] [--retry OUTCOME] [OPTIONS]",
     )
-    words = "the sweep's id or folder, by default the last one; words for the launcher"
+    words = (
+        "the sweep's id or folder, by default the last one, or the folder of a run with a "
+        "checkpoint; words for the launcher"
+    )
     parser.add_argument("words", nargs="*", metavar="SWEEP", help=words)
     again = (
         "also run cells again that ended with this outcome: "

@@ -72,7 +72,8 @@ def line(now: Now, pace: Pace, elapsed_s: float) -> tuple[str, str]:
     if now.doing:
         return f"{said}, {left}: {now.doing}", ""
     loss = "" if now.loss is None else f", loss {now.loss:.4g}"
-    return said, f"{left}{loss}, {now.steps_per_second:,.0f} steps/s"
+    figure = f", {now.figure}" if now.figure else ""
+    return said, f"{left}{loss}{figure}, {now.steps_per_second:,.0f} steps/s"
 
 
 @contextmanager

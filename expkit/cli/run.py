@@ -8,7 +8,10 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +31,7 @@ from expkit.cli.session import (
 from expkit.cli.status import FAILED, MISUSED, OK
 from expkit.cli.words import check_words, option_folder, parse
 from expkit.errors import ConfigError, UserError
+from expkit.measure.course import FILE as CHECKPOINT
 from expkit.outcome import Outcome
 from expkit.remote import prestarted
 from expkit.tracking import address, journal
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from expkit.cli.sweep import Search
+    from expkit.config import Cell
 
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 NOT_TIMED_HERE = ("sweep.timing=false", "sweep.dry_run=true", "hydra/launcher=")
@@ -265,9 +270,7 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: boo
     """Run one cell in the folder that Hydra chose for it; return the exit status."""
     from hydra.core.hydra_config import HydraConfig
 
-    from expkit import config, door
-    from expkit.cli.progress import progress
-    from expkit.report.table import in_mlflow
+    from expkit import config
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir).absolute()
@@ -275,16 +278,73 @@ def _run_composed(composed: DictConfig, tracker: Tracker | None, *, verbose: boo
     def work() -> int:
         words = config.as_typed(hydra_config.overrides.task)
         cell = config.build_cell(composed, dict(hydra_config.runtime.choices), words)
-        with used_by([cell], folder, tracker) as used:
-            jobs = [(cell, folder)]
-            with progress(cell.measure, cell.workload.steps) as watch:
-                [found] = door.measured(jobs, used, watch, here=True, tags={})
-            show(found.table(verbose=verbose))
-            draw(jobs)
-            for sent in send([folder], used):
-                if sent.error:
-                    return not_in_mlflow(sent.error, folder)
-                show(in_mlflow(str(sent.run_id)))
-        return OK if found.outcome == Outcome.OK else FAILED
+        return _run_cell(cell, folder, tracker, verbose=verbose)
 
     return reported(work, folder)
+
+
+def _run_cell(
+    cell: Cell,
+    folder: Path,
+    tracker: Tracker | None,
+    *,
+    verbose: bool,
+    before: Path | None = None,
+) -> int:
+    """Run one cell here, and show what came out; return the exit status.
+
+    Args:
+        before: the folder of the run whose checkpoint it goes on from; None to begin at the start.
+    """
+    from expkit import door
+    from expkit.cli.progress import progress
+    from expkit.report.table import in_mlflow
+
+    tags = {"resumed_from": str(before)} if before else {}
+    checkpoint = before / CHECKPOINT if before else None
+    with used_by([cell], folder, tracker) as used:
+        jobs = [(cell, folder)]
+        with progress(cell.measure, cell.workload.steps) as watch:
+            [found] = door.measured(jobs, used, watch, here=True, tags=tags, checkpoint=checkpoint)
+        show(found.table(verbose=verbose))
+        draw(jobs)
+        for sent in send([folder], used):
+            if sent.error:
+                return not_in_mlflow(sent.error, folder)
+            show(in_mlflow(str(sent.run_id)))
+    return OK if found.outcome == Outcome.OK else FAILED
+
+
+def resume(
+    stopped: Path, outputs: Path, *, uri: str | None, allow_target: bool, verbose: bool
+) -> int:
+    """Go on with a run that was stopped, from its checkpoint, in a new folder beside its own.
+
+    Args:
+        uri: the address that it names, with its password.
+        allow_target: build classes that no installed option names.
+    """
+    from expkit import config
+    from expkit.cli.addresses import confirmed
+
+    def work() -> int:
+        with suppress(FileNotFoundError):
+            if not journal.close_if_orphaned(stopped):
+                raise UserError(f"resume: {stopped} is still running; takes one that was stopped")
+        run = journal.opening(stopped)
+        if run is None or not (stopped / CHECKPOINT).is_file():
+            takes = "a run that was stopped after measure.checkpoint_s seconds of it"
+            raise UserError(f"resume: {stopped} has no checkpoint; takes {takes}")
+        if not allow_target:
+            config.require_installed(run["cell"]["config"], "expkit resume --allow-target")
+        cell = config.thaw(run["cell"])
+        numbered = (stopped.with_name(f"{stopped.name}-{number}") for number in count(2))
+        folder = next(place for place in numbered if not place.exists())
+        if cell.tracking.kind == "mlflow":
+            kept = address.without_password(cell.address)
+            whole = uri or confirmed(kept, stopped, outputs)
+            cell = replace(cell, tracking=replace(cell.tracking, uri=whole))
+        told = partial(_run_cell, cell, folder, None, verbose=verbose, before=stopped)
+        return reported(told, folder)
+
+    return interruptible(work)

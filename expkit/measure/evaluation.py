@@ -7,7 +7,7 @@ lie. So it has a repeat of its own, off the clock, unless a repeat takes long.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -36,6 +36,16 @@ class Evaluation:
         self.steps: list[int] = []
         self.figures: dict[str, list[float]] = {}
         self.wrong: str | None = None
+
+    def go_on(self, after: Sequence[int], figures: Mapping[str, Sequence[float]]) -> None:
+        """Begin with what was found before a checkpoint."""
+        self.steps = list(after)
+        self.figures = {name: list(values) for name, values in figures.items()}
+
+    @property
+    def last(self) -> str:
+        """The last value of the first figure, with its name; empty where there is none yet."""
+        return next((f"{name} {values[-1]:.4g}" for name, values in self.figures.items()), "")
 
     @property
     def within(self) -> bool:

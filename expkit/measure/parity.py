@@ -30,6 +30,7 @@ WORK = {
     "problem": "problem",
     "optimizer": "optimizer",
     "steps": "steps",
+    "ended": "steps until the run ended",
     "log_every": "log_every (steps between two readings)",
     "start": "start (hash of the first parameters)",
     "data": "data (hash)",
@@ -140,7 +141,7 @@ def unlike(a: Worked, b: Worked, names: tuple[str, str] = ("A", "B")) -> list[st
 
 def target(a: Facts, b: Facts) -> str | None:
     """The target that two have in common, whose work differs in the optimizer alone; else None."""
-    others = {key: said for key, said in WORK.items() if key != "optimizer"}
+    others = {key: said for key, said in WORK.items() if key not in ("optimizer", "ended")}
     aims = ("target", "evaluated")
     same = not differences(a, b, others) and all(a.get(k) == b.get(k) for k in aims)
     return a.get("target") if same else None

@@ -24,6 +24,7 @@ class Subject:
     """The program of a workload on a backend, and how it is run.
 
     Attributes:
+        first: the step at which the readings begin: 0, or that of a checkpoint.
         every: steps of a reading.
         passes: how many times the steps are run in one reading, where once is too short to time.
         step_seconds: seconds of a step, from warming up, or from the last repeat where that is not
@@ -32,7 +33,7 @@ class Subject:
 
     def __init__(self, backend: Backend, workload: Workload, every: int, name: str) -> None:
         self.backend, self.workload, self._name = backend, workload, name
-        self.every, self.passes, self.step_seconds = every, 1, 0.0
+        self.first, self.every, self.passes, self.step_seconds = 0, every, 1, 0.0
         self._log_every = every
         self.program: Program
 
@@ -73,12 +74,12 @@ class Subject:
     @property
     def lengths(self) -> tuple[int, int]:
         """The number of steps of a reading, and of the last reading of a repeat."""
-        return self.every, self.room % self.every or self.every
+        return self.every, (self.room - self.first) % self.every or self.every
 
     @property
     def chunk_ends(self) -> list[int]:
         """The last step of each reading."""
-        ends = range(self.every, self.room + self.every, self.every)
+        ends = range(self.first + self.every, self.room + self.every, self.every)
         return [min(end, self.workload.steps) - 1 for end in ends]
 
     def warm_up(self) -> WarmUp:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -58,13 +59,49 @@ class Goal:
             after: the numbers of steps after which the problem was evaluated.
             figures: what it came to each time, by name.
         """
-        of, value = self.target.of, self.target.value
-        if of in ("loss", "gap"):
-            first = _held_from(losses <= value + self.least)
+        if self.of_losses:
+            first = _held_from(self.met(losses))
             return None if first is None else first + 1
-        values = np.array(figures.get(of, []))
-        first = _held_from(values >= value if self.more else values <= value)
+        first = _held_from(self.met(np.array(figures.get(self.target.of, []))))
         return None if first is None else max(1, after[first])
+
+    @property
+    def of_losses(self) -> bool:
+        """Whether it is known after every step."""
+        return self.target.of in ("loss", "gap")
+
+    def met(self, values: HostArray) -> npt.NDArray[np.bool_]:
+        """Which of these losses or figures reach it."""
+        value = self.target.value
+        if self.of_losses:
+            return values <= value + self.least
+        return values >= value if self.more else values <= value
+
+
+class Ending:
+    """Says when a run may end before its last step."""
+
+    def __init__(self, goal: Goal) -> None:
+        self._goal, self._best, self._best_after = goal, math.inf, 0
+
+    def due(self, after: Sequence[int], values: HostArray) -> str | None:
+        """Say why the run may end now; None if it goes on.
+
+        Args:
+            after: the numbers of steps after which the values that are new were known.
+        """
+        goal, target = self._goal, self._goal.target
+        if not len(after):
+            return None
+        worse = -values if goal.more else values
+        place = int(np.argmin(worse))
+        if worse[place] < self._best:
+            self._best, self._best_after = float(worse[place]), after[place]
+        if target.stop and goal.met(values)[-1]:
+            return "the target is reached"
+        if target.patience and after[-1] - self._best_after >= target.patience:
+            return f"{target.of} has not improved for {after[-1] - self._best_after} steps"
+        return None
 
 
 def reached(

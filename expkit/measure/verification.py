@@ -64,8 +64,10 @@ class Verification:
         """What is wrong with the repeat whose clock has just stopped; None if nothing is."""
         if self._answer is None:
             return None
-        wrong = self._answer.wrong_losses(losses) if self._subject.learns else None
-        if wrong is None and self._answer.steps >= self._subject.room:
+        learns, room = self._subject.learns, self._subject.room
+        ended_early = learns and losses.size < self._subject.workload.steps
+        wrong = self._answer.wrong_losses(losses, whole=not ended_early) if learns else None
+        if wrong is None and self._answer.steps >= room and not ended_early:
             wrong = self._answer.wrong_params(self._subject.params())
         return wrong
 

@@ -18,7 +18,8 @@ def note(cell: Cell, result: Result, verdict: str | None) -> str:
     Args:
         verdict: the verdict in words; None where it is compared with no other run.
     """
-    steps, facts, summary = cell.workload.steps, result.facts, result.summary
+    facts, summary = result.facts, result.summary
+    steps = int(facts.get("ended", cell.workload.steps))
     where = f", {facts['dtype']} on {facts['device']}" if facts else ""
     lines = [f"**{cell.title}**, {steps} steps{where}"]
     if summary:

@@ -26,6 +26,7 @@ class Now:
         done: how many steps of the repeat are done.
         loss: the last loss; None if there is none.
         steps_per_second: the speed in the last reading.
+        figure: the last value that the problem evaluated, with its name; empty if there is none.
     """
 
     doing: str
@@ -33,6 +34,7 @@ class Now:
     done: int = 0
     loss: float | None = None
     steps_per_second: float = 0.0
+    figure: str = ""
 
 
 Watch = Callable[[Now], None]
@@ -56,6 +58,8 @@ class Result:
         chunk_ends: the last step of each reading.
         losses: losses of the first repeat; if the run diverged, up to the end of the bad chunk.
         stopped_by: the limit that ended the repeats.
+        ended: after how many steps a run ended before its last one, and why; empty if it did not.
+        resumed_at: the step at which a run went on from a checkpoint; 0 if it did not.
         facts: what the program worked with.
         broken: where the facts differ from what the configuration or the backend says.
         checked: how the answer was checked, or why it was not.
@@ -80,6 +84,8 @@ class Result:
     losses: HostArray = field(default_factory=lambda: np.empty(0))
     params: dict[str, HostArray] = field(default_factory=dict)
     stopped_by: str | None = None
+    ended: str = ""
+    resumed_at: int = 0
     facts: parity.Facts = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
     checked: str = ""

@@ -116,12 +116,13 @@ class Stored:
 
     @property
     def steps(self) -> int:
-        """The number of steps in a repeat.
+        """The number of steps in a repeat, up to where it ended early.
 
         Raises:
             UserError: the record says none.
         """
-        steps = self.config.get("steps")
+        ended = self.facts.get("ended", "")
+        steps = int(ended) if ended.isdecimal() else self.config.get("steps")
         if not isinstance(steps, int) or steps < 1:
             file = self.folder / journal.FILE
             raise UserError(f"{file}: steps: got {short(steps)}, takes a whole number above 0")

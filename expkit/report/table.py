@@ -32,6 +32,8 @@ def table(run: Stored, *, verbose: bool = False) -> str:
         rows.append(("evaluated", f"{', '.join(figures)}{when}"))
     if "target" in run.tags:
         rows.append(("target", run.tags["target"] + _until_target(run)))
+    if "ended" in run.tags:
+        rows.append(("ended", run.tags["ended"]))
     if run.summary:
         rows += _times(run, run.summary, verbose=verbose)
         rows += breakdown.rows(run.parts, run.tags.get("parts", ""), verbose=verbose)

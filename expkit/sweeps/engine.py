@@ -91,7 +91,8 @@ class SweepContext:
         self.reporter.begins(planned)
         folder = self.manifest.next_attempt(planned)
         ended = partial(self.reporter.ends, planned)
-        return Attempt(planned.frozen, folder, tags, self.tracker, ended)
+        checkpoint = self.manifest.checkpoint(planned)
+        return Attempt(planned.frozen, folder, tags, self.tracker, ended, checkpoint=checkpoint)
 
 
 def run(

@@ -45,6 +45,7 @@ from expkit.config import (
     thaw,
 )
 from expkit.errors import UserError
+from expkit.measure.course import FILE as CHECKPOINT
 from expkit.outcome import ALIKE, FINISHED, Outcome
 from expkit.record.stored import Stored, load
 from expkit.record.writing import record_failure
@@ -297,6 +298,11 @@ class Manifest:
         """Return the folder for the next attempt at a cell."""
         number = len(self.attempts(planned)) + 1
         return self.folder / (f"{planned.index}-{number}" if number > 1 else f"{planned.index}")
+
+    def checkpoint(self, planned: Planned) -> Path | None:
+        """The checkpoint of a cell's newest attempt that left one; None if none did."""
+        files = (folder / CHECKPOINT for folder in reversed(self.attempts(planned)))
+        return next((file for file in files if file.is_file()), None)
 
     def result(self, planned: Planned) -> Stored | None:
         """Return a cell's newest finished run, or else its newest; None if none can be read."""

@@ -203,11 +203,12 @@ class CapturedProgram:
         pool, threads = backend.pool, backend.thread_count
         self._bind_step = partial(self._replay.bind, storage, pinned, self._losses, pool, threads)
         self._loop, self._result = self._bind_step()
+        self._draw, _ = self._bind_step(draws=True)
 
     def reallocate(self) -> None:
         # Free the old arrays first: old and new together may not fit into memory.
         self._data, self._params, self._state, self._result = {}, {}, {}, np.empty(0)
-        del self._loop, self._bind_step
+        del self._loop, self._draw, self._bind_step
         self._place()
         self._bind()
         self.reset()
@@ -223,7 +224,8 @@ class CapturedProgram:
 
     def load(self, arrays: Mapping[str, HostArray], step: int = 0) -> None:
         self.reset()
-        self.advance(step)
+        self._draw(0, step)
+        self._done = step
         own = self.arrays()
         for name, host in arrays.items():
             own[name][...] = host

@@ -69,6 +69,7 @@ class Replay:
         threads: int = 1,
         *,
         mark: Mark | None = None,
+        draws: bool = False,
     ) -> tuple[Advance, AnyArray]:
         """Return the step's loop over these arrays, and the array of its kept value (the result).
 
@@ -78,6 +79,7 @@ class Replay:
             losses: receives the losses of steps `first` to `last` - 1.
             pool, threads: for elementwise calls on long arrays.
             mark: called at the end of each part of a step; None for a step without marks.
+            draws: whether the loop draws each step's random values, and computes nothing.
         """
 
         def place(x: Any) -> Any:
@@ -95,8 +97,10 @@ class Replay:
 
         result = place(self._kept)
         bound = (losses, result, in_parts, *map(place, self._bound))
-        advance: Advance = self._make(*bound) if mark is None else self._make_traced(*bound, mark)
-        return advance, result
+        if mark is not None:
+            return self._make_traced(*bound, mark), result
+        make = self._make_draws if draws else self._make
+        return make(*bound), result
 
     @cached_property
     def traced(self) -> str:
@@ -106,6 +110,11 @@ class Replay:
     @cached_property
     def _make_traced(self) -> Any:
         return _compiled(self.traced)
+
+    @cached_property
+    def _make_draws(self) -> Any:
+        fills = [self._line(call) for call in self._recording.calls if call.kind == "fill"]
+        return _compiled(self._write(fills or ["pass"]))
 
     def _step(self, learns: bool) -> list[tuple[str, str]]:
         """The lines of a step, each with the part it belongs to."""
