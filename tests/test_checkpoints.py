@@ -169,11 +169,11 @@ def test_a_killed_run_goes_on(expkit: Expkit) -> None:
     assert load(stopped).outcome == "interrupted"
     whole = expkit(*words, "hydra.run.dir=whole")
     assert whole.status == 0, whole
-    losses = [
+    went_on, unbroken = (
         np.concatenate([r["values"] for r, _ in journal.read(f) if r.get("key") == "train/loss"])
         for f in (on, expkit.place / "whole")
-    ]
-    np.testing.assert_array_equal(*losses)
+    )
+    np.testing.assert_array_equal(went_on, unbroken)
 
 
 def test_a_killed_sweep_goes_on_in_the_middle_of_a_cell(expkit: Expkit) -> None:

@@ -75,7 +75,7 @@ def test_what_a_cell_has_started_ends_with_its_process(expkit: Expkit) -> None:
 
 
 def test_a_message_is_a_line_and_comes_back() -> None:
-    asked = Begin({"config": {"steps": 3}}, "/a b", {"sweep": "é\n"}, timed=True)
+    asked = Begin({"config": {"steps": 3}}, "/a b", {"sweep": "é\n"}, timed=True, checkpoint="")
     line = encode(asked)
     assert line.count(b"\n") == 1
     assert decode(line, [Begin]) == asked
@@ -115,7 +115,7 @@ def test_answers_come_one_at_a_time_however_they_are_written(tmp_path: Path) -> 
     """Two untimed cells that cannot be thawed: an answer each, and the process goes on."""
     process = worker()
     for number in range(2):
-        process.put(Begin({}, str(tmp_path / str(number)), {}, timed=False))
+        process.put(Begin({}, str(tmp_path / str(number)), {}, timed=False, checkpoint=""))
     process.flush()
     for _ in range(2):
         done = process.hear(30)
