@@ -45,6 +45,8 @@ from expkit.contracts import (
     Array,
     Backend,
     Batch,
+    Evaluate,
+    EvaluatesAgain,
     HasGradient,
     HostArray,
     Indexing,
@@ -378,6 +380,11 @@ def manual(xp: Any) -> LossAndGrad:
     return loss_and_grad
 
 
+def evaluation(loss_and_grad: LossAndGrad, problem: Problem, batch: Batch) -> Evaluate:
+    """What an optimizer is given that evaluates the loss more than once, see `EvaluatesAgain`."""
+    return lambda params: loss_and_grad(problem, params, batch)
+
+
 def require_gradient(problem: Problem | Operation, backend: str) -> None:
     """Raise `Unavailable` where a backend without autodiff meets a problem without a gradient."""
     if isinstance(problem, Problem) and not isinstance(problem, HasGradient):
@@ -457,11 +464,17 @@ class StepProgram:
         xp, data, random = self._backend.xp, self._data, self._random
         assert random is not None
         params, state, loss_and_grad = self._params, self._state, self._loss_and_grad
-        keep = self._kept.append
+        keep, again = self._kept.append, None
+        if isinstance(optimizer, EvaluatesAgain):
+            again = optimizer.update_again
         for _ in range(n):
             batch = problem.batch(xp, data, random)
             loss, grads = loss_and_grad(problem, params, batch)
             keep(loss)
+            if again:
+                evaluate = evaluation(loss_and_grad, problem, batch)
+                params, state = again(xp, params, loss, grads, state, evaluate)
+                continue
             del batch  # frees long arrays as soon as possible
             params, state = optimizer.update(xp, params, grads, state)
             del grads
@@ -495,8 +508,12 @@ class StepProgram:
             mark("draw")
             loss, grads = loss_and_grad(problem, params, batch, mark)
             self._kept.append(loss)
-            del batch
-            params, state = optimizer.update(xp, params, grads, state)
+            if isinstance(optimizer, EvaluatesAgain):
+                evaluate = evaluation(loss_and_grad, problem, batch)
+                params, state = optimizer.update_again(xp, params, loss, grads, state, evaluate)
+            else:
+                del batch
+                params, state = optimizer.update(xp, params, grads, state)
             del grads
             mark("update")
         self._params, self._state = params, state

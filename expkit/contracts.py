@@ -228,7 +228,7 @@ class HasNeeds(Protocol):
 
 @runtime_checkable
 class HasCurves(Protocol):
-    """A problem that can show its result as a picture."""
+    """A problem that can show its result as a picture, whose axes it may name in `axes`."""
 
     def curves(self, params: Mapping[str, HostArray]) -> Curves:
         """Lines to draw together: name to (x, y), each of shape (points,)."""
@@ -284,6 +284,33 @@ class Optimizer(Protocol):
         self, xp: Any, params: Params, grads: Params, state: OptState
     ) -> tuple[Params, OptState]:
         """One step. May write into the memory of `params` and `state`, never of `grads`."""
+        ...
+
+
+Evaluate = Callable[[Params], tuple[Array, Params]]
+"""Computes the loss of other parameters, and its gradient, on the batch of the step."""
+
+
+@runtime_checkable
+class EvaluatesAgain(Optimizer, Protocol):
+    """An optimizer that evaluates the loss more than once in a step, such as a line search.
+
+    It counts its evaluations in an array of shape () of its state, named `evaluations`. One that
+    looks at a value to decide what comes next is computed step by step on every backend.
+    """
+
+    def update_again(
+        self,
+        xp: Any,
+        params: Params,
+        loss: Array,
+        grads: Params,
+        state: OptState,
+        evaluate: Evaluate,
+    ) -> tuple[Params, OptState]:
+        """As `Optimizer.update`, which is then not called. Leaves `params` as they are while it
+        evaluates.
+        """
         ...
 
 

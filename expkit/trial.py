@@ -14,7 +14,7 @@ from types import TracebackType
 import numpy as np
 
 from expkit.config import Cell
-from expkit.contracts import FallenBack, HasCost, HostArray
+from expkit.contracts import EvaluatesAgain, FallenBack, HasCost, HostArray
 from expkit.errors import ParityError
 from expkit.measure import parity
 from expkit.measure.audit import Finding, processor_seconds
@@ -471,6 +471,7 @@ class Trial(AbstractContextManager["Trial"]):
         self._keep_evaluation()
         if result.reason is None:
             self._keep_params()
+            self._count_evaluations()
             self._check_again()
         if result.reason is not None:
             return
@@ -550,6 +551,12 @@ class Trial(AbstractContextManager["Trial"]):
             program.advance(workload.steps)
             subject.synchronize()
         self.result.params = subject.params()
+
+    def _count_evaluations(self) -> None:
+        """Note how often an optimizer has evaluated the loss that does so more than once a step."""
+        if isinstance(self.cell.workload.optimizer, EvaluatesAgain):
+            made = self._subject.program.arrays()["state.evaluations"]
+            self.result.evaluations = int(self.cell.backend.to_numpy(made))
 
     def _beyond_limit(self, step_seconds: float) -> bool:
         """Compare a step's time with the machine's limit, and refuse one that is below it."""

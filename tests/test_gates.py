@@ -135,7 +135,7 @@ def test_what_is_refused_has_no_speed_in_mlflow(planted: Expkit) -> None:
 
 def accepted() -> list[tuple[str, ...]]:
     """Every problem with every optimizer that fits, at the size and for the steps that the problem
-    recommends: plain gradient descent on all backends and dtypes, the others on each in turn.
+    recommends, on each backend and dtype in turn.
     """
     backends = ["numpy", *(["torch"] if find_spec("torch") else [])]
     ways = [
@@ -150,8 +150,7 @@ def accepted() -> list[tuple[str, ...]]:
                 workload(problem, optimizer, 1)
             except UnsetError:  # the problem recommends no rate: the two do not fit
                 continue
-            chosen = ways if optimizer == "sgd" else [ways[len(cases) % len(ways)]]
-            cases += [(*words, *way) for way in chosen]
+            cases.append((*words, *ways[len(cases) % len(ways)]))
     return cases
 
 
@@ -168,6 +167,44 @@ def test_no_right_answer_is_refused(tmp_path: Path, words: tuple[str, ...]) -> N
     assert (found.outcome, found.reason) == ("ok", None)
     assert found.checked.startswith("matches float64 NumPy on "), found.checked
     assert found.broken == []
+
+
+JUMPS = [
+    "problem=logistic problem.batch_size=null backend=torch optimizer=lion",
+    "problem=mlp problem.hidden=640 steps=200 backend=torch optimizer=lion",
+    "problem=rosenbrock problem.n=1000 backend=torch optimizer=lbfgs",
+]
+"""Seldom does a rounding error change a step here, and then by much."""
+
+
+@pytest.mark.parametrize("words", JUMPS)
+def test_rounding_that_seldom_matters_is_no_wrong_answer(tmp_path: Path, words: str) -> None:
+    pytest.importorskip("torch")
+    ways = ("backend.dtype=float32", "backend.threads=1", "measure=once", "tracking=none")
+    cell = compose_cell(*words.split(), *ways)
+    [found] = conduct.run_together([(cell, tmp_path / "run")], None, tags={}, timed=False)
+    assert (found.outcome, found.reason) == ("ok", None)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "lion"])
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_a_second_look_excuses_no_wrong_rate(backend: str, optimizer: str) -> None:
+    """What rounding may change at most is found once more before an answer is called wrong."""
+    if not find_spec(backend):
+        pytest.skip(f"{backend} is not installed")
+    ways = (f"backend={backend}", "backend.dtype=float32", "backend.threads=1", "steps=50")
+    right = compose_cell(
+        "problem=logistic", "problem.batch_size=null", f"optimizer={optimizer}", *ways
+    )
+    rate = right.params["optimizer.lr"]
+    found = reference(right.backend, right.workload, "float32", 1000)
+    assert isinstance(found, Answer)
+    off = right.but(f"optimizer.lr={1.01 * rate}")
+    program = off.backend.build(off.workload)
+    program.advance(50)
+    assert found.wrong_losses(program.losses()) is not None
+    assert found.jumps is None, "it has been looked at twice"
+    assert found.wrong_params(program.params()) is not None
 
 
 def test_what_has_no_reference_says_so(expkit: Expkit) -> None:
@@ -281,7 +318,7 @@ TINY = [
 def test_no_program_is_too_short_for_the_gates(tmp_path: Path, backend: str, words: str) -> None:
     if not find_spec(backend):
         pytest.skip(f"{backend} is not installed")
-    for trial in range(8):
+    for trial in range(5):
         cell = compose_cell(f"backend={backend}", *words.split(), "tracking=none", *QUICK)
         folder = tmp_path / str(trial)
         found = conduct.run_together([(cell, folder)], None, tags={})[0]

@@ -1,14 +1,18 @@
 """The optimizers that ship keep to the contract and equal torch.optim."""
 
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from expkit.authors import first_data
+from expkit.authors import first_data, first_params, stream
+from expkit.conduct import run_together
 from expkit.config import compose_cell, options
-from expkit.contracts import Optimizer, Params
+from expkit.contracts import Array, Evaluate, HasGradient, Optimizer, OptState, Params
 from expkit.errors import UserError
 from expkit.optimizers._chain import Chain, Update
 from expkit.optimizers.adam import Adam
@@ -17,6 +21,8 @@ from expkit.optimizers.lbfgs import Lbfgs
 from expkit.optimizers.lion import Lion
 from expkit.optimizers.rmsprop import RmsProp
 from expkit.optimizers.sgd import Sgd
+from expkit.record.stored import load
+from expkit.report.table import table
 from expkit.testing import OptimizerContract
 
 torch = pytest.importorskip("torch")
@@ -256,3 +262,96 @@ def test_fista_comes_to_the_lassos_optimum_sooner_than_gradient_descent() -> Non
             assert (program.params()["w"] == 0).sum() >= 2
     assert -1e-12 < gaps["fista"] < 1e-10
     assert gaps["sgd"] > 100 * gaps["fista"]
+
+
+# More than one evaluation in a step
+
+
+@dataclass(frozen=True)
+class Extragradient:
+    """Goes along the gradient at the point that a first step leads to (Korpelevich, 1976)."""
+
+    lr: float
+
+    def init(self, xp: Any, params: Params) -> OptState:
+        p = next(iter(params.values()))
+        return {"evaluations": xp.zeros((), dtype=p.dtype, device=p.device)}
+
+    def update(
+        self, xp: Any, params: Params, grads: Params, state: OptState
+    ) -> tuple[Params, OptState]:
+        raise AssertionError("it evaluates again")
+
+    def update_again(
+        self,
+        xp: Any,
+        params: Params,
+        loss: Array,
+        grads: Params,
+        state: OptState,
+        evaluate: Evaluate,
+    ) -> tuple[Params, OptState]:
+        _, there = evaluate({k: p - self.lr * grads[k] for k, p in params.items()})
+        moved = {k: p - self.lr * there[k] for k, p in params.items()}
+        return moved, {"evaluations": state["evaluations"] + 2}
+
+
+MODES = {"backend=numpy": "in place", "backend=numpy backend.fast=false": "step"}
+MODES |= {"backend=torch": "step"}
+
+
+@pytest.mark.parametrize("words", MODES)
+def test_a_second_evaluation_is_on_the_same_batch(words: str) -> None:
+    """Against a loop by hand, on minibatches; where a step can be recorded, both are."""
+    cell = compose_cell("problem=logistic", "problem.batch_size=8", "steps=20", *words.split())
+    workload = dataclasses.replace(cell.workload, optimizer=Extragradient(0.1))
+    program = cell.backend.build(workload)
+    assert program.mode == MODES[words]
+    program.advance(20)
+    problem, data = workload.problem, first_data(workload)
+    assert isinstance(problem, HasGradient)
+    params, random = first_params(workload), stream(compose_cell("backend=numpy").backend, workload)
+    losses = []
+    for _ in range(20):
+        batch = problem.batch(np, data, random)
+        loss, grads = problem.loss_and_grad(np, params, batch)
+        _, there = problem.loss_and_grad(
+            np, {k: p - 0.1 * grads[k] for k, p in params.items()}, batch
+        )
+        params = {k: p - 0.1 * there[k] for k, p in params.items()}
+        losses.append(loss)
+    np.testing.assert_allclose(program.losses(), losses, rtol=1e-12)
+    assert cell.backend.to_numpy(program.arrays()["state.evaluations"]) == 40
+
+
+def test_a_line_search_never_goes_uphill_and_counts() -> None:
+    cell = compose_cell("problem=rosenbrock", "optimizer=backtracking", "steps=300")
+    program = cell.backend.build(cell.workload)
+    assert program.mode == "step"
+    assert "value in Python" in program.mode_reason  # type: ignore[attr-defined]
+    program.advance(300)
+    losses = program.losses()
+    assert np.all(np.diff(losses) <= 0)
+    made = float(program.arrays()["state.evaluations"])
+    assert 600 <= made <= 300 * 31
+    fixed = cell.but(optimizer="sgd")
+    plain = fixed.backend.build(fixed.workload)
+    plain.advance(300)
+    assert losses[-1] < plain.losses()[-1], "the same direction at a rate found in every step"
+
+
+def test_evaluations_are_counted_in_the_record(tmp_path: Path) -> None:
+    cell = compose_cell("problem=ridge", "optimizer=backtracking", "steps=30", "tracking=none")
+    jobs = [(cell, tmp_path / "run")]
+    [found] = run_together(jobs, None, tags={"timed": "no"}, timed=False)
+    assert (found.outcome, found.reason) == ("ok", None)
+    assert found.evaluations is not None
+    assert 60 <= found.evaluations <= 30 * 31
+    run = load(tmp_path / "run")
+    assert run.quantities["final/evaluations"] == found.evaluations
+    assert f"of {found.evaluations:,} evaluations in 30 steps" in table(run)
+
+
+def test_nothing_comes_before_a_line_search() -> None:
+    with pytest.raises(UserError, match=r"^update: takes nothing with this optimizer"):
+        compose_cell("problem=ridge", "optimizer=backtracking", "update.clip_norm=1")

@@ -408,7 +408,7 @@ def test_a_sweep_over_optimizers_is_ranked_by_the_time_to_the_target(expkit: Exp
 
 
 def test_a_sweep_over_rates_says_which_is_first_at_the_target(expkit: Expkit) -> None:
-    rates = "optimizer.lr=1e-6,0.01,0.02,0.2"
+    rates = "optimizer.lr=1e-6,0.04,0.05,0.2"
     done = expkit("-m", "problem=ridge", rates, "steps=300", *QUICK)
     assert done.status == 0, done.err
     (line,) = (line for line in done.out.splitlines() if line.startswith("Time to the target by"))

@@ -48,6 +48,8 @@ from expkit.contracts import (
     Array,
     Backend,
     Batch,
+    Evaluate,
+    EvaluatesAgain,
     HasGradient,
     HostArray,
     Mark,
@@ -529,7 +531,8 @@ class _Disturbed(_Host):
 
     def program(self, workload: Workload) -> StepProgram:
         """Perturb the optimizer's state as well: 1 - beta**t in adam magnifies small errors."""
-        optimizer = workload.optimizer and _Rounded(workload.optimizer, self)
+        rounded = _RoundedAgain if isinstance(workload.optimizer, EvaluatesAgain) else _Rounded
+        optimizer = workload.optimizer and rounded(workload.optimizer, self)
         return _Reference(self, replace(workload, optimizer=optimizer), self.loss_and_grad)
 
 
@@ -558,6 +561,24 @@ class _Rounded:
         self, xp: Any, params: Params, grads: Params, state: OptState
     ) -> tuple[Params, OptState]:
         params, state = self._optimizer.update(xp, params, grads, state)
+        return params, {name: self._host.disturb(array) for name, array in state.items()}
+
+
+class _RoundedAgain(_Rounded):
+    """The same for one that evaluates more than once in a step."""
+
+    _optimizer: Any
+
+    def update_again(
+        self,
+        xp: Any,
+        params: Params,
+        loss: Array,
+        grads: Params,
+        state: OptState,
+        evaluate: Evaluate,
+    ) -> tuple[Params, OptState]:
+        params, state = self._optimizer.update_again(xp, params, loss, grads, state, evaluate)
         return params, {name: self._host.disturb(array) for name, array in state.items()}
 
 

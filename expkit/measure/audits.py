@@ -64,6 +64,7 @@ class Audits:
         self._short = warm.step_seconds * self._subject.room < CLOCKED_S
         if not self._short:
             return None
+        self._note_starting()
         audit = self._audit(number_s=self._number_seconds)
         return audit.all_left() or self._beside_steps(audit)
 
@@ -76,14 +77,21 @@ class Audits:
     @quick_switches()
     def before(self) -> Finding | None:
         """Audit the program that will be timed, without repeating all that `early` has done."""
+        self._note_starting()
         audit = self._audit(number_s=self._number_seconds)
         if found := audit.left(self._subject.lengths, self._subject.step_seconds):
             return found
         if not self._short and (found := self._beside_steps(audit)):
             return found
-        once, again = self._start_again(), self._start_again()
-        self._starting = min(once[0], again[0]), min(once[1], again[1])
+        self._note_starting()
         return None
+
+    def _note_starting(self) -> None:
+        """Note how long placing and resetting take at least. This is done before one looks for work
+        done ahead, too: a program may begin with that as soon as it has been looked for.
+        """
+        placing, resetting = self._start_again()
+        self._starting = min(self._starting[0], placing), min(self._starting[1], resetting)
 
     def _start_again(self) -> tuple[float, float]:
         return starting_seconds(self._subject.program, self._subject.backend.synchronize)

@@ -23,8 +23,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from expkit.contracts import Array, Optimizer, OptState, Params
-from expkit.errors import check
+from expkit.contracts import Array, EvaluatesAgain, Optimizer, OptState, Params
+from expkit.errors import UserError, check
 
 SCHEDULES = ("constant", "linear", "cosine", "exponential", "step")
 COUNTED = {"bfloat16": 2**8, "float16": 2**11, "float32": 2**24}
@@ -86,6 +86,9 @@ class Update:
         """
         if self == Update():
             return optimizer
+        if isinstance(optimizer, EvaluatesAgain):
+            who = f"{type(optimizer).__name__} evaluates the loss more than once in a step"
+            raise UserError(f"update: takes nothing with this optimizer, as {who}")
         most = COUNTED.get(dtype or "", math.inf)
         takes = f"constant without warm-up: {dtype} counts no further than {most}"
         check(not self.scheduled or steps <= most, "schedule", self.schedule, takes)

@@ -18,6 +18,7 @@ from expkit.contracts import (
     Array,
     Batch,
     Cost,
+    Curves,
     HostArray,
     Optimum,
     Params,
@@ -60,6 +61,7 @@ class Logistic:
     def recommended(self) -> Recommended:
         rate = 0.2 / (1 + self.l2)
         lr = {"sgd": rate, "momentum": rate / 4, "nesterov": rate / 4}
+        lr["backtracking"] = rate
         lr |= {"adam": 0.02, "adamw": 0.02, "rmsprop": 0.01, "lion": 5e-3}
         if self.batch_size is None:
             lr["lbfgs"] = 0.5
@@ -139,6 +141,13 @@ class Logistic:
             curvature = (x.T * weight) @ x / ROWS + self.l2 * np.eye(COLUMNS)
             w = w - np.linalg.solve(curvature, grads["w"])
         return Optimum(least, "Newton's method, and a curvature of at least l2")
+
+    @property
+    def axes(self) -> tuple[str, str]:
+        return "column, the last for the constant", "weight"
+
+    def curves(self, params: Mapping[str, HostArray]) -> Curves:
+        return {"learnt": (np.arange(COLUMNS, dtype=np.float64), params["w"])}
 
     @property
     def _size(self) -> int:

@@ -17,6 +17,7 @@ from expkit.contracts import (
     Array,
     Batch,
     Cost,
+    Curves,
     HostArray,
     Optimum,
     Params,
@@ -91,6 +92,15 @@ class MatrixFactorization:
         entries = self.n * self.m
         elements = entries + self.rank * (self.n + self.m)
         return Cost(flops=entries * (6 * self.rank + 4), elements=elements)
+
+    @property
+    def axes(self) -> tuple[str, str]:
+        return "singular value of the product", "size"
+
+    def curves(self, params: Mapping[str, HostArray]) -> Curves:
+        sizes = np.linalg.svd(params["u"] @ params["v"].T, compute_uv=False)[: self.rank]
+        places = np.arange(1, self.rank + 1, dtype=np.float64)
+        return {"learnt": (places, np.asarray(sizes, np.float64))}
 
     def optimum(self, data: Mapping[str, HostArray]) -> Optimum:
         left = np.linalg.svd(data["a"], compute_uv=False)[self.rank :]

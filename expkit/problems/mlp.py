@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from expkit.contracts import Array, Batch, Cost, HostArray, Params, Random, Recommended, Target
+from expkit.contracts import (
+    Array,
+    Batch,
+    Cost,
+    Curves,
+    HostArray,
+    Params,
+    Random,
+    Recommended,
+    Target,
+)
 from expkit.errors import check
 from expkit.problems import _packaged
 
@@ -101,6 +111,16 @@ class Mlp:
         own = xp.sum(scores * y, axis=1, keepdims=True)
         right = xp.where(own >= _largest(xp, scores), xp.ones_like(own), xp.zeros_like(own))
         return {"accuracy": xp.mean(right), "held_out_loss": loss}
+
+    @property
+    def axes(self) -> tuple[str, str]:
+        return "digit", "share of all its images that are read right"
+
+    def curves(self, params: Mapping[str, HostArray]) -> Curves:
+        x, y = _packaged.load("digits")
+        right = _scores(np, dict(params), x / GREY).argmax(axis=1) == y
+        digits = np.arange(CLASSES, dtype=np.float64)
+        return {"learnt": (digits, np.array([right[y == digit].mean() for digit in digits]))}
 
     def cost(self) -> Cost:
         """A row takes two products with w1, forward and for its gradient, three with w2, and some

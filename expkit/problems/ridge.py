@@ -19,6 +19,7 @@ from expkit.contracts import (
     Array,
     Batch,
     Cost,
+    Curves,
     HostArray,
     Optimum,
     Params,
@@ -52,6 +53,7 @@ class Ridge:
         # The largest curvature is 2 (4.02 + l2), from the correlation matrix of the columns.
         rate = 0.1 / (1 + self.l2)
         lr = {"sgd": rate, "momentum": rate / 5, "nesterov": rate / 5, "lbfgs": 0.5}
+        lr["backtracking"] = rate
         lr |= {"adam": 0.02, "adamw": 0.02, "rmsprop": 5e-3, "lion": 2e-3}
         return Recommended(steps=1000, lr=lr, target=Target("gap", 0.01))
 
@@ -83,6 +85,19 @@ class Ridge:
         return Cost(flops=flops, elements=ROWS * (COLUMNS + 1) + COLUMNS)
 
     def optimum(self, data: Mapping[str, HostArray]) -> Optimum:
+        loss = self.loss(np, {"w": self._solved(data)}, data)
+        return Optimum(float(loss), "the normal equations, solved")
+
+    @property
+    def axes(self) -> tuple[str, str]:
+        return "column", "weight"
+
+    def curves(self, params: Mapping[str, HostArray]) -> Curves:
+        columns = np.arange(COLUMNS, dtype=np.float64)
+        best = self._solved(_packaged.diabetes())
+        return {"normal equations": (columns, best), "learnt": (columns, params["w"])}
+
+    def _solved(self, data: Mapping[str, HostArray]) -> HostArray:
         x, y = data["x"], data["y"]
-        w = np.linalg.solve(x.T @ x / ROWS + self.l2 * np.eye(COLUMNS), x.T @ y / ROWS)
-        return Optimum(float(self.loss(np, {"w": w}, data)), "the normal equations, solved")
+        curvature = x.T @ x / ROWS + self.l2 * np.eye(COLUMNS)
+        return np.asarray(np.linalg.solve(curvature, x.T @ y / ROWS), np.float64)

@@ -16,6 +16,7 @@ from expkit.contracts import (
     Array,
     Batch,
     Cost,
+    Curves,
     HostArray,
     Optimum,
     Params,
@@ -43,6 +44,7 @@ class Rosenbrock:
         # At the start the curvature along x is about 1400, divided by n as the loss is a mean.
         rate = 5e-4 * self.n
         lr = {"sgd": rate, "momentum": rate / 10, "nesterov": rate / 10, "adam": 0.02}
+        lr["backtracking"] = rate
         lr |= {"rmsprop": 5e-3, "adamw": 0.02, "lion": 2e-3, "lbfgs": 0.1}
         return Recommended(steps=2000, lr=lr, target=Target("gap", 0.1))
 
@@ -68,6 +70,15 @@ class Rosenbrock:
     def cost(self) -> Cost:
         """A pair takes 3 operations for its terms, 4 for their squares and 5 for the gradient."""
         return Cost(flops=12 * self.n + 3, elements=2 * self.n)
+
+    @property
+    def axes(self) -> tuple[str, str]:
+        return "pair", "parameter"
+
+    def curves(self, params: Mapping[str, HostArray]) -> Curves:
+        pairs = np.arange(self.n, dtype=np.float64)
+        lines = {"optimum": np.ones(self.n), "x": params["x"], "y": params["y"]}
+        return {name: (pairs, line) for name, line in lines.items()}
 
     def optimum(self, data: Mapping[str, HostArray]) -> Optimum:
         return Optimum(0.0, "it is 0 at x = y = 1, and never negative")

@@ -49,6 +49,7 @@ QUANTITIES = (
         "",
         "the loss of the last step",
     ),
+    Quantity("final/evaluations", lambda r: r.evaluations, "", "evaluations of the loss"),
     Quantity(
         "target/steps",
         lambda r: r.steps_to_target,

@@ -64,6 +64,8 @@ class Result:
         broken: where the facts differ from what the configuration or the backend says.
         checked: how the answer was checked, or why it was not.
         unstable: every reason to distrust the times.
+        evaluations: how often the loss was evaluated, by an optimizer that does so more than once
+            in a step; None for others.
         steps_to_target: the steps until the target is reached and held; None if it is not.
         until_target: seconds until then, as `processes`; empty where there are none.
         limit: the least time that a step can take on this machine; None if that is not known.
@@ -91,6 +93,7 @@ class Result:
     checked: str = ""
     unstable: list[str] = field(default_factory=list)
     breakdown: Breakdown | None = None
+    evaluations: int | None = None
     steps_to_target: int | None = None
     until_target: list[list[list[float]]] = field(default_factory=list)
     limit: StepLimit | None = None

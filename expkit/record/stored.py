@@ -319,6 +319,20 @@ def losses_of(folder: Path) -> tuple[HostArray, HostArray]:
     return losses, elapsed(ends, step_seconds, losses.size)
 
 
+def evaluated_of(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """After how many steps a run's problem was evaluated, and the values, by name.
+
+    Raises:
+        UserError: its journal is damaged.
+    """
+    found = {}
+    for record in _by_kind(folder)["metric"]:
+        if record["key"].startswith(EVAL):
+            values = [float(value) for value in record["values"]]
+            found[record["key"].removeprefix(EVAL)] = record["steps"], values
+    return found
+
+
 def params_of(folder: Path) -> dict[str, HostArray]:
     """The parameters that a run came to; empty where it kept none.
 

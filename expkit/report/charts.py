@@ -139,6 +139,7 @@ def curves(
     y: str,
     *,
     logarithmic_x: bool = False,
+    linear_y: bool = False,
     in_seconds: str = "",
     points: bool = False,
     crossings: Sequence[tuple[float, str]] = (),
@@ -146,6 +147,7 @@ def curves(
     """Draw lines; the vertical axis is logarithmic where all values are above 0.
 
     Args:
+        linear_y: whether it is linear all the same.
         in_seconds: the axes, such as `xy`, whose values are seconds.
         points: whether each value is marked.
         crossings: where two lines cross, and what to say there.
@@ -170,7 +172,7 @@ def curves(
         if logarithmic_x:
             axes.set_xscale("log")
         values = [value for line in lines for value in line.y]
-        if values and min(values) > 0:
+        if values and min(values) > 0 and not linear_y:
             axes.set_yscale("log")
             axes.set_ylim(max(min(values) / 1.3, 1e-100), min(max(values) * 1.3, 1e100))
         _ticks(axes, "x", _seconds if "x" in in_seconds else _number)

@@ -42,6 +42,7 @@ class Shown:
         parts: seconds of a traced step by part; empty if they do not add up to the timed one.
         step_seconds: of the timed step.
         curves: of the fit, by name: x and y.
+        axes: what they are.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Shown:
     parts: Mapping[str, float]
     step_seconds: float
     curves: Curves
+    axes: tuple[str, str]
 
 
 def draw(folder: Path, problem: object) -> list[str]:
@@ -101,7 +103,8 @@ def shown(folder: Path, problem: object) -> Shown:
     finite = all(np.isfinite(array).all() for array in params.values())
     curves = problem.curves(params) if isinstance(problem, HasCurves) and params and finite else {}
     losses = metrics.get("train/loss", np.empty(0))
-    return Shown(title, colour, losses, parts, step_seconds, curves)
+    axes = getattr(problem, "axes", ("x", "y"))
+    return Shown(title, colour, losses, parts, step_seconds, curves, axes)
 
 
 def _drawn(what: Shown, folder: Path) -> Iterator[str]:
@@ -115,7 +118,7 @@ def _drawn(what: Shown, folder: Path) -> Iterator[str]:
             breakdown.bar(axes, what.parts, what.step_seconds)
         yield "step.png"
     if what.curves:
-        with _picture(folder / "fit.png", what.title, "x", "y") as axes:
+        with _picture(folder / "fit.png", what.title, *what.axes) as axes:
             styles = cycle(("-", "--", ":"))
             for (name, (x, y)), style in zip(what.curves.items(), styles, strict=False):
                 axes.plot(x, y, style, label=name)

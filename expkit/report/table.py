@@ -26,6 +26,8 @@ def table(run: Stored, *, verbose: bool = False) -> str:
     rows = [("", run.title)]
     if run.first_loss is not None and run.loss is not None:
         rows.append(("loss", f"{run.first_loss:.6g} -> {run.loss:.6g}"))
+    if (evaluations := run.quantities.get("final/evaluations")) is not None:
+        rows.append(("", f"of {evaluations:,.0f} evaluations in {run.steps:,} steps"))
     if run.evaluated:
         figures = (f"{name} {value:.6g}" for name, value in run.evaluated.items())
         when = ", after the last step" if run.outcome == Outcome.OK else ""

@@ -25,7 +25,7 @@ from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER, UNLIKE
 from expkit.outcome import Outcome
 from expkit.record.colours import OTHERS, SHIPPED, colours
 from expkit.record.curves import grid
-from expkit.record.stored import COLOUR, Stored, losses_of
+from expkit.record.stored import COLOUR, Stored, evaluated_of, losses_of
 from expkit.report import breakdown, charts
 from expkit.report.charts import Curve, Spread
 from expkit.sweeps import profiles, scaling, table
@@ -333,6 +333,7 @@ def _problem(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> list[st
         label = "times as long as the baseline; below 1 is faster"
         body.append(_figure(what, charts.spreads(held, label, ratio=True)))
     body += _losses(found, shown, learnt)
+    body += _evaluated(found, shown, learnt)
     steps = [
         (_name(found, entry), *parts)
         for entry in timed
@@ -463,6 +464,30 @@ def _losses(found: Results, shown: Sequence[Entry], learnt: Learnt) -> list[str]
     if left := len(drawn[CURVES:]):
         parts.append(f"<p>The losses of {count(left, 'more cell')} are not drawn.</p>")
     return parts
+
+
+def _evaluated(found: Results, shown: Sequence[Entry], learnt: Learnt) -> list[str]:
+    """Return a chart of each figure that the problem evaluates, by seconds where all have times."""
+    look = _colours(shown)
+    lines: dict[str, list[Curve]] = {}
+    drawn = [entry for entry in shown if entry.planned.index in learnt and entry.run][:CURVES]
+    timed = all(entry.run and entry.run.summary for entry in drawn)
+    for entry in drawn:
+        assert entry.run is not None
+        _, ended = learnt[entry.planned.index]
+        for name, (after, values) in evaluated_of(entry.run.folder).items():
+            kept = [(n, v) for n, v in zip(after, values, strict=True) if n <= ended.size]
+            at = [(float(ended[n - 1]) if n else 0.0) if timed else n for n, _ in kept]
+            if np.isfinite(values).all():
+                own = Curve(
+                    _name(found, entry), look[entry.planned.index], at, [v for _, v in kept]
+                )
+                lines.setdefault(name, []).append(own)
+    by, axis = ("time", "x") if timed else ("step", "")
+    return [
+        _figure(f"{name} by {by}", charts.curves(own, by, name, linear_y=True, in_seconds=axis))
+        for name, own in lines.items()
+    ]
 
 
 def _spread(found: Results, entry: Entry, *, until: bool = False) -> Spread:

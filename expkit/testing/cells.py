@@ -12,6 +12,7 @@ from expkit.authors import StepProgram, manual
 from expkit.config import Cell, compose_cell, option, options, thaw
 from expkit.contracts import (
     Backend,
+    EvaluatesAgain,
     HasNeeds,
     HostArray,
     Operation,
@@ -52,6 +53,15 @@ def few(cases: Mapping[str, Workload]) -> dict[str, Workload]:
     there = {form for form, _ in map(split.__getitem__, kept)}
     missing = {form: title for title, (form, _) in reversed(split.items()) if form not in there}
     return kept | {title: cases[title] for title in missing.values()}
+
+
+def recordable(cases: Mapping[str, Workload]) -> dict[str, Workload]:
+    """The cases whose steps look at no value, as line searches do."""
+    return {
+        title: case
+        for title, case in cases.items()
+        if not isinstance(case.optimizer, EvaluatesAgain)
+    }
 
 
 def left_out() -> dict[str, str]:

@@ -11,13 +11,15 @@ import numpy.typing as npt
 
 from expkit.authors import (
     HostIndices,
+    evaluation,
     first_data,
     first_params,
     first_state,
     host_rng,
+    manual,
     named_arrays,
 )
-from expkit.contracts import HasGradient, HostArray, Mark, Operation, Workload
+from expkit.contracts import EvaluatesAgain, HasGradient, HostArray, Mark, Operation, Workload
 
 from .capture import Buffer, CaptureError, Fill, Recording, Ref, Traced
 from .memory import placed
@@ -179,8 +181,12 @@ class CapturedProgram:
         kept = recording.keep(loss)
         recording.mark("forward", kept)
         recording.mark("backward")
-        del batch  # long arrays are freed early
-        after = optimizer.update(np, params, grads, state)
+        if isinstance(optimizer, EvaluatesAgain):
+            evaluate = evaluation(manual(np), problem, batch)
+            after = optimizer.update_again(np, params, loss, grads, state, evaluate)
+        else:
+            del batch  # long arrays are freed early
+            after = optimizer.update(np, params, grads, state)
         pairs = []
         for owned, updated in zip(pinned[1:], after, strict=True):
             if owned.keys() != updated.keys():

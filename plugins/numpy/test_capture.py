@@ -13,7 +13,7 @@ from expkit_plugins.numpy.replay import Replay
 
 from expkit.contracts import Array, Batch, HostArray, Params, Random, Recommended, Workload
 from expkit.optimizers.sgd import Sgd
-from expkit.testing.cells import learning, operations
+from expkit.testing.cells import learning, operations, recordable
 
 X = np.linspace(0.5, 2, 12).reshape(3, 4)
 STEPS: dict[str, Callable[[Any], Any]] = {
@@ -124,7 +124,7 @@ def test_a_constant_is_made_once_for_a_placement() -> None:
     assert (before.count("(") - 1, loop.count("(") - 1) == (3, 2)  # besides `def` and its range
 
 
-CASES = learning(5) | operations(5)
+CASES = recordable(learning(5)) | operations(5)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

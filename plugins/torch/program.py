@@ -13,6 +13,7 @@ from expkit.authors import (
     StepProgram,
     StreamRandom,
     draws_of_a_step,
+    evaluation,
     first_data,
     first_state,
     named_arrays,
@@ -25,6 +26,7 @@ from expkit.authors import (
 from expkit.contracts import (
     Array,
     Batch,
+    EvaluatesAgain,
     HostArray,
     Mark,
     Operation,
@@ -175,7 +177,12 @@ class StaticProgram:
         loss, grads = autograd(workload.problem, params, batch, mark)
         self._losses.index_copy_(0, self._at, loss.to(self._losses.dtype).reshape(1))
         self._at += 1
-        after = workload.optimizer.update(torch, dict(params), grads, dict(state))
+        given, kept, optimizer = dict(params), dict(state), workload.optimizer
+        if isinstance(optimizer, EvaluatesAgain):
+            evaluate = evaluation(autograd, workload.problem, batch)
+            after = optimizer.update_again(torch, given, loss, grads, kept, evaluate)
+        else:
+            after = optimizer.update(torch, given, grads, kept)
         moved = []
         for owned, fresh in zip((params, state), after, strict=True):
             if owned.keys() != fresh.keys():

@@ -37,11 +37,11 @@ from expkit.optimizers.sgd import Sgd
 from expkit.problems.large_dot import LargeDot
 from expkit.problems.sine import Sine
 from expkit.testing.backend import assert_close, assert_same_state, assert_traces
-from expkit.testing.cells import few, learning, operations, reference
+from expkit.testing.cells import few, learning, operations, recordable, reference
 
 STEPS = 10
-DEVICE = learning(STEPS, stream="device") | operations(STEPS, stream="device")
-FEW = few(learning(STEPS, stream="device")) | operations(STEPS, stream="device")
+DEVICE = recordable(learning(STEPS, stream="device")) | operations(STEPS, stream="device")
+FEW = few(recordable(learning(STEPS, stream="device"))) | operations(STEPS, stream="device")
 ON_DEVICE = {title: case for title, case in FEW.items() if not _draws_on_host(TorchBackend(), case)}
 """Those that draw no integers, which the host does in every step."""
 
