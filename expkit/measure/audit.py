@@ -89,6 +89,8 @@ SHORT_TRIES = 7
 """By how many the tries that are too short may outnumber the rest before more steps are taken."""
 REMEMBERED = 3.0
 """How many times as long steps may take from a start that the program has not seen."""
+LATER = 0.08
+"""By what share of the clocked time placing and resetting may take longer after the last repeat."""
 LENGTHENED = 2.5
 """How many times as long placing and resetting may take after the last repeat as before the first.
 A machine may become twice as slow, and new memory may come from elsewhere."""
@@ -541,7 +543,7 @@ def longer_to_start(
         before: the same seconds, before the first repeat.
         clocked: seconds of all steps on the clock.
     """
-    share = AHEAD * max(clocked, CLOCKED_S)
+    share = max(LATER * clocked, AHEAD * CLOCKED_S)
     allowed = [max(then + share, LENGTHENED * then) for then in before]
     for _ in _hearings():
         took = start()
