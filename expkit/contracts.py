@@ -308,7 +308,7 @@ class EvaluatesAgain(Optimizer, Protocol):
         state: OptState,
         evaluate: Evaluate,
     ) -> tuple[Params, OptState]:
-        """As `Optimizer.update`, which is then not called. Leaves `params` as they are while it
+        """As `Optimizer.update`, which is then never called. Leaves `params` as they are while it
         evaluates.
         """
         ...

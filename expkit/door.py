@@ -678,6 +678,15 @@ def send_rest(found: Results, tracker: Tracker) -> str | None:
 
 def _describe(sweep: Sweep, tracker: Tracker) -> str | None:
     """Show a sweep's tables above the runs of its experiments; return the first error, if any."""
+    text = described(sweep)
+    for kept, experiment in sweep.manifest.experiments():
+        if error := tracker.describe(kept, experiment, sweep.manifest.id, text).error:
+            return error
+    return None
+
+
+def described(sweep: Sweep) -> str:
+    """What stands above a sweep's runs in MLflow, in Markdown: see `Uploader.describe`."""
     from expkit.sweeps.page import FILE, findings
 
     manifest = sweep.manifest
@@ -692,10 +701,7 @@ def _describe(sweep: Sweep, tracker: Tracker) -> str | None:
     if len(text) + len(again) > DESCRIPTION:
         whole = f"The rest: `expkit export {manifest.id} --format md`\n\n"
         text = text[: DESCRIPTION - len(again) - len(whole)].rpartition("\n")[0] + f"\n\n{whole}"
-    for kept, experiment in manifest.experiments():
-        if error := tracker.describe(kept, experiment, manifest.id, text + again).error:
-            return error
-    return None
+    return text + again
 
 
 def _measured_and_sent(jobs: Sequence[Job], *, here: bool, tags: Mapping[str, str]) -> list[Run]:

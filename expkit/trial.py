@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import traceback
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 
 from expkit.config import Cell
 from expkit.contracts import EvaluatesAgain, FallenBack, HasCost, HostArray
-from expkit.errors import ParityError
+from expkit.errors import ParityError, PluginError
 from expkit.measure import parity
 from expkit.measure.audit import Finding, processor_seconds
 from expkit.measure.audits import Audits
@@ -34,6 +35,7 @@ from expkit.measure.subject import Subject
 from expkit.measure.target import Ending, Goal, reached
 from expkit.measure.threads import AGAIN_S, Queue, overused, overused_again
 from expkit.measure.verification import Verification
+from expkit.optimizers._chain import COUNTED
 from expkit.outcome import Outcome
 from expkit.record import note, writing
 from expkit.record.quantities import EVAL
@@ -45,6 +47,8 @@ from expkit.tracking.tracker import Tracker
 FLUSH_S = 1.0
 """Seconds after which the first repeat writes its losses to the journal: what a kill may lose."""
 
+EVALUATIONS = "state.evaluations"
+"""The array in which an optimizer counts how often it evaluates the loss."""
 KEPT_MOST = 1 << 20
 """The most parameters that are kept of a run: 8 MB. If there are more, only the losses are kept."""
 
@@ -76,7 +80,10 @@ class Trial(AbstractContextManager["Trial"]):
         checkpoint: Path | None = None,
     ) -> None:
         self.cell, self.folder, self.tracker = cell, folder, tracker
+        self._origin = checkpoint
         self._from = Checkpoint.load(checkpoint, cell.hash) if checkpoint else None
+        self._done = 0
+        """The steps of the last repeat."""
         self.result = Result(timed=timed)
         self.journal: Journal
         self._tags, self._watch, self._alone = tags, watch, alone
@@ -128,7 +135,8 @@ class Trial(AbstractContextManager["Trial"]):
                 self.journal.artifact("error.txt")
         tags: dict[str, str] = {"outcome": self.result.outcome}
         if error is None:
-            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+            for file in filter(None, (self.folder / CHECKPOINT, self._origin)):
+                file.unlink(missing_ok=True)
         else:
             tags[note.TAG] = note.note(self.cell, self.result, None)
         self.journal.tags(tags)
@@ -183,7 +191,7 @@ class Trial(AbstractContextManager["Trial"]):
         """About how long the least number of repeats takes; 0 where nothing is timed."""
         if self.result.warm_up is None:
             return 0.0
-        repeat_s = self.result.warm_up.step_seconds * self.cell.workload.steps
+        repeat_s = self.result.warm_up.step_seconds * self._subject.steps
         return repeat_s * fitted(self.cell.measure, repeat_s).repeats_min
 
     def configure(self) -> None:
@@ -201,18 +209,25 @@ class Trial(AbstractContextManager["Trial"]):
             self._goal = Goal.of(target, cell.workload)
             self._ending = Ending(self._goal) if target.stop or target.patience else None
         result.setup_seconds = subject.begin()
+        if isinstance(cell.workload.optimizer, EvaluatesAgain):
+            own = subject.program.arrays()
+            if EVALUATIONS not in own:
+                who = f"optimizer {cell.names['optimizer']}"
+                raise PluginError(f"{who}: its state has no evaluations, which it has to count")
         if self._from:
             subject.first = self._from.course.done
         if result.timed:
             self._watch(Now("warming up"))
             warm = subject.warm_up()
             first_seconds, found = warm.first_seconds, self._audits.early(warm)
-            several = self._ending is None and not cell.measure.checkpoint_s
+            several = self._ending is None and self._from is None
             while found is None and several and subject.enlarge(warm):
                 warm = subject.warm_up()
                 found = self._audits.enlarged(warm)
             if found is None:
-                subject.fit_readings(warm)
+                subject.fit_readings(warm, cell.eval_every if self._ends_at_a_figure else 0)
+                if self._from:
+                    subject.every = self._from.every
                 ran = subject.run_before(warm, self._warmup_steps)
                 result.warm_up = dataclasses.replace(ran, first_seconds=first_seconds)
                 result.chunk_ends = subject.chunk_ends
@@ -271,6 +286,7 @@ class Trial(AbstractContextManager["Trial"]):
             program.reset()
         repeat = len(result.chunk_seconds)
         course, kept_at = self._begun(), perf_counter()
+        every_s = self.cell.measure.checkpoint_s
         written, last_flush, begun = course.curve.size, perf_counter(), now_ms()
         evaluated = repeat == 0 and self._evaluates_within
         if evaluated and not course.done:
@@ -289,7 +305,8 @@ class Trial(AbstractContextManager["Trial"]):
                     self.journal.metric("train/loss", unwritten, written, begun)
                     written, last_flush = written + unwritten.size, perf_counter()
                     begun = now_ms()
-                if 0 < self.cell.measure.checkpoint_s < perf_counter() - kept_at:
+                ends = course.done == subject.room or result.ended
+                if self._keeps_checkpoints and not ends and perf_counter() - kept_at > every_s:
                     self._keep_checkpoint(course)
                     kept_at = perf_counter()
                 if self.tracker:
@@ -298,6 +315,7 @@ class Trial(AbstractContextManager["Trial"]):
             with suppress(Exception):  # the first error is the one to report
                 self._keep(course.curve, written, begun)
             raise
+        self._done = course.done // subject.passes
         self._queued_s += queue.seconds() / subject.passes
         self._waited_s += queue.own_seconds() / subject.passes
         self._keep(course.curve, written, begun)
@@ -332,15 +350,26 @@ class Trial(AbstractContextManager["Trial"]):
         if self._subject.learns:
             self.journal.metric("train/loss", found.course.curve)
         self.result.resumed_at = found.course.done
+        self.journal.tags({"resumed": f"at step {found.course.done}"})
         return found.course
+
+    @property
+    def _keeps_checkpoints(self) -> bool:
+        """Whether the run keeps checkpoints: one of a single repeat does."""
+        measure = self.cell.measure
+        return measure.once and measure.checkpoint_s > 0 and self._subject.passes == 1
 
     @property
     def _evaluates_within(self) -> bool:
         """Whether to evaluate between the readings of the first repeat."""
         if self._from:
             return bool(self._from.evaluated)
-        ends = self._ending is not None and self._goal is not None and not self._goal.of_losses
-        return ends or self._evaluation.within
+        return self._ends_at_a_figure or self._evaluation.within
+
+    @property
+    def _ends_at_a_figure(self) -> bool:
+        """Whether the run may end at something that is evaluated."""
+        return self._ending is not None and self._goal is not None and not self._goal.of_losses
 
     def _go_on(self, course: Course, repeat: int) -> None:
         """Time one reading, and look at its losses."""
@@ -376,6 +405,9 @@ class Trial(AbstractContextManager["Trial"]):
         losses = course.losses[-1]
         if why := self._ending.due(*self._known(losses, course.done - losses.size)):
             self.result.ended = f"after {course.done} steps: {why}"
+            self._subject.steps = course.done
+            if self._evaluation.steps:
+                self._evaluation.after(course.done)
 
     def _known(self, losses: HostArray, first: int) -> tuple[Sequence[int], HostArray]:
         """What the target is about, of these losses or of all evaluations so far: after how many
@@ -392,7 +424,8 @@ class Trial(AbstractContextManager["Trial"]):
         backend, arrays = self.cell.backend, self._subject.program.arrays().items()
         state = {k: backend.to_numpy(x) for k, x in arrays if not k.startswith("data.")}
         after, figures = self._evaluation.steps, self._evaluation.figures
-        Checkpoint(self.cell.hash, course, state, after, figures).save(self.folder)
+        every = self._subject.every
+        Checkpoint(self.cell.hash, every, course, state, after, figures).save(self.folder)
 
     def _reading(self, done: int, n: int) -> tuple[float, float, HostArray]:
         """Time n steps: seconds, processor seconds and, read off the clock, the losses."""
@@ -459,9 +492,8 @@ class Trial(AbstractContextManager["Trial"]):
     def conclude(self, stopped_by: str | None, activity: Activity) -> None:
         """Do the checks that follow the last repeat, and trace where a step's time goes."""
         result = self.result
-        if self._ending:
-            done = result.chunk_ends[-1] + 1 if result.chunk_ends else 0
-            result.facts = {**result.facts, "ended": str(done)}
+        if self._ending and self._done:
+            result.facts = {**result.facts, "ended": str(self._done)}
             self.journal.write("facts", facts=result.facts, broken=result.broken)
             if result.ended:
                 self.journal.tags({"ended": result.ended})
@@ -525,7 +557,7 @@ class Trial(AbstractContextManager["Trial"]):
             times = (result.chunk_ends, result.chunk_seconds, result.processes)
             result.until_target = reached(steps, *times)
         most = self.cell.workload.steps
-        ran = result.chunk_ends[-1] + 1 if result.ended else most
+        ran = self._done if result.ended else most
         when = f"not reached in {ran}" if steps is None else f"reached after {steps} of {most}"
         self.journal.tags({"target": f"{goal}: {when} steps"})
 
@@ -555,8 +587,10 @@ class Trial(AbstractContextManager["Trial"]):
     def _count_evaluations(self) -> None:
         """Note how often an optimizer has evaluated the loss that does so more than once a step."""
         if isinstance(self.cell.workload.optimizer, EvaluatesAgain):
-            made = self._subject.program.arrays()["state.evaluations"]
-            self.result.evaluations = int(self.cell.backend.to_numpy(made))
+            array = self._subject.program.arrays()[EVALUATIONS]
+            made = float(self.cell.backend.to_numpy(array))
+            if made < COUNTED.get(str(self.cell.backend.describe()["dtype"]), math.inf):
+                self.result.evaluations = int(made)
 
     def _beyond_limit(self, step_seconds: float) -> bool:
         """Compare a step's time with the machine's limit, and refuse one that is below it."""

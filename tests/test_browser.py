@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SWEEP = ("problem=sine", "backend=numpy", "optimizer=sgd,momentum", "optimizer.lr=1e-7,1e-6")
 SIZES = ("problem=sine", "backend=numpy,torch", "problem.n=200,2000,20000")
 RATES = ("problem=sine", "optimizer=sgd,momentum,adam", "optimizer.lr=1e-8,1e-7,1e-6,1e-5")
+TARGETS = ("problem=ridge,logistic", "optimizer=sgd,adam,lion", "seed=1,2")
 TIMES = (
     "steps=400",
     "measure.repeats_min=12",
@@ -89,7 +90,7 @@ def brightness(colour: str) -> float:
 def kept(window: Any, name: str) -> None:
     """Keep a picture of the page, if pictures are wanted."""
     if folder := os.environ.get("EXPKIT_SCREENSHOTS"):
-        window.screenshot(path=str(Path(folder) / name))
+        window.screenshot(path=str(Path(folder) / name), full_page=True)
 
 
 def test_mlflows_page_is_ready_on_opening(seen: Seen) -> None:
@@ -136,6 +137,7 @@ def test_mlflows_page_is_ready_on_opening(seen: Seen) -> None:
         (SIZES, "light", "page-light.png"),
         (SIZES, "dark", "page-dark.png"),
         (RATES, "light", "page-rates.png"),
+        (TARGETS, "dark", "page-targets.png"),
     ],
 )
 def test_a_sweeps_page_is_read_in_light_and_in_dark(
@@ -162,4 +164,9 @@ def test_a_sweeps_page_is_read_in_light_and_in_dark(
         assert abs(bright[what] - bright["paper"]) > 60, shades
     assert (bright["paper"] > 128) == (scheme == "light")
     kept(window, picture)
+    folds = window.locator("details").count()
+    window.emulate_media(media="print")
+    for fold in range(folds):
+        inside = window.locator("details > :not(summary)").nth(fold)
+        assert inside.bounding_box()["height"] > 0, "what is folded is printed"
     window.close()

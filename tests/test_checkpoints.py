@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from expkit import conduct
+from expkit.authors import first_data
 from expkit.config import Cell, compose_cell
+from expkit.contracts import HasEvaluation
 from expkit.errors import UserError
 from expkit.measure.course import FILE, Checkpoint, Course
 from expkit.record.result import Now, Result
@@ -106,7 +108,7 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Checkpoint(
-        "cell", Course([1], [0.1], [0.1], [np.ones(1)]), {"params.w": np.ones(3)}, [], {}
+        "cell", 1, Course([1], [0.1], [0.1], [np.ones(1)]), {"params.w": np.ones(3)}, [], {}
     )
     first.save(tmp_path)
 
@@ -115,7 +117,7 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="space"):
-        Checkpoint("cell", Course(), {}, [], {}).save(tmp_path)
+        Checkpoint("cell", 1, Course(), {}, [], {}).save(tmp_path)
     kept = Checkpoint.load(tmp_path / FILE, "cell")
     assert kept.course.done == 1
     np.testing.assert_array_equal(kept.arrays["params.w"], np.ones(3))
@@ -186,6 +188,24 @@ def test_a_killed_sweep_goes_on_in_the_middle_of_a_cell(expkit: Expkit) -> None:
     assert "resumed: at step " in on.stable
 
 
+def test_no_checkpoint_is_left_of_the_last_reading(tmp_path: Path) -> None:
+    """There would be no reading to go on with."""
+    cell = compose_cell(*WORK["draws"].split(), *ALWAYS)
+    checkpoint = broken(cell, tmp_path / "broken", 60)
+    assert Checkpoint.load(checkpoint, cell.hash).course.done < 60
+    ran(cell, tmp_path / "on", checkpoint)
+    assert not checkpoint.exists(), "a run that has ended needs none"
+
+
+def test_a_cell_of_a_sweep_goes_on_with_its_sweep(run: Run, tmp_path: Path) -> None:
+    words = ("problem=linear", "steps=20", "seed=1,2", "tracking=none", "sweep.timing=false")
+    assert run("-m", *words, "hydra.sweep.dir=sweep").status == 0
+    done = run("resume", "sweep/0")
+    assert (done.status, done.out) == (2, "")
+    again = f"go on with all: expkit resume {tmp_path / 'sweep'}"
+    assert done.err == f"expkit: resume: {tmp_path / 'sweep/0'} is a cell of a sweep; {again}\n"
+
+
 def test_what_cannot_be_resumed_says_why(run: Run, tmp_path: Path) -> None:
     done = run("problem=linear", "tracking=none", "hydra.run.dir=ended")
     assert done.status == 0, done
@@ -217,6 +237,32 @@ def test_a_run_may_end_at_its_target(run: Run, tmp_path: Path, of: str, value: f
     assert found.steps - found.quantities["target/steps"] < 10, "it ended when that was seen"
 
 
+def test_the_record_of_a_run_that_ended_is_of_where_it_ended(tmp_path: Path) -> None:
+    words = ("problem=logistic", "steps=500", "log_every=5", "optimizer=backtracking")
+    aim = ("target.of=gap", "target.value=0.05", "target.stop=true", "eval_every=50")
+    cell = compose_cell(*words, *aim, "measure=once", "tracking=none")
+    found = ran(cell, tmp_path / "run")
+    run = load(tmp_path / "run")
+    assert run.steps == found.losses.size < 500
+    program = cell.backend.build(cell.workload)
+    program.advance(run.steps)
+    for name, value in program.params().items():
+        np.testing.assert_array_equal(found.params[name], value)
+    assert found.evaluations == float(program.arrays()["state.evaluations"])
+    problem = cell.workload.problem
+    assert isinstance(problem, HasEvaluation)
+    figures = problem.evaluate(np, program.params(), first_data(cell.workload))
+    assert run.evaluated["held_out_loss"] == pytest.approx(float(figures["held_out_loss"]))
+    assert run.answer == f"matches float64 NumPy on all {run.steps} steps"
+
+
+def test_a_run_that_may_end_and_does_not_has_all_its_steps(tmp_path: Path) -> None:
+    words = ("problem=ridge", "steps=50", "target.of=gap", "target.value=0", "target.stop=true")
+    cell = compose_cell(*words, "measure=once", "tracking=none")
+    assert ran(cell, tmp_path / "run").facts["ended"] == "50"
+    assert "ended" not in load(tmp_path / "run").tags
+
+
 def test_a_run_may_end_when_nothing_has_improved(run: Run, tmp_path: Path) -> None:
     words = ("problem=logistic", "steps=4000", "log_every=10", "eval_every=10", "tracking=none")
     aim = ("target.of=accuracy", "target.value=1", "target.patience=100")
@@ -235,12 +281,14 @@ def test_runs_that_end_apart_are_not_alike(run: Run) -> None:
     aim = ("target.of=gap", "target.value=0.5", "target.stop=true")
     done = run("compare", "optimizer=sgd", "optimizer=sgd optimizer.lr=0.02", *words, *aim)
     assert "steps until the run ended: " in done.out, done
+    both = ("target.stop=true", "target.stop=false")
+    done = run("compare", *both, *words, *aim[:2])
+    assert "against 500" in done.out, done
 
 
 @pytest.mark.parametrize(
     ("word", "line"),
     [
-        ("measure.checkpoint_s=5", "measure.checkpoint_s: got 5.0, takes 0, or with measure=once "),
         ("target.stop=true", "target.stop: got True, takes False unless measure=once"),
         ("target.patience=10", "target.patience: got 10, takes 0 unless measure=once"),
         ("target.patience=-1", "target.patience: got -1, takes an integer of at least 0"),

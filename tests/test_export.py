@@ -14,6 +14,7 @@ import pytest
 import expkit as door
 from expkit.record.colours import OTHERS, SHIPPED, colours, shade
 from expkit.report import formats
+from expkit.report.formats import csv_text
 from expkit.sweeps.manifest import Manifest
 from expkit.sweeps.plan import plan_words
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conftest import Done, Expkit
+
+    from expkit.report.rows import Row
 
 WORDS = (
     "problem=linear",
@@ -159,6 +162,18 @@ def test_polars_reads_what_pandas_reads(
         assert found["seconds"].dtype == polars.Float64
         assert found["cell"].dtype == polars.Int64
         assert found["optimizer.lr"].dtype == polars.Float64
+
+
+def test_a_column_that_begins_without_values_is_one_of_numbers(tmp_path: Path) -> None:
+    """As where the first cell has diverged: readers look at the first rows alone."""
+    polars, pandas = pytest.importorskip("polars"), pytest.importorskip("pandas")
+    rows: list[Row] = [{"cell": n // 300, "seconds": None if n < 300 else 0.5} for n in range(600)]
+    file = tmp_path / "found.csv"
+    file.write_text(csv_text(rows))
+    found = polars.read_csv(file)
+    assert found["seconds"].dtype == polars.Float64
+    assert found["seconds"].is_nan().sum() == 300
+    assert pandas.read_csv(file)["seconds"].isna().sum() == 300
 
 
 def test_repeats_are_those_of_the_times(sweep: door.Sweep) -> None:

@@ -91,6 +91,8 @@ def test_a_run_has_a_note_a_data_set_and_curves(expkit: Expkit) -> None:
     assert said[2] == "- verdict: compared with none"
     assert said[4] == f"- again: `expkit {' '.join(words)}`"
     assert run.inputs
+    apart = [key for key in run.data.params if key.startswith(("measure.", "tracking."))]
+    assert apart == [], "nobody compares these"
     [data] = run.inputs.dataset_inputs
     assert data.dataset.name == "sine"
     loss, seconds = (history(expkit, run, f"curve/{what}") for what in ("loss", "seconds"))
@@ -191,6 +193,16 @@ def test_a_sweeps_page_is_in_mlflow(expkit: Expkit) -> None:
     assert sent.read_bytes() == file.read_bytes()
 
 
+def test_a_sweep_that_is_sent_later_is_shown_like_any(expkit: Expkit) -> None:
+    words = ("problem=linear", "steps=40", "seed=1,2", *QUICK)
+    assert expkit("-m", *words, "tracking.uri=http://127.0.0.1:9").status == 1
+    uri = f"sqlite:///{expkit.outputs / 'mlflow.db'}"
+    done = expkit("sync", "--uri", uri)
+    assert done.status == 0, done
+    assert "The latest sweep, " in described(expkit)
+    assert shown(expkit)["searchFilter"].startswith("tags.sweep = '")
+
+
 def test_what_a_person_wrote_above_the_runs_stays(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -233,4 +245,7 @@ def test_what_is_not_finite_is_no_number_there(expkit: Expkit) -> None:
     assert len(losses) == int(run.data.tags["first_bad_step"])
     assert all(math.isfinite(point.value) for point in losses)
     assert max(point.value for point in losses) < 1.7e308
+    drawn = history(expkit, run, "curve/loss")
+    assert len(drawn) >= 1
+    assert max(point.value for point in drawn) <= 10 * losses[0].value, "it hides no other"
     assert "no time: diverged" in run.data.tags["mlflow.note.content"]

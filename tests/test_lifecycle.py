@@ -139,7 +139,7 @@ RAISES = """
         placed = 0
 
         def reallocate(self) -> None:
-            self.placed += 1  # a second time for the first repeat
+            self.placed += 1  # a fourth time for the first repeat
             super().reallocate()
 
         def advance(self, n: int) -> None:
@@ -148,7 +148,7 @@ RAISES = """
                 raise RuntimeError("the device is gone\\nand does not come back")
 
         def is_lost(self) -> bool:
-            return self.placed > 1 and len(super().losses()) > 20
+            return self.placed > 3 and len(super().losses()) > 20
 
     class Broken(Raising):
         def losses(self, start: int = 0) -> Any:

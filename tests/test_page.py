@@ -13,6 +13,7 @@ import pytest
 
 import expkit as door
 from expkit.measure.crossover import Crossing, Point
+from expkit.record.colours import SHIPPED
 from expkit.sweeps import page, scaling
 from expkit.sweeps.manifest import Manifest
 from expkit.sweeps.ranking import Results
@@ -280,3 +281,20 @@ def test_sizes_of_two_backends_stand_side_by_side(outputs: Path) -> None:
     assert [row.split()[0] for row in rows[:3]] == [f"problem.n={n}" for n in (10, 20, 40)]
     for row in rows[:3]:
         assert re.search(r"\d\.\d{3} \(.*\) +(FASTER|SLOWER|SAME|CAN'T TELL)$", row), row
+
+
+def test_where_the_work_differs_has_a_heading(outputs: Path) -> None:
+    words = ("problem=linear", "backend.dtype=float64,float32", "steps=20")
+    text = text_of(door.sweep(*words, *QUICK))
+    _, _, after = text.partition("Where the work differs</h4>")
+    assert "dtype: float64 against float32" in after.partition("</pre>")[0]
+
+
+def test_what_is_evaluated_is_drawn_and_profiles_have_the_backends_colours(outputs: Path) -> None:
+    pytest.importorskip("sklearn")
+    words = ("problem=ridge,logistic", "optimizer=sgd,adam", "steps=400")
+    text = text_of(door.sweep(*words, *QUICK))
+    for what in ("accuracy by time", "held_out_loss by time", "Performance profile"):
+        assert f"<figcaption>{what}</figcaption>" in text
+    others = {name: colour for name, colour in SHIPPED.items() if name != "numpy"}
+    assert [name for name, colour in others.items() if colour.lower() in text.lower()] == []

@@ -366,7 +366,7 @@ def test_without_timing_no_time_is_shown_or_kept(expkit: Expkit) -> None:
         assert run is not None
         assert (run.outcome, run.timed, run.processes) == ("ok", False, [])
         kinds = {record.get("key") for record, _ in journal.read(run.folder)}
-        assert kinds == {None, "train/loss", "final/loss"}
+        assert kinds == {None, "train/loss", "curve/loss", "final/loss"}
     with sqlite3.connect(expkit.outputs / "mlflow.db") as database:
         query = "select count(*) from tags where key = 'timed' and value = 'no'"
         assert database.execute(query).fetchone() == (6,)

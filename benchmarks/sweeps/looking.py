@@ -1,8 +1,8 @@
 """What looking at results takes: `python -m benchmarks.sweeps.looking`.
 
-The page of a sweep of 8 cells and of one of 60, written five times each in a process of its own
-that imports all it needs; and the start of `expkit ui`, until it says its address, on an experiment
-of four runs and on one of a thousand, in turn.
+The page of a sweep of 8 cells, and of 60 cells of one size and of thirty sizes, written five times
+each in a process of its own that imports all it needs; and the start of `expkit ui`, until it says
+its address, on an experiment of four runs and on one of a thousand, in turn.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from benchmarks.sweeps.place import Place
 CELL = ("problem=linear", "steps=100", "tracking=none", "tracking.pictures=true")
 FAST = "backend.fast=true,false"
 PAGES = {
-    8: ("optimizer=sgd,momentum,adam,rmsprop", "seed=0", 1.0),
-    60: ("optimizer=sgd,momentum", "seed=range(15)", 2.0),
+    "8 cells": ("optimizer=sgd,momentum,adam,rmsprop", "seed=0", 1.0),
+    "60 cells": ("optimizer=sgd,momentum", "seed=range(15)", 2.0),
+    "60 cells of 30 sizes": ("problem.batch_size=range(10,310,10)", "seed=0", 2.0),
 }
-"""By the number of cells, what is swept and the most seconds."""
+"""By what there is on it: what is swept, and the most seconds."""
 MOST_BYTES = 2_000_000
 """The most that a page may have."""
 TIMES = 5
@@ -105,7 +106,7 @@ def main() -> int:
     for cells, (optimizers, seeds, most) in PAGES.items():
         found, size = page_seconds(optimizers, seeds)
         kilobytes = f"{size / 1000:.0f} kB of at most {MOST_BYTES / 1000:.0f}"
-        rows.append(said(f"page of {cells} cells, {kilobytes}", found, most))
+        rows.append(said(f"page of {cells}, {kilobytes}", found, most))
         kept &= median(found) <= most and size <= MOST_BYTES
     few, many = opened()
     rows.append(said(f"`expkit ui`, {RUNS[0]} runs", few, None))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from expkit.cli.addresses import Unmet, check_option, confirmed
 from expkit.cli.status import FAILED, MISUSED, OK, print_error
@@ -16,6 +16,9 @@ from expkit.errors import UserError
 from expkit.outcome import Outcome
 from expkit.tracking import address, journal, known
 from expkit.tracking.address import one_line
+
+if TYPE_CHECKING:
+    from expkit.tracking.upload import Uploader
 
 COMPARE = """\
 Compare B with A.
@@ -139,6 +142,9 @@ def command(argv: Sequence[str]) -> int:
         if sweeps and (Path(sweeps[0]) / journal.FILE).is_file():
             from expkit.cli.run import resume as go_on_with
 
+            if typed or given.retry:
+                word = typed[0] if typed else "--retry"
+                return print_error(f"resume: got {word} for a run, takes that for a sweep alone")
             return go_on_with(
                 Path(sweeps[0]).absolute(),
                 given.outputs.absolute(),
@@ -302,6 +308,7 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
     refused: set[str] = set()
     mute: Counter[str] = Counter()
     private = 0
+    sweeps: dict[Path, str] = {}
     for folder in pending(place, uri and address.kept(uri)):
         named = whole = uri or ""
         try:
@@ -334,10 +341,12 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
         else:
             count += 1
             print(f"{folder}: sent as run {run_id}")
+            sweeps[folder.parent] = whole
     for named, left in mute.items():
         if left:
             runs = f"{left} more {'run' if left == 1 else 'runs'}"
             print_error(f"not sent: {runs}; {address.kept(named)} does not answer", FAILED)
+    _describe(sweeps, uploader)
     if count:
         print(f"sent {count} {'run' if count == 1 else 'runs'}")
     elif status == OK and not private:
@@ -346,6 +355,30 @@ def _sync(place: Path, uri: str | None, outputs: Path) -> int:
         runs = f"{private} {'run' if private == 1 else 'runs'}"
         print(f"left alone: {runs} made with tracking=none; name a run's folder, or give --uri")
     return status
+
+
+def _describe(folders: Mapping[Path, str], uploader: Uploader) -> None:
+    """Show the newest of these sweeps above its runs in MLflow; other folders are left out.
+
+    Args:
+        folders: each with the whole address that its runs were sent to.
+    """
+    from expkit import door
+    from expkit.sweeps import manifest
+
+    sweeps = [folder for folder in folders if (folder / manifest.FILE).is_file()]
+    if not sweeps:
+        return
+    newest = max(sweeps, key=lambda folder: folder.parts[-2:])
+    try:
+        found = door.load(newest)
+        assert isinstance(found, door.Sweep)
+        for _, experiment in found.manifest.experiments():
+            text = door.described(found)
+            uploader.describe(folders[newest], experiment, found.manifest.id, text)
+    except Exception as error:  # the runs are there all the same
+        said = address.explain(error, folders[newest])
+        print_error(f"{newest}: its tables are not above its runs in MLflow: {said}", OK)
 
 
 def _may_be_sent(folder: Path) -> bool:

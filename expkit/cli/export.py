@@ -59,7 +59,8 @@ def _encoded(runs: door.Runs, rows: str, kind: str) -> bytes:
     if kind == "md":
         return f"{runs.markdown()}\n".encode()
     if kind == "latex":
-        said = "Medians of whole runs with their 95 % confidence intervals"
+        timed = any(run.stored.summary for run in runs)
+        said = "Medians of whole runs with their 95 % confidence intervals" if timed else "Results"
         return formats.latex(runs.tables(), said).encode()
     found: list[Row] = getattr(runs, rows)()
     if kind == "parquet":

@@ -326,11 +326,14 @@ def resume(
     """
     from expkit import config
     from expkit.cli.addresses import confirmed
+    from expkit.sweeps.manifest import FILE as SWEEP
 
     def work() -> int:
-        with suppress(FileNotFoundError):
-            if not journal.close_if_orphaned(stopped):
-                raise UserError(f"resume: {stopped} is still running; takes one that was stopped")
+        if (stopped.parent / SWEEP).is_file():
+            again = f"expkit resume {shlex.quote(str(stopped.parent))}"
+            raise UserError(f"resume: {stopped} is a cell of a sweep; go on with all: {again}")
+        if not journal.close_if_orphaned(stopped):
+            raise UserError(f"resume: {stopped} may still be running; takes one that was stopped")
         run = journal.opening(stopped)
         if run is None or not (stopped / CHECKPOINT).is_file():
             takes = "a run that was stopped after measure.checkpoint_s seconds of it"

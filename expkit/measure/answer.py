@@ -91,6 +91,8 @@ FEW_STEPS = 10
 SAMPLES = 3
 """The fewest perturbed losses that show the effect of rounding: a single one may be right by
 chance."""
+SHORT = 1_000_000
+"""Fewer elements than this fit into memory several times more."""
 MEMORY_SHARE = 0.5
 """The share of the free memory that the reference may take."""
 
@@ -105,6 +107,7 @@ class Answer:
         steps: the number of steps it covers, from its start.
         losses, allowed: the loss of each step, and how far a right one may deviate from it.
         params, params_allowed: the same for the parameters after the last step.
+        scale: the first loss of the run.
         jumps: computes how far losses and parameters change where rounding errors are MARGIN times
             as large; None once that is allowed.
     """
@@ -114,6 +117,7 @@ class Answer:
     allowed: HostArray
     params: Mapping[str, HostArray]
     params_allowed: Mapping[str, float]
+    scale: float = 0.0
     jumps: Callable[[], Disturbed] | None = None
 
     @property
@@ -155,8 +159,8 @@ class Answer:
             name: max(allowed, allowed / MARGIN + found.params_off[name])
             for name, allowed in self.params_allowed.items()
         }
-        size = np.abs(self.losses)
-        lost = np.flatnonzero(found.off > np.maximum(LOOSE * size, CHAOTIC * size[:1]))
+        most = np.maximum(LOOSE * np.abs(self.losses), CHAOTIC * self.scale)
+        lost = np.flatnonzero(found.off > most)
         if lost.size:
             self.allowed[lost[0] :] = np.inf
             self.params_allowed = dict.fromkeys(self.params_allowed, np.inf)
@@ -264,14 +268,18 @@ def reference_from(
     state: Mapping[str, HostArray],
     step: int,
     steps: int,
+    scale: float = 0.0,
 ) -> Answer:
     """Compute the right answer to `steps` steps that continue from a saved state.
 
     Args:
         state: as `Program.load` takes it, in numbers that the dtype can represent.
         step: the number of steps that came before it.
+        scale: the first loss of the run.
     """
-    return _answer(backend, workload, dtype, (steps, steps), math.inf, state, step)
+    found = _answer(backend, workload, dtype, (steps, steps), math.inf, state, step)
+    found.scale = max(found.scale, scale)
+    return found
 
 
 def another_start(
@@ -324,13 +332,16 @@ def _answer(
     off, params_off = found.off, found.params_off
     size = {k: float(np.max(np.abs(v), initial=0)) for k, v in params.items()}
     same = (found.steps, found.steps)
+    elements = sum(np.size(x) for x in found.right.arrays().values())
+    samples = SAMPLES if elements < SHORT else _samples(found.steps)
     return Answer(
         found.steps,
         losses,
         MARGIN * (_nearby_max(off) + epsilon * np.abs(losses) + tiny),
         params,
         {k: MARGIN * (params_off[k] + epsilon * size[k] + tiny) for k in params},
-        partial(run, MARGIN * epsilon, SAMPLES, same, math.inf, cancels=True),
+        abs(float(losses[0])) if losses.size else 0.0,
+        partial(run, MARGIN * epsilon, samples, same, math.inf, cancels=True),
     )
 
 

@@ -51,12 +51,14 @@ class Checkpoint:
 
     Attributes:
         cell: the hash of the cell.
+        every: the steps of a reading.
         arrays: parameters and optimizer state, by the names of `Program.arrays`.
         evaluated: the numbers of steps after which the problem was evaluated.
         figures: the values after each, by name.
     """
 
     cell: str
+    every: int
     course: Course
     arrays: Mapping[str, HostArray]
     evaluated: Sequence[int]
@@ -72,6 +74,7 @@ class Checkpoint:
                 file,
                 allow_pickle=False,
                 cell=np.array(self.cell),
+                every=np.array(self.every),
                 ends=np.array(course.ends),
                 seconds=np.array(course.seconds),
                 cpu_seconds=np.array(course.cpu_seconds),
@@ -102,6 +105,7 @@ class Checkpoint:
             )
             made = cls(
                 str(found["cell"]),
+                int(found["every"]),
                 course,
                 _named(found, ARRAY),
                 found["evaluated"].tolist(),

@@ -41,6 +41,9 @@ class Evaluation:
         """Begin with what was found before a checkpoint."""
         self.steps = list(after)
         self.figures = {name: list(values) for name, values in figures.items()}
+        for name, values in self.figures.items():
+            if values and not math.isfinite(values[-1]):
+                self.wrong = f"evaluate: {name} is {values[-1]} after {self.steps[-1]} steps"
 
     @property
     def last(self) -> str:
@@ -52,23 +55,23 @@ class Evaluation:
         """Whether to evaluate between the readings of a timed repeat."""
         subject = self._subject
         fits = self.every > 0 and self.every % subject.every == 0 and subject.passes == 1
-        return fits and subject.step_seconds * subject.workload.steps > LONG_S
+        return fits and subject.step_seconds * subject.steps > LONG_S
 
     def after(self, done: int) -> None:
         """Evaluate after this many steps, if that is due: at the start, at the end, and at the
         first call in every stretch of `every` steps.
         """
-        if self._problem is None or self.wrong:
+        if self._problem is None or self.wrong or self.steps[-1:] == [done]:
             return
         last = self.steps[-1] // self.every if self.steps else -1
-        if done == self._subject.workload.steps or done // self.every > last:
+        if done == self._subject.steps or done // self.every > last:
             self._evaluate(self._problem, done)
 
     def apart(self) -> None:
         """Evaluate in a repeat of its own, if that has not been done in one that is timed."""
         if self._problem is None or self.steps:
             return
-        program, steps, done = self._subject.program, self._subject.workload.steps, 0
+        program, steps, done = self._subject.program, self._subject.steps, 0
         program.reset()
         self.after(done)
         while done < steps:

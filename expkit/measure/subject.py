@@ -24,6 +24,7 @@ class Subject:
     """The program of a workload on a backend, and how it is run.
 
     Attributes:
+        steps: of a repeat: the workload's, or those after which the only repeat has ended.
         first: the step at which the readings begin: 0, or that of a checkpoint.
         every: steps of a reading.
         passes: how many times the steps are run in one reading, where once is too short to time.
@@ -33,7 +34,8 @@ class Subject:
 
     def __init__(self, backend: Backend, workload: Workload, every: int, name: str) -> None:
         self.backend, self.workload, self._name = backend, workload, name
-        self.first, self.every, self.passes, self.step_seconds = 0, every, 1, 0.0
+        self.steps, self.first = workload.steps, 0
+        self.every, self.passes, self.step_seconds = every, 1, 0.0
         self._log_every = every
         self.program: Program
 
@@ -69,7 +71,7 @@ class Subject:
     @property
     def room(self) -> int:
         """The number of steps from a start to the end."""
-        return self.workload.steps * self.passes
+        return self.steps * self.passes
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -80,7 +82,7 @@ class Subject:
     def chunk_ends(self) -> list[int]:
         """The last step of each reading."""
         ends = range(self.first + self.every, self.room + self.every, self.every)
-        return [min(end, self.workload.steps) - 1 for end in ends]
+        return [min(end, self.steps) - 1 for end in ends]
 
     def warm_up(self) -> WarmUp:
         return warm_up(self.program, self.synchronize, self.room)
@@ -103,10 +105,17 @@ class Subject:
         self.program = self.build(self.room)
         return True
 
-    def fit_readings(self, warm: WarmUp) -> None:
-        """Make every reading long enough for the clock."""
+    def fit_readings(self, warm: WarmUp, within: int = 0) -> None:
+        """Make every reading long enough for the clock.
+
+        Args:
+            within: an evaluation follows after every so many steps, at the end of a reading; 0 for
+                none.
+        """
         needed = steps_of_a_reading(warm.step_seconds)
         more = self._log_every * -(-needed // self._log_every)
+        if within and within % more:
+            more = within
         self.every = self.room if self.passes > 1 else min(self.room, more)
 
     def run_before(self, warm: WarmUp, untimed: int) -> WarmUp:

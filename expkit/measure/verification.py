@@ -57,17 +57,17 @@ class Verification:
         """Which steps were checked; None where none can be."""
         if self._answer is None:
             return None
-        steps = self._subject.workload.steps
+        steps = self._subject.steps
         return answer.covered(self._answer, steps, self._dtype, self._places)
 
     def wrong(self, losses: HostArray) -> str | None:
         """What is wrong with the repeat whose clock has just stopped; None if nothing is."""
         if self._answer is None:
             return None
-        learns, room = self._subject.learns, self._subject.room
-        ended_early = learns and losses.size < self._subject.workload.steps
-        wrong = self._answer.wrong_losses(losses, whole=not ended_early) if learns else None
-        if wrong is None and self._answer.steps >= room and not ended_early:
+        subject, steps = self._subject, self._answer.steps
+        whole = steps <= subject.steps
+        wrong = self._answer.wrong_losses(losses, whole=whole) if subject.learns else None
+        if wrong is None and steps == subject.room:
             wrong = self._answer.wrong_params(self._subject.params())
         return wrong
 
@@ -77,7 +77,7 @@ class Verification:
         if found is None:
             return None
         wrong = None
-        if found.steps < subject.room:
+        if found.steps != subject.room:
             subject.program.reset()
             subject.program.advance(found.steps)
             subject.synchronize()
@@ -90,7 +90,7 @@ class Verification:
         start = answer.another_start(subject.backend, subject.workload, self._rng)
         if not start:
             return None
-        steps = min(self._few_steps(ELSEWHERE_SHARE), subject.workload.steps)
+        steps = min(self._few_steps(ELSEWHERE_SHARE), subject.steps)
         right = self._reference_from(start, 0, steps)
         subject.program.load(start)
         subject.program.advance(right.steps)
@@ -119,9 +119,11 @@ class Verification:
             program.advance(steps)
             done += steps
             subject.synchronize()
-            if wrong := self._held_against(self._reference_from(state, place, steps), place):
+            right = self._reference_from(state, place, steps)
+            if wrong := self._held_against(right, place):
                 return wrong
-            self._places.append(place)
+            if right.tight:
+                self._places.append(place)
         return None
 
     def _held_against(self, right: answer.Answer, first: int) -> str | None:
@@ -133,8 +135,8 @@ class Verification:
     def _windows(self, known: int) -> list[tuple[int, int]]:
         """Where to check steps after the `known` ones, in order: first steps and their numbers."""
         subject = self._subject
-        total = subject.workload.steps
-        if known == total:
+        total = subject.steps
+        if known >= total:
             return []
         drawing_s = answer.drawing_seconds(subject.backend, subject.workload)
         each = max(subject.step_seconds, drawing_s, 1e-9)
@@ -158,8 +160,9 @@ class Verification:
 
     def _reference_from(self, state: dict[str, HostArray], step: int, steps: int) -> answer.Answer:
         subject = self._subject
+        first = 0.0 if self._answer is None else self._answer.scale
         return answer.reference_from(
-            subject.backend, subject.workload, self._dtype, state, step, steps
+            subject.backend, subject.workload, self._dtype, state, step, steps, first
         )
 
     @property

@@ -98,7 +98,8 @@ class MatrixFactorization:
         return "singular value of the product", "size"
 
     def curves(self, params: Mapping[str, HostArray]) -> Curves:
-        sizes = np.linalg.svd(params["u"] @ params["v"].T, compute_uv=False)[: self.rank]
+        left, right = (np.linalg.qr(params[name]).R for name in ("u", "v"))
+        sizes = np.linalg.svd(left @ right.T, compute_uv=False)
         places = np.arange(1, self.rank + 1, dtype=np.float64)
         return {"learnt": (places, np.asarray(sizes, np.float64))}
 

@@ -8,6 +8,8 @@ import numpy.typing as npt
 from expkit.contracts import HostArray
 
 Integers = npt.NDArray[np.int64]
+HIGHEST = 10
+"""Losses are shown up to this multiple of the first."""
 POINTS = 320
 """The most points of a curve: MLflow's charts show no more, chosen for each metric by itself."""
 
@@ -28,6 +30,19 @@ def grid(steps: int) -> Integers:
     half = POINTS // 2
     both = [np.linspace(0, steps - 1, half), np.geomspace(1, steps, half) - 1]
     return np.unique(np.rint(np.concatenate(both)).astype(np.int64))
+
+
+def shown_steps(losses: HostArray) -> Integers:
+    """Return those steps of the grid whose loss can be drawn beside those of other runs: it is
+    finite, and at most ten times the first. One that diverges would hide all others.
+
+    >>> shown_steps(np.array([2.0, 1.0, 21.0, np.inf]))
+    array([0, 1])
+    """
+    steps = grid(losses.size)
+    first = losses[np.isfinite(losses) & (losses > 0)][:1]
+    highest = HIGHEST * float(first[0]) if first.size else np.inf
+    return steps[np.isfinite(losses[steps]) & (losses[steps] <= highest)]
 
 
 def elapsed(ends: Integers, step_seconds: HostArray, steps: int) -> HostArray:

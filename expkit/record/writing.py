@@ -18,7 +18,7 @@ from expkit.measure.environment import environment
 from expkit.outcome import Outcome
 from expkit.record import note, quantities
 from expkit.record.colours import colours
-from expkit.record.curves import elapsed, grid
+from expkit.record.curves import elapsed, shown_steps
 from expkit.record.result import Result
 from expkit.record.stored import PARAMS
 from expkit.tracking import address
@@ -90,6 +90,9 @@ def write_result(journal: Journal, result: Result) -> None:
         journal.metric(name, [value])
     if result.first_bad_step is not None:
         journal.tags({"first_bad_step": str(result.first_bad_step)})
+    shown = shown_steps(result.losses)
+    if shown.size:
+        journal.series("curve/loss", result.losses[shown].tolist(), shown.tolist())
     if result.summary:
         journal.tags({"stopped_by": str(result.stopped_by)})
         journal.tags({"stable": "; ".join(result.unstable) or "yes"})
@@ -140,8 +143,7 @@ def _write_times(journal: Journal, result: Result) -> None:
     lengths = np.diff(ends, prepend=-1)
     medians = np.median(np.asarray(result.chunk_seconds), axis=0) / lengths
     journal.series("time/step_seconds", medians.tolist(), result.chunk_ends)
-    if result.losses.size:
-        at = grid(result.losses.size)
+    shown = shown_steps(result.losses)
+    if shown.size:
         seconds = elapsed(ends, medians, result.losses.size)
-        journal.series("curve/loss", result.losses[at].tolist(), at.tolist())
-        journal.series("curve/seconds", seconds[at].tolist(), at.tolist())
+        journal.series("curve/seconds", seconds[shown].tolist(), shown.tolist())

@@ -21,17 +21,22 @@ LATEX = str.maketrans(
 )
 """Characters that LaTeX reads in another way, or does not know in every encoding."""
 
+LOOKED_AT = 50
+"""After so many missing values a column would be taken for one of texts."""
+
 Table = Sequence[Sequence[str]]
 """Rows of cells; the first row is the head."""
 
 
 def csv_text(rows: Iterable[Row]) -> str:
-    """Write rows as CSV with a head. A value that is missing is empty.
+    """Write rows as CSV with a head. A value that is missing is empty; in a column of numbers that
+    begins with many of these it is NaN, so that readers which look at the first rows see numbers.
 
     >>> csv_text([{"n": 1, "lr": 0.5, "fast": True}, {"n": 2, "lr": None, "fast": False}])
     'n,lr,fast\\n1,0.5,true\\n2,,false\\n'
     """
     columns, table = _columns(rows)
+    table = [_with_nan(column) for column in table]
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
@@ -101,6 +106,14 @@ def _columns(rows: Iterable[Row]) -> tuple[list[str], list[list[object]]]:
         if any(value is not None for value in values)
     }
     return list(kept), list(kept.values())
+
+
+def _with_nan(column: list[object]) -> list[object]:
+    """Return a column of floats with NaN for each missing value, if many of these come first."""
+    late = all(value is None for value in column[:LOOKED_AT]) and len(column) > LOOKED_AT
+    if late and all(isinstance(value, float | None) for value in column):
+        return ["NaN" if value is None else value for value in column]
+    return column
 
 
 def _of_one_type(values: list[object]) -> list[object]:

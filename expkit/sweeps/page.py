@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ from expkit.contracts import HostArray
 from expkit.errors import is_disk_full
 from expkit.measure.verdict import CANT_TELL, FASTER, SAME, SLOWER, UNLIKE
 from expkit.outcome import Outcome
-from expkit.record.colours import OTHERS, SHIPPED, colours
-from expkit.record.curves import grid
+from expkit.record.colours import colours
+from expkit.record.curves import grid, shown_steps
 from expkit.record.stored import COLOUR, Stored, evaluated_of, losses_of
 from expkit.report import breakdown, charts
 from expkit.report.charts import Curve, Spread
@@ -43,8 +42,6 @@ MOST = 60
 """The most cells of a problem in its charts."""
 CURVES = 24
 """The most losses in one chart: those of the cells that rank first."""
-HIGHEST = 10
-"""Losses are drawn up to this multiple of the first: one that diverges would hide the others."""
 LONG = 100
 """From so many points on, steps and seconds are on logarithmic scales."""
 PROFILED = (
@@ -61,6 +58,7 @@ STYLE = """
   :root { --ink: #000; --faint: #ccc; --paper: #fff; --keep: 100% }
   figure, table { break-inside: avoid }
   details::details-content { content-visibility: visible; block-size: auto }
+  i { print-color-adjust: exact; -webkit-print-color-adjust: exact }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
@@ -77,6 +75,10 @@ ul.key { list-style: none; padding: 0; margin: 0; font-size: 0.8rem } ul.key li 
   margin-right: 1.2em }
 pre, code { font-size: 0.82rem; white-space: pre-wrap; overflow-wrap: anywhere }
 .wide { overflow-x: auto }
+@media print {
+  .wide { overflow: visible }
+  th, td { white-space: normal }
+}
 """
 
 
@@ -280,7 +282,10 @@ def _profiles(found: Results) -> list[str]:
     known = profiles.times(found)
     if not profiles.worth(known):
         return []
-    palette = dict(zip(known, cycle((*SHIPPED.values(), *OTHERS)), strict=False))
+    backends = {profiles.solver(e.planned): scaling.backend(e.planned) for e in found.entries}
+    named = [Curve(name, "", (), ()) for name in known]
+    coloured = scaling.coloured(named, [backends[name] for name in known])
+    palette = {curve.name: curve.colour for curve in coloured}
     parts: list[str] = []
     for what, label, drawn in (
         ("Performance profile", "times as long as the first one", profiles.performance(known)),
@@ -343,8 +348,11 @@ def _problem(found: Results, ranked: Sequence[Entry], learnt: Learnt) -> list[st
         body.append(_figure("Where the time of a step goes", charts.parts(steps)))
     if len(ranked) > MOST:
         body.append(f"<p>The charts show the first {MOST} of {len(ranked)} cells.</p>")
+    if unlike := table.lines_of(ranked, table.unlike, len(ranked)):
+        lines = _text("\n".join(line.strip() for line in unlike))
+        body.append(f"<h4>Where the work differs</h4><pre>{lines}</pre>")
     timing = found.manifest.sweep.timing
-    doubts = table.doubts(ranked, len(ranked)) if timing else []
+    doubts = table.lines_of(ranked, table.unstable, len(ranked)) if timing else []
     if doubts:
         head = f"<summary>What makes it doubtful ({len(doubts)})</summary>"
         lines = _text("\n".join(line.strip() for line in doubts))
@@ -441,13 +449,10 @@ def _losses(found: Results, shown: Sequence[Entry], learnt: Learnt) -> list[str]
     drawn = [entry for entry in shown if learnt.get(entry.planned.index, NOTHING)[0].size > 1]
     for entry in drawn[:CURVES]:
         losses, ended = learnt[entry.planned.index]
-        steps = grid(losses.size)
-        first = losses[np.isfinite(losses) & (losses > 0)][:1]
-        highest = HIGHEST * float(first[0]) if first.size else math.inf
-        kept = steps[np.isfinite(losses[steps]) & (losses[steps] <= highest)]
+        kept = shown_steps(losses)
         if not kept.size:
             continue
-        cut |= kept.size < steps.size
+        cut |= kept.size < grid(losses.size).size
         named = _name(found, entry), look[entry.planned.index]
         by_step.append(Curve(*named, (kept + 1).tolist(), losses[kept].tolist()))
         if entry.run and entry.run.summary:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from expkit.report.charts import Curve
+from expkit.sweeps.manifest import Planned
 from expkit.sweeps.ranking import Results
 from expkit.sweeps.seeds import SEED
 
@@ -34,10 +35,15 @@ def times(found: Results) -> Times:
         title = entry.planned.title
         seed = "".join(SEED.findall(title))
         until = entry.until_target
-        own = every.setdefault(SEED.sub("", title), {})
+        own = every.setdefault(solver(entry.planned), {})
         own[entry.planned.group, seed] = math.inf if until is None else until
     common = set.intersection(*(set(own) for own in every.values())) if every else set()
     return {name: {case: own[case] for case in sorted(common)} for name, own in every.items()}
+
+
+def solver(planned: Planned) -> str:
+    """Return the name of what solves a cell's problem: its title without the seed."""
+    return SEED.sub("", planned.title)
 
 
 def worth(found: Times) -> bool:

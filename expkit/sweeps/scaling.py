@@ -132,8 +132,8 @@ def charts(found: Results) -> list[Chart]:
             if len({x for x, _ in row}) >= FEWEST and (curve := _curve(key, row, of))
         ]
         if drawn:
-            backends = [_backend(row[0][1].planned) for _, row in drawn]
-            curves = _coloured([curve for curve, _ in drawn], backends)
+            backends = [backend(row[0][1].planned) for _, row in drawn]
+            curves = coloured([curve for curve, _ in drawn], backends)
             title = f"{TITLES[of]} by {key}"
             made.append(Chart(title, key, of, curves, [row for _, row in drawn]))
     return made
@@ -178,11 +178,12 @@ def _name(planned: Planned, key: str) -> str:
     return " · ".join(part for part in parts if not part.startswith((f"{end}=", f"{key}=")))
 
 
-def _backend(planned: Planned) -> str:
+def backend(planned: Planned) -> str:
+    """Return the name of a cell's backend."""
     return str(planned.frozen["choices"].get("backend", ""))
 
 
-def _coloured(curves: Sequence[Curve], backends: Sequence[str]) -> list[Curve]:
+def coloured(curves: Sequence[Curve], backends: Sequence[str]) -> list[Curve]:
     """Return the curves in the colours of their backends, in shades where several have the same."""
     base, count = colours(backends), Counter(backends)
     used: Counter[str] = Counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -413,19 +413,25 @@ def _ratio(entry: Entry) -> str:
 
 
 def doubts(ranked: Sequence[Entry], most: int | None) -> list[str]:
-    """List which cells are unlike or unstable. Of cells that differ in the seed alone the first one
-    is listed, with the number of the others.
+    """List which cells are unlike or unstable."""
+    return [line for say in (unlike, unstable) for line in lines_of(ranked, say, most)]
+
+
+def lines_of(
+    ranked: Sequence[Entry], say: Callable[[Sequence[Entry]], list[str]], most: int | None
+) -> list[str]:
+    """List what is said of cells. Of those that differ in the seed alone the first one is listed,
+    with the number of the others, unless all lines are asked for.
     """
     found = seeds.families(ranked) if most is not None else []
     if not found:
-        return unlike(ranked)[:most] + unstable(ranked)[:most]
+        return say(ranked)[:most]
     lines = []
-    for say in (unlike, unstable):
-        for family in found:
-            own = say(family.entries)
-            first = [seeds.SEED.sub("", line) for line in own[:1]]
-            more = f" (and so with {len(own) - 1} more seeds)"
-            lines += [line + more if len(own) > 1 else line for line in first]
+    for family in found:
+        own = say(family.entries)
+        first = [seeds.SEED.sub("", line) for line in own[:1]]
+        more = f" (and so with {len(own) - 1} more seeds)"
+        lines += [line + more if len(own) > 1 else line for line in first]
     return lines[:most]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from expkit.config import compose_cell
-from expkit.contracts import Optimizer, Params
+from expkit.contracts import Array, EvaluatesAgain, Optimizer, OptState, Params
 
 
 class OptimizerContract:
@@ -36,8 +37,8 @@ class OptimizerContract:
         for step in range(5):
             grads = _grads(step)
             moved = {k: xp.asarray(g) for k, g in grads.items()}
-            strict, state = optimizer.update(xp, strict, moved, state)
-            plain, plain_state = optimizer.update(np, plain, grads, plain_state)
+            strict, state = _step(optimizer, xp, strict, moved, state)
+            plain, plain_state = _step(optimizer, np, plain, grads, plain_state)
         for name, value in plain.items():
             np.testing.assert_allclose(np.from_dlpack(strict[name]), value, rtol=1e-12)
 
@@ -45,7 +46,7 @@ class OptimizerContract:
         params = {k: v.astype(np.float32) for k, v in _params().items()}
         grads = {k: v.astype(np.float32) for k, v in _grads(0).items()}
         optimizer = self.make()
-        params, state = optimizer.update(np, params, grads, optimizer.init(np, params))
+        params, state = _step(optimizer, np, params, grads, optimizer.init(np, params))
         for array in (*params.values(), *state.values()):
             assert isinstance(array, np.ndarray | np.generic)  # sums of shape () are scalars
             assert array.dtype == np.float32
@@ -54,7 +55,7 @@ class OptimizerContract:
         optimizer, params, grads = self.make(), _params(), _grads(0)
         state = optimizer.init(np, params)
         for _ in range(3):
-            params, state = optimizer.update(np, params, grads, state)
+            params, state = _step(optimizer, np, params, grads, state)
         for name, value in _grads(0).items():
             np.testing.assert_array_equal(grads[name], value)
 
@@ -62,8 +63,34 @@ class OptimizerContract:
         optimizer, params = self.make(), {"w": np.array([1.0, -2.0])}
         state = optimizer.init(np, params)
         for _ in range(50):
-            params, state = optimizer.update(np, params, {"w": 2 * params["w"]}, state)
+            grads = {"w": 2 * params["w"]}
+            params, state = _step(optimizer, np, params, grads, state, loss=_square)
         assert np.all(np.abs(params["w"]) < [1.0, 2.0])
+
+
+def _step(
+    optimizer: Optimizer,
+    xp: Any,
+    params: Params,
+    grads: Params,
+    state: OptState,
+    loss: Callable[[Params], Array] | None = None,
+) -> tuple[Params, OptState]:
+    """One step; by default of a loss whose gradient is the same everywhere."""
+    if not isinstance(optimizer, EvaluatesAgain):
+        return optimizer.update(xp, params, grads, state)
+
+    def evaluate(there: Params) -> tuple[Array, Params]:
+        if loss is None:
+            return sum(xp.sum(there[k] * g) for k, g in grads.items()), grads
+        return loss(there), {k: 2 * p for k, p in there.items()}
+
+    here, _ = evaluate(params)
+    return optimizer.update_again(xp, params, here, grads, state, evaluate)
+
+
+def _square(params: Params) -> Array:
+    return sum((p * p).sum() for p in params.values())
 
 
 def _params() -> Params:

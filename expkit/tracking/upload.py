@@ -40,6 +40,12 @@ FEW = 100
 """MLflow's limit on the params, and on the tags, among them."""
 
 
+APART = ("measure.", "tracking.")
+"""Parameters that begin so are not sent: nobody compares runs by how they were measured. They are
+in the run's `config.yaml`.
+"""
+
+
 class _Telling:
     """A client that calls `progress` after each request that MLflow has answered."""
 
@@ -230,7 +236,8 @@ def _read(folder: Path, offset: int) -> _News:
         news.offset = after
         kind = record["kind"]
         if kind == "run":
-            news.params += [Param(key, str(value)) for key, value in record["params"].items()]
+            compared = (item for item in record["params"].items() if not item[0].startswith(APART))
+            news.params += [Param(key, str(value)) for key, value in compared]
         elif kind == "metric":
             news.metrics += _metrics(record)
         elif kind == "tags":

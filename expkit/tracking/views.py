@@ -24,6 +24,7 @@ COLUMNS = [
     "attributes.`Created`",
     "tags.`outcome`",
     "metrics.`time/median_ms`",
+    "metrics.`target/ms`",
     "metrics.`verdict/ratio`",
     "tags.`verdict`",
     "metrics.`final/loss`",
@@ -54,13 +55,14 @@ CHARTS: list[dict[str, Any]] = [
     },
     LINES
     | {
-        "metricKey": "train/loss",  # also of runs without times
-        "selectedMetricKeys": ["train/loss"],
+        "metricKey": "curve/loss",
+        "selectedMetricKeys": ["curve/loss"],
         "xAxisKey": "step",
         "xAxisScaleType": "log",
     },
     {"type": "BAR", "metricKey": "time/median_ms"},
     {"type": "BAR", "metricKey": "final/loss"},
+    {"type": "BAR", "metricKey": "target/ms"},  # hidden where no run has a target
 ]
 
 

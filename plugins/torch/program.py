@@ -20,6 +20,7 @@ from expkit.authors import (
     place,
     place_params,
     scatter,
+    skip,
     stream,
     unmarked,
 )
@@ -263,7 +264,9 @@ class StaticProgram:
 
     def load(self, arrays: Mapping[str, HostArray], step: int = 0) -> None:
         self.reset()
-        self.advance(step)
+        skip(self._backend, self._workload, self._data, self._random, step)
+        self._done = step
+        self._at.fill_(step)
         own = self.arrays()
         for name, host in arrays.items():
             own[name].copy_(self._backend.asarray(host))
