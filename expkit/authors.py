@@ -42,18 +42,17 @@ import numpy as np
 import numpy.typing as npt
 
 from expkit.contracts import (
+    AnyOptimizer,
     Array,
     Backend,
     Batch,
     Evaluate,
-    EvaluatesAgain,
     HasGradient,
     HostArray,
     Indexing,
     Mark,
     Normal,
     Operation,
-    Optimizer,
     OptState,
     Params,
     Placing,
@@ -347,7 +346,7 @@ def first_state(backend: Backend, workload: Workload, params: Params) -> OptStat
     return {name: _state_array(backend, optimizer, name, state[name]) for name in state}
 
 
-def _state_array(backend: Backend, optimizer: Optimizer, name: str, value: object) -> Array:
+def _state_array(backend: Backend, optimizer: AnyOptimizer, name: str, value: object) -> Array:
     """Convert a number to an array: a recorded step would always replay its first value."""
     if isinstance(value, np.generic | bool | int | float):
         return backend.asarray(np.asarray(value))
@@ -393,6 +392,13 @@ def require_gradient(problem: Problem | Operation, backend: str) -> None:
             f"problem {name} gives no gradient by hand and backend {backend} needs one",
             "choose a backend that differentiates, or write loss_and_grad",
         )
+
+
+def _updates(optimizer: AnyOptimizer) -> tuple[Any, Any]:
+    """Its `update_again` and its `update`, of which it has one: looked up before a loop, as to ask
+    for a protocol takes as long as some steps do.
+    """
+    return getattr(optimizer, "update_again", None), getattr(optimizer, "update", None)
 
 
 class StepProgram:
@@ -460,13 +466,11 @@ class StepProgram:
         for _ in range(n):
             self._result = problem.apply(xp, problem.batch(xp, data, random))
 
-    def _learn(self, problem: Problem, optimizer: Optimizer, n: int) -> None:
+    def _learn(self, problem: Problem, optimizer: AnyOptimizer, n: int) -> None:
         xp, data, random = self._backend.xp, self._data, self._random
         assert random is not None
         params, state, loss_and_grad = self._params, self._state, self._loss_and_grad
-        keep, again = self._kept.append, None
-        if isinstance(optimizer, EvaluatesAgain):
-            again = optimizer.update_again
+        keep, (again, update) = self._kept.append, _updates(optimizer)
         for _ in range(n):
             batch = problem.batch(xp, data, random)
             loss, grads = loss_and_grad(problem, params, batch)
@@ -476,7 +480,7 @@ class StepProgram:
                 params, state = again(xp, params, loss, grads, state, evaluate)
                 continue
             del batch  # frees long arrays as soon as possible
-            params, state = optimizer.update(xp, params, grads, state)
+            params, state = update(xp, params, grads, state)
             del grads
         self._params, self._state = params, state
 
@@ -499,21 +503,22 @@ class StepProgram:
             del batch
             mark("forward")
 
-    def _trace_learn(self, problem: Problem, optimizer: Optimizer, n: int, mark: Mark) -> None:
+    def _trace_learn(self, problem: Problem, optimizer: AnyOptimizer, n: int, mark: Mark) -> None:
         xp, data, random = self._backend.xp, self._data, self._random
         assert random is not None
         params, state, loss_and_grad = self._params, self._state, self._loss_and_grad
+        again, update = _updates(optimizer)
         for _ in range(n):
             batch = problem.batch(xp, data, random)
             mark("draw")
             loss, grads = loss_and_grad(problem, params, batch, mark)
             self._kept.append(loss)
-            if isinstance(optimizer, EvaluatesAgain):
+            if again:
                 evaluate = evaluation(loss_and_grad, problem, batch)
-                params, state = optimizer.update_again(xp, params, loss, grads, state, evaluate)
+                params, state = again(xp, params, loss, grads, state, evaluate)
             else:
                 del batch
-                params, state = optimizer.update(xp, params, grads, state)
+                params, state = update(xp, params, grads, state)
             del grads
             mark("update")
         self._params, self._state = params, state

@@ -292,12 +292,17 @@ Evaluate = Callable[[Params], tuple[Array, Params]]
 
 
 @runtime_checkable
-class EvaluatesAgain(Optimizer, Protocol):
-    """An optimizer that evaluates the loss more than once in a step, such as a line search.
+class EvaluatesAgain(Protocol):
+    """An optimizer that evaluates the loss more than once in a step, such as a line search. It has
+    `update_again` in place of `update`.
 
     It counts its evaluations in an array of shape () of its state, named `evaluations`. One that
     looks at a value to decide what comes next is computed step by step on every backend.
     """
+
+    def init(self, xp: Any, params: Params) -> OptState:
+        """As `Optimizer.init`."""
+        ...
 
     def update_again(
         self,
@@ -308,10 +313,11 @@ class EvaluatesAgain(Optimizer, Protocol):
         state: OptState,
         evaluate: Evaluate,
     ) -> tuple[Params, OptState]:
-        """As `Optimizer.update`, which is then never called. Leaves `params` as they are while it
-        evaluates.
-        """
+        """One step, as `Optimizer.update`. Leaves `params` as they are while it evaluates."""
         ...
+
+
+AnyOptimizer = Optimizer | EvaluatesAgain
 
 
 @runtime_checkable
@@ -352,7 +358,7 @@ class Workload:
     """
 
     problem: Problem | Operation
-    optimizer: Optimizer | None
+    optimizer: AnyOptimizer | None
     steps: int
     seed: int
     stream: str

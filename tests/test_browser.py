@@ -34,6 +34,8 @@ TIMES = (
     "measure.budget_s=0",
     "measure.settle_s=0",
 )
+LONG = 1900
+"""The most pixels of a page in a picture."""
 WAIT_MS = 60_000
 FULL = """() => [...document.querySelectorAll('.js-plotly-plot')]
     .filter(chart => (chart.data || []).some(trace => (trace.y || trace.x || []).length > 0)).length
@@ -88,9 +90,11 @@ def brightness(colour: str) -> float:
 
 
 def kept(window: Any, name: str) -> None:
-    """Keep a picture of the page, if pictures are wanted."""
+    """Keep a picture of the page, if pictures are wanted: as much of it as is read at once."""
     if folder := os.environ.get("EXPKIT_SCREENSHOTS"):
-        window.screenshot(path=str(Path(folder) / name), full_page=True)
+        width, height = window.evaluate("() => [innerWidth, document.body.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": width, "height": min(height, LONG)}
+        window.screenshot(path=str(Path(folder) / name), full_page=True, clip=clip)
 
 
 def test_mlflows_page_is_ready_on_opening(seen: Seen) -> None:

@@ -96,6 +96,12 @@ def test_a_backend_has_a_colour_and_its_cells_have_shades() -> None:
     assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in many)
 
 
+def test_seeds_share_a_shade_where_anything_else_differs() -> None:
+    both = [cell.colour for cell in planned("optimizer=sgd,adam", "seed=1,2").cells]
+    assert both[0] == both[1] != both[2] == both[3]
+    assert len({cell.colour for cell in planned("problem=linear", "seed=1,2,3").cells}) == 3
+
+
 def test_two_backends_of_others_have_two_colours() -> None:
     names = [f"backend_{number}" for number in range(len(OTHERS))]
     assert set(colours(names).values()) == set(OTHERS)

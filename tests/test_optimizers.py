@@ -277,11 +277,6 @@ class Extragradient:
         p = next(iter(params.values()))
         return {"evaluations": xp.zeros((), dtype=p.dtype, device=p.device)}
 
-    def update(
-        self, xp: Any, params: Params, grads: Params, state: OptState
-    ) -> tuple[Params, OptState]:
-        raise AssertionError("it evaluates again")
-
     def update_again(
         self,
         xp: Any,

@@ -250,15 +250,15 @@ def test_a_sweep_from_the_command_line_ends_with_its_page(expkit: Expkit) -> Non
 def test_without_pictures_there_is_no_page_and_nothing_that_draws_is_imported(
     expkit: Expkit,
 ) -> None:
-    words = ["-m", *SIZES, *QUICK[:-1]]
-    done = expkit.python(f"""
-        import sys
-        from expkit.cli import main
-        status = main({words!r})
-        print(status, "matplotlib" in sys.modules)
-    """)
-    assert done.out.endswith("0 False\n"), done.err
-    assert "page:" not in done.out
+    for words in (["-m", *SIZES, *QUICK[:-1]], ["problem=add", "steps=10", *QUICK[:-1]]):
+        done = expkit.python(f"""
+            import sys
+            from expkit.cli import main
+            status = main({words!r})
+            print(status, "matplotlib" in sys.modules)
+        """)
+        assert done.out.endswith("0 False\n"), done.err
+        assert "page:" not in done.out
     assert not list(expkit.outputs.glob(f"sweeps/*/*/{page.FILE}"))
 
 

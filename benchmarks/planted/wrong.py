@@ -15,6 +15,7 @@ from expkit.contracts import (
     Array,
     Backend,
     Batch,
+    EvaluatesAgain,
     HostArray,
     Mark,
     Operation,
@@ -59,6 +60,7 @@ class SkipsUpdates(Steps):
 
     def __init__(self, backend: Backend, workload: Workload) -> None:
         assert workload.optimizer is not None
+        assert not isinstance(workload.optimizer, EvaluatesAgain)
         self._skipping = _Skipping(workload.optimizer, self._start(workload))
         super().__init__(backend, dataclasses.replace(workload, optimizer=self._skipping))
 

@@ -54,7 +54,6 @@ from expkit.contracts import (
     HostArray,
     Mark,
     Operation,
-    Optimizer,
     OptState,
     Params,
     Problem,
@@ -562,11 +561,12 @@ class _Again(RandomOfDraws):
 class _Rounded:
     """An optimizer whose state is kept only to the dtype's precision."""
 
-    def __init__(self, optimizer: Optimizer, host: _Disturbed) -> None:
+    def __init__(self, optimizer: Any, host: _Disturbed) -> None:
         self._optimizer, self._host = optimizer, host
 
     def init(self, xp: Any, params: Params) -> OptState:
-        return self._optimizer.init(xp, params)
+        state: OptState = self._optimizer.init(xp, params)
+        return state
 
     def update(
         self, xp: Any, params: Params, grads: Params, state: OptState
@@ -577,8 +577,6 @@ class _Rounded:
 
 class _RoundedAgain(_Rounded):
     """The same for one that evaluates more than once in a step."""
-
-    _optimizer: Any
 
     def update_again(
         self,

@@ -39,11 +39,6 @@ class Backtracking:
         rate = xp.full((), self.lr / 2, dtype=p.dtype, device=p.device)
         return {"rate": rate, "evaluations": xp.zeros((), dtype=p.dtype, device=p.device)}
 
-    def update(
-        self, xp: Any, params: Params, grads: Params, state: OptState
-    ) -> tuple[Params, OptState]:
-        raise NotImplementedError("a line search has to evaluate: see update_again")
-
     def update_again(
         self,
         xp: Any,

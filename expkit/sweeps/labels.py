@@ -66,23 +66,31 @@ def names(cells: Mapping[int, Cell], varying: Collection[str]) -> dict[int, str]
 
 
 def shades(cells: Mapping[int, Cell], *, searched: bool = False) -> dict[int, str]:
-    """Return each cell's colour: its backend's, in a shade for each of this backend's cells.
+    """Return each cell's colour: its backend's, in a shade for each of this backend's cells. Those
+    that differ in the seed alone share a shade, if there are others.
 
     Args:
         searched: whether these are trials of a search. More may follow, so a cell's shade is chosen
             by its number.
     """
     backends = {number: cell.names["backend"] for number, cell in cells.items()}
-    base, count = colours(backends.values()), Counter(backends.values())
-    used: Counter[str] = Counter()
+    base = colours(backends.values())
+    if searched:
+        return {n: shade(base[backend], n % IN_TURN, IN_TURN) for n, backend in backends.items()}
     found = {}
-    for number, backend in backends.items():
-        if searched:
-            found[number] = shade(base[backend], number % IN_TURN, IN_TURN)
-            continue
-        found[number] = shade(base[backend], used[backend], count[backend])
-        used[backend] += 1
+    for backend, colour in base.items():
+        own = {number: cell for number, cell in cells.items() if backends[number] == backend}
+        kinds = {number: _but_for_the_seed(cell) for number, cell in own.items()}
+        if len(set(kinds.values())) == 1:
+            kinds = {number: str(number) for number in own}
+        places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds.values()))}
+        for number, kind in kinds.items():
+            found[number] = shade(colour, places[kind], len(places))
     return found
+
+
+def _but_for_the_seed(cell: Cell) -> str:
+    return repr([(key, value) for key, value in cell.params.items() if key != "seed"])
 
 
 def values(cell: Cell, keys: Collection[str]) -> dict[str, Any]:

@@ -11,12 +11,12 @@ import numpy as np
 from expkit.authors import StepProgram, manual
 from expkit.config import Cell, compose_cell, option, options, thaw
 from expkit.contracts import (
+    AnyOptimizer,
     Backend,
     EvaluatesAgain,
     HasNeeds,
     HostArray,
     Operation,
-    Optimizer,
     Problem,
     Small,
     Workload,
@@ -112,7 +112,7 @@ _rule = cache(partial(option, "optimizer"))
 
 
 @cache
-def _optimizer(problem: str, form: str, optimizer: str) -> Optimizer:
+def _optimizer(problem: str, form: str, optimizer: str) -> AnyOptimizer:
     rate = forms(problem)[form].recommended().lr.get(optimizer)
     frozen, rule = _composed(problem).frozen, dict(_rule(optimizer))
     if rate is not None:
@@ -124,7 +124,7 @@ def _optimizer(problem: str, form: str, optimizer: str) -> Optimizer:
     return made
 
 
-def _pairs() -> Iterator[tuple[str, Problem, Optimizer | str]]:
+def _pairs() -> Iterator[tuple[str, Problem, AnyOptimizer | str]]:
     """Title, problem and optimizer, or the reason why there is none."""
     for problem in options("problem"):
         for form, made in forms(problem).items():
@@ -135,7 +135,7 @@ def _pairs() -> Iterator[tuple[str, Problem, Optimizer | str]]:
                     yield _title(problem, form, optimizer), made, why
                     continue
                 try:
-                    found: Optimizer | str = _optimizer(problem, form, optimizer)
+                    found: AnyOptimizer | str = _optimizer(problem, form, optimizer)
                 except UnsetError as error:
                     found = str(error)
                 yield _title(problem, form, optimizer), made, found
@@ -168,7 +168,7 @@ def reference(case: Workload) -> tuple[HostArray, dict[str, HostArray]]:
     return program.losses(), program.params()
 
 
-def parts(case: Workload) -> tuple[Problem, Optimizer]:
+def parts(case: Workload) -> tuple[Problem, AnyOptimizer]:
     """The problem and the optimizer of a case that learns."""
     assert isinstance(case.problem, Problem)
     assert case.optimizer is not None

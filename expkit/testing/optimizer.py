@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from expkit.config import compose_cell
-from expkit.contracts import Array, EvaluatesAgain, Optimizer, OptState, Params
+from expkit.contracts import AnyOptimizer, Array, EvaluatesAgain, OptState, Params
 
 
 class OptimizerContract:
@@ -22,7 +22,7 @@ class OptimizerContract:
     problem: str = "sine"
     words: Sequence[str] = ("optimizer.lr=0.01",)
 
-    def make(self) -> Optimizer:
+    def make(self) -> AnyOptimizer:
         words = (f"optimizer={self.optimizer}", *self.words)
         made = compose_cell(f"problem={self.problem}", *words).workload.optimizer
         assert made is not None
@@ -69,7 +69,7 @@ class OptimizerContract:
 
 
 def _step(
-    optimizer: Optimizer,
+    optimizer: AnyOptimizer,
     xp: Any,
     params: Params,
     grads: Params,
