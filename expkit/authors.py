@@ -16,6 +16,7 @@ For a faster program of a backend's own:
   `SharedRandom` with the generator of `host_rng`, and its integers are those of `HostIndices`.
   `draws_of_a_step` says what a step draws, and `skip` draws and drops the values of some steps, for
   `Program.load`. A stream of your own may be a `RandomOfDraws`;
+- `evaluation`: what an optimizer is given that evaluates the loss more than once in a step;
 - `named_arrays`: what `Program.arrays` returns;
 - `unmarked`: the mark of a step that nobody traces.
 

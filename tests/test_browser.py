@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SWEEP = ("problem=sine", "backend=numpy", "optimizer=sgd,momentum", "optimizer.lr=1e-7,1e-6")
 SIZES = ("problem=sine", "backend=numpy,torch", "problem.n=200,2000,20000")
 RATES = ("problem=sine", "optimizer=sgd,momentum,adam", "optimizer.lr=1e-8,1e-7,1e-6,1e-5")
-TARGETS = ("problem=ridge,logistic", "optimizer=sgd,adam,lion", "seed=1,2")
+TARGETS = ("problem=ridge,logistic", "optimizer=sgd,adam", "seed=1,2")
 TIMES = (
     "steps=400",
     "measure.repeats_min=12",

@@ -102,6 +102,13 @@ def test_seeds_share_a_shade_where_anything_else_differs() -> None:
     assert len({cell.colour for cell in planned("problem=linear", "seed=1,2,3").cells}) == 3
 
 
+def test_an_optimizer_has_one_shade_with_all_problems() -> None:
+    cells = planned("problem=sine,linear", "optimizer=sgd,adam").cells
+    shades = {(cell.cell.names["optimizer"], cell.colour) for cell in cells}
+    assert len(cells) == 4
+    assert len(shades) == 2
+
+
 def test_two_backends_of_others_have_two_colours() -> None:
     names = [f"backend_{number}" for number in range(len(OTHERS))]
     assert set(colours(names).values()) == set(OTHERS)

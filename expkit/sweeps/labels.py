@@ -65,11 +65,14 @@ def names(cells: Mapping[int, Cell], varying: Collection[str]) -> dict[int, str]
     return found
 
 
-def shades(cells: Mapping[int, Cell], *, searched: bool = False) -> dict[int, str]:
-    """Return each cell's colour: its backend's, in a shade for each of this backend's cells. Those
-    that differ in the seed alone share a shade, if there are others.
+def shades(
+    cells: Mapping[int, Cell], solvers: Mapping[int, str], *, searched: bool = False
+) -> dict[int, str]:
+    """Return each cell's colour: its backend's, in a shade for each of this backend's solvers, so
+    that one has the same shade with all problems and seeds. With a single solver each cell has one.
 
     Args:
+        solvers: what computes each cell, such as `numpy · sgd`.
         searched: whether these are trials of a search. More may follow, so a cell's shade is chosen
             by its number.
     """
@@ -79,18 +82,13 @@ def shades(cells: Mapping[int, Cell], *, searched: bool = False) -> dict[int, st
         return {n: shade(base[backend], n % IN_TURN, IN_TURN) for n, backend in backends.items()}
     found = {}
     for backend, colour in base.items():
-        own = {number: cell for number, cell in cells.items() if backends[number] == backend}
-        kinds = {number: _but_for_the_seed(cell) for number, cell in own.items()}
+        kinds = {number: solvers[number] for number in cells if backends[number] == backend}
         if len(set(kinds.values())) == 1:
-            kinds = {number: str(number) for number in own}
+            kinds = {number: str(number) for number in kinds}
         places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds.values()))}
         for number, kind in kinds.items():
             found[number] = shade(colour, places[kind], len(places))
     return found
-
-
-def _but_for_the_seed(cell: Cell) -> str:
-    return repr([(key, value) for key, value in cell.params.items() if key != "seed"])
 
 
 def values(cell: Cell, keys: Collection[str]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from expkit.errors import ConfigError, Unavailable, UnsetError, UserError
 from expkit.sweeps import labels
 from expkit.sweeps.labels import CHOICES
 from expkit.sweeps.manifest import Manifest, Planned, finished_elsewhere, measured_how
+from expkit.sweeps.seeds import SEED
 from expkit.tracking import address
 
 BY_NUMBER = "${hydra.job.num}"
@@ -90,7 +91,9 @@ def plan(
     manifest = _manifest(folder, words, sweep, kept, titles, skipped, held)
     log = _log(master)
     by_number = {number: cell for number, cell, _ in kept}
-    names, colours = labels.names(by_number, varying), labels.shades(by_number, searched=searched)
+    solvers = {cell.index: SEED.sub("", cell.title) for cell in manifest.cells}
+    names = labels.names(by_number, varying)
+    colours = labels.shades(by_number, solvers, searched=searched)
     cells = [
         replace(c, frozen={**c.frozen, "log": log}, name=names[c.index], colour=colours[c.index])
         for c in manifest.cells
