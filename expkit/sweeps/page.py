@@ -295,7 +295,9 @@ def _profiles(found: Results) -> list[str]:
         if lines:
             share = "share of problems and seeds"
             timed = "x" if label == "time" else ""
-            chart = charts.curves(lines, label, share, logarithmic_x=True, in_seconds=timed)
+            chart = charts.curves(
+                lines, label, share, logarithmic_x=True, linear_y=True, in_seconds=timed
+            )
             parts += [*([] if parts else [charts.legend(lines)]), _figure(what, chart)]
     return [*parts, f"<p>{_text(PROFILED)}</p>"] if parts else []
 
