@@ -36,6 +36,8 @@ TIMES = (
 )
 LONG = 1900
 """The most pixels of a page in a picture."""
+DEADLINE_S = 200.0
+"""Four tests at once may measure beside each other, with a browser."""
 WAIT_MS = 60_000
 FULL = """() => [...document.querySelectorAll('.js-plotly-plot')]
     .filter(chart => (chart.data || []).some(trace => (trace.y || trace.x || []).length > 0)).length
@@ -67,7 +69,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def seen(expkit: Expkit, chromium: Any) -> Iterator[Seen]:
-    done = expkit("-m", *SWEEP, *TIMES)
+    done = expkit.end(expkit.start("-m", *SWEEP, *TIMES), DEADLINE_S)
     assert done.status == 0, done.err
     [sweep] = expkit.outputs.glob("sweeps/*/*/")
     server = expkit.start("ui", "--port", "0")
@@ -147,7 +149,8 @@ def test_mlflows_page_is_ready_on_opening(seen: Seen) -> None:
 def test_a_sweeps_page_is_read_in_light_and_in_dark(
     expkit: Expkit, chromium: Any, words: tuple[str, ...], scheme: str, picture: str
 ) -> None:
-    done = expkit("-m", *words, *TIMES, "tracking=none", "tracking.pictures=true")
+    more = ("tracking=none", "tracking.pictures=true")
+    done = expkit.end(expkit.start("-m", *words, *TIMES, *more), DEADLINE_S)
     assert done.status == 0, done.err
     [file] = expkit.outputs.glob(f"sweeps/*/*/{page.FILE}")
     window = chromium.new_page(color_scheme=scheme, viewport={"width": 1300, "height": 1000})
