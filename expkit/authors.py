@@ -396,8 +396,8 @@ def require_gradient(problem: Problem | Operation, backend: str) -> None:
 
 
 def _updates(optimizer: AnyOptimizer) -> tuple[Any, Any]:
-    """Its `update_again` and its `update`, of which it has one: looked up before a loop, as to ask
-    for a protocol takes as long as some steps do.
+    """Return its `update_again` and its `update`, one of which is None. They are looked up once,
+    before the loop, because testing for a protocol takes as long as some steps.
     """
     return getattr(optimizer, "update_again", None), getattr(optimizer, "update", None)
 

@@ -453,10 +453,10 @@ def build_cell(config: DictConfig, choices: Mapping[str, str], words: Sequence[s
     check(0 <= config.seed <= MOST_SEED, "seed", config.seed, takes)
     measure, tracking = _build(config, "measure", {}), _build(config, "tracking", {})
     target = _target(config, names["problem"], problem, recommended, eval_every)
-    for key in ("stop", "patience"):
-        if target and getattr(target, key) and not measure.once:
-            takes = f"{type(getattr(target, key))()} unless measure=once: repeats are equally long"
-            raise ConfigError(f"target.{key}", getattr(target, key), takes)
+    if target and not measure.once:
+        why = "unless measure=once: all repeats have to be equally long"
+        check(not target.stop, "target.stop", target.stop, f"false {why}")
+        check(not target.patience, "target.patience", target.patience, f"0 {why}")
     before: Update = _build(config, "update", {}) if "update" in config else Update()
     optimizer = _prepared(own, before, problem, names["problem"], steps, backend)
     resolved: dict[str, Any] = {}

@@ -213,7 +213,8 @@ class Trial(AbstractContextManager["Trial"]):
             own = subject.program.arrays()
             if EVALUATIONS not in own:
                 who = f"optimizer {cell.names['optimizer']}"
-                raise PluginError(f"{who}: its state has no evaluations, which it has to count")
+                takes = "takes one of shape (), in which it counts its evaluations"
+                raise PluginError(f"{who}: init() gives no array named evaluations, {takes}")
         if self._from:
             subject.first = self._from.course.done
         if result.timed:

@@ -202,7 +202,7 @@ def test_a_cell_of_a_sweep_goes_on_with_its_sweep(run: Run, tmp_path: Path) -> N
     assert run("-m", *words, "hydra.sweep.dir=sweep").status == 0
     done = run("resume", "sweep/0")
     assert (done.status, done.out) == (2, "")
-    again = f"go on with all: expkit resume {tmp_path / 'sweep'}"
+    again = f"resume the sweep: expkit resume {tmp_path / 'sweep'}"
     assert done.err == f"expkit: resume: {tmp_path / 'sweep/0'} is a cell of a sweep; {again}\n"
 
 
@@ -213,7 +213,7 @@ def test_what_cannot_be_resumed_says_why(run: Run, tmp_path: Path) -> None:
     assert (done.status, done.out) == (2, "")
     assert done.err == (
         f"expkit: resume: {tmp_path / 'ended'} has no checkpoint; takes a run that was stopped "
-        "after measure.checkpoint_s seconds of it\n"
+        "after its first checkpoint (measure.checkpoint_s)\n"
     )
 
 
@@ -289,7 +289,7 @@ def test_runs_that_end_apart_are_not_alike(run: Run) -> None:
 @pytest.mark.parametrize(
     ("word", "line"),
     [
-        ("target.stop=true", "target.stop: got True, takes False unless measure=once"),
+        ("target.stop=true", "target.stop: got True, takes false unless measure=once"),
         ("target.patience=10", "target.patience: got 10, takes 0 unless measure=once"),
         ("target.patience=-1", "target.patience: got -1, takes an integer of at least 0"),
     ],

@@ -116,7 +116,8 @@ def test_runs_that_fail_have_a_note_too(expkit: Expkit) -> None:
     expkit.plugin({"__init__.py": FAILING, "conf/backend/failing.yaml": option})
     words = ("problem=linear", "steps=20", "backend=failing", "backend.dies=false,true")
     assert expkit("-m", *words, *QUICK).status == 1
-    raised, died = (run.data.tags["mlflow.note.content"].splitlines() for run in kept(expkit))
+    runs = sorted(kept(expkit), key=lambda run: str(run.data.params["backend.dies"]))
+    raised, died = (run.data.tags["mlflow.note.content"].splitlines() for run in runs)
     assert raised[1] == "- no time: failed: RuntimeError: the device is gone"
     assert died[1].startswith("- no time: failed: ")
     for said, dies in ((raised, "false"), (died, "true")):

@@ -348,5 +348,5 @@ def test_evaluations_are_counted_in_the_record(tmp_path: Path) -> None:
 
 
 def test_nothing_comes_before_a_line_search() -> None:
-    with pytest.raises(UserError, match=r"^update: takes nothing with this optimizer"):
+    with pytest.raises(UserError, match=r"^update: optimizer Backtracking takes none"):
         compose_cell("problem=ridge", "optimizer=backtracking", "update.clip_norm=1")

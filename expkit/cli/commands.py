@@ -132,35 +132,7 @@ def command(argv: Sequence[str]) -> int:
 
         return report(given.what, given.output, given.outputs.absolute())
     if given.command == "resume":
-        from expkit.cli.sweep import resume as go_on
-        from expkit.sweeps.manifest import is_for_hydra
-
-        sweeps = [word for word in given.words if not is_for_hydra(word)]
-        if len(sweeps) > 1:
-            return print_error(f"resume: got {len(sweeps)} sweeps, takes one")
-        typed = [word for word in given.words if is_for_hydra(word)]
-        if sweeps and (Path(sweeps[0]) / journal.FILE).is_file():
-            from expkit.cli.run import resume as go_on_with
-
-            if typed or given.retry:
-                word = typed[0] if typed else "--retry"
-                return print_error(f"resume: got {word} for a run, takes that for a sweep alone")
-            return go_on_with(
-                Path(sweeps[0]).absolute(),
-                given.outputs.absolute(),
-                uri=given.uri,
-                allow_target=given.allow_target,
-                verbose=given.verbose,
-            )
-        return go_on(
-            next(iter(sweeps), None),
-            given.outputs.absolute(),
-            typed,
-            retry=[outcome for some in given.retry for outcome in some],
-            uri=given.uri,
-            allow_target=given.allow_target,
-            verbose=given.verbose,
-        )
+        return _resume(given)
     if given.command == "ui":
         from expkit.cli.ui import ui as open_page
 
@@ -266,6 +238,39 @@ def add_resume(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("--verbose", action="store_true", help=VERBOSE)
     parser.add_argument("--outputs", type=Path, default=default_outputs())
+
+
+def _resume(given: argparse.Namespace) -> int:
+    """Go on with a sweep, or with a single run."""
+    from expkit.cli.sweep import resume as go_on
+    from expkit.sweeps.manifest import is_for_hydra
+
+    sweeps = [word for word in given.words if not is_for_hydra(word)]
+    if len(sweeps) > 1:
+        return print_error(f"resume: got {len(sweeps)} sweeps, takes one")
+    typed = [word for word in given.words if is_for_hydra(word)]
+    if sweeps and (Path(sweeps[0]) / journal.FILE).is_file():
+        from expkit.cli.run import resume as go_on_with
+
+        if typed or given.retry:
+            word = typed[0] if typed else "--retry"
+            return print_error(f"resume: got {word} for a run; only a sweep takes it")
+        return go_on_with(
+            Path(sweeps[0]).absolute(),
+            given.outputs.absolute(),
+            uri=given.uri,
+            allow_target=given.allow_target,
+            verbose=given.verbose,
+        )
+    return go_on(
+        next(iter(sweeps), None),
+        given.outputs.absolute(),
+        typed,
+        retry=[outcome for some in given.retry for outcome in some],
+        uri=given.uri,
+        allow_target=given.allow_target,
+        verbose=given.verbose,
+    )
 
 
 def _draw(places: Sequence[Path], *, allow_target: bool) -> int:

@@ -330,13 +330,13 @@ def resume(
 
     def work() -> int:
         if (stopped.parent / SWEEP).is_file():
-            again = f"expkit resume {shlex.quote(str(stopped.parent))}"
-            raise UserError(f"resume: {stopped} is a cell of a sweep; go on with all: {again}")
+            whole = f"expkit resume {shlex.quote(str(stopped.parent))}"
+            raise UserError(f"resume: {stopped} is a cell of a sweep; resume the sweep: {whole}")
         if not journal.close_if_orphaned(stopped):
             raise UserError(f"resume: {stopped} may still be running; takes one that was stopped")
         run = journal.opening(stopped)
         if run is None or not (stopped / CHECKPOINT).is_file():
-            takes = "a run that was stopped after measure.checkpoint_s seconds of it"
+            takes = "a run that was stopped after its first checkpoint (measure.checkpoint_s)"
             raise UserError(f"resume: {stopped} has no checkpoint; takes {takes}")
         if not allow_target:
             config.require_installed(run["cell"]["config"], "expkit resume --allow-target")

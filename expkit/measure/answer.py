@@ -12,8 +12,8 @@ scale of the allowed deviation.
 Where a step jumps, as one does that follows the sign of a gradient, a rounding error may change the
 result by much, but seldom does. So before an answer is called wrong, the reference is run once more
 with every array perturbed by MARGIN rounding errors, and gradients by those of their typical
-elements, as a sum may cancel; a change that this makes is rounding, too. Where it changes a loss by
-much, nothing can be said of the steps from there on.
+elements, because terms of a sum may cancel. Whatever this changes counts as rounding, too. From the
+first step on whose loss it changes a lot, nothing can be said.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ SAMPLES = 3
 """The fewest perturbed losses that show the effect of rounding: a single one may be right by
 chance."""
 SHORT = 1_000_000
-"""Fewer elements than this fit into memory several times more."""
+"""Arrays with fewer elements than this fit into memory several times over."""
 MEMORY_SHARE = 0.5
 """The share of the free memory that the reference may take."""
 

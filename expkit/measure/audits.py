@@ -87,8 +87,8 @@ class Audits:
         return None
 
     def _note_starting(self) -> None:
-        """Note how long placing and resetting take at least. This is done before one looks for work
-        done ahead, too: a program may begin with that as soon as it has been looked for.
+        """Note the least time that placing and resetting take. They are timed before the search for
+        work that is done ahead, too, because a program may begin with such work right after it.
         """
         placing, resetting = self._start_again()
         self._starting = min(self._starting[0], placing), min(self._starting[1], resetting)

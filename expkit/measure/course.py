@@ -111,7 +111,15 @@ class Checkpoint:
                 found["evaluated"].tolist(),
                 {name: values.tolist() for name, values in _named(found, FIGURE).items()},
             )
-        except (BadZipFile, EOFError, KeyError, OSError, ValueError) as error:
+        except (
+            AttributeError,
+            BadZipFile,
+            EOFError,
+            KeyError,
+            OSError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise UserError(f"{file}: it is damaged ({error}); remove it to begin anew") from error
         if made.cell != cell:
             got = f"it is of another configuration, cell {made.cell}"

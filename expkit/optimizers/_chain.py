@@ -87,8 +87,10 @@ class Update:
         if self == Update():
             return optimizer
         if isinstance(optimizer, EvaluatesAgain):
-            who = f"{type(optimizer).__name__} evaluates the loss more than once in a step"
-            raise UserError(f"update: takes nothing with this optimizer, as {who}")
+            who = f"optimizer {type(optimizer).__name__}"
+            raise UserError(
+                f"update: {who} takes none, as it evaluates the loss several times a step"
+            )
         most = COUNTED.get(dtype or "", math.inf)
         takes = f"constant without warm-up: {dtype} counts no further than {most}"
         check(not self.scheduled or steps <= most, "schedule", self.schedule, takes)

@@ -115,14 +115,19 @@ class Stored:
         return self.facts.get("target", "")
 
     @property
+    def ended_after(self) -> int | None:
+        """The steps of a run that may end before its last one; None for others."""
+        ended = self.facts.get("ended", "")
+        return int(ended) if ended.isdecimal() else None
+
+    @property
     def steps(self) -> int:
-        """The number of steps in a repeat, up to where it ended early.
+        """The number of steps in a repeat; of a run that ended early, those that it took.
 
         Raises:
             UserError: the record says none.
         """
-        ended = self.facts.get("ended", "")
-        steps = int(ended) if ended.isdecimal() else self.config.get("steps")
+        steps = self.ended_after or self.config.get("steps")
         if not isinstance(steps, int) or steps < 1:
             file = self.folder / journal.FILE
             raise UserError(f"{file}: steps: got {short(steps)}, takes a whole number above 0")

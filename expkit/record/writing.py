@@ -18,7 +18,7 @@ from expkit.measure.environment import environment
 from expkit.outcome import Outcome
 from expkit.record import note, quantities
 from expkit.record.colours import colours
-from expkit.record.curves import elapsed, shown_steps
+from expkit.record.curves import Integers, elapsed, shown_steps
 from expkit.record.result import Result
 from expkit.record.stored import PARAMS
 from expkit.tracking import address
@@ -97,7 +97,7 @@ def write_result(journal: Journal, result: Result) -> None:
         journal.tags({"stopped_by": str(result.stopped_by)})
         journal.tags({"stable": "; ".join(result.unstable) or "yes"})
         journal.tags(_remarks(result))
-        _write_times(journal, result)
+        _write_times(journal, result, shown)
 
 
 def _remarks(result: Result) -> dict[str, str]:
@@ -137,13 +137,14 @@ def _environment_of_process() -> dict[str, Any]:
     return environment()
 
 
-def _write_times(journal: Journal, result: Result) -> None:
-    """Write each reading's mean seconds per step (median over repeats), and the loss by seconds."""
+def _write_times(journal: Journal, result: Result, shown: Integers) -> None:
+    """Write each reading's mean seconds per step (median over repeats), and when the steps that the
+    loss is shown of had ended.
+    """
     ends = np.asarray(result.chunk_ends)
     lengths = np.diff(ends, prepend=-1)
     medians = np.median(np.asarray(result.chunk_seconds), axis=0) / lengths
     journal.series("time/step_seconds", medians.tolist(), result.chunk_ends)
-    shown = shown_steps(result.losses)
     if shown.size:
         seconds = elapsed(ends, medians, result.losses.size)
         journal.series("curve/seconds", seconds[shown].tolist(), shown.tolist())

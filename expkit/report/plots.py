@@ -42,7 +42,7 @@ class Shown:
         parts: seconds of a traced step by part; empty if they do not add up to the timed one.
         step_seconds: of the timed step.
         curves: of the fit, by name: x and y.
-        axes: what they are.
+        axes: the labels of the fit's axes.
     """
 
     title: str

@@ -43,7 +43,7 @@ def of_run(run: Stored, own: Sequence[str]) -> Row:
         "high": summary.high if summary else None,
         "loss": _finite(run.loss),
         "stable": run.stable,
-        "steps": int(run.facts.get("ended", 0)) or run.config.get("steps"),
+        "steps": run.ended_after or run.config.get("steps"),
         "device": run.tags.get("device"),
         "dtype": run.tags.get("dtype"),
     }
